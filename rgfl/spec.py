@@ -1,0 +1,117 @@
+"""The contract that travels with every artifact: checkpoint, ONNX file and engine.
+
+A field belongs here if a consumer of the engine, written in another language, would need it to
+turn pixels into detections. Consumers read the spec; nobody repeats a threshold.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+HeadMode = Literal["integral", "gfl"]
+ANGLE_CONVENTION = "le135"
+SPEC_FORMAT = 1
+# TensorRT cuts an engine's name here and only logs it, so the spec must stay below.
+MAX_JSON_BYTES = 4096
+
+
+class SpecError(ValueError):
+    """The spec is missing, unreadable or asks for something this version does not do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorSpec:
+    """What a detector was trained to see and how its outputs are to be read.
+
+    Attributes:
+        classes: class names; a label is an index into them.
+        image_size: (height, width) in pixels of the tile the network takes.
+        mean, std: per-channel normalisation in RGB order, in grey levels 0…255.
+        pad_value: RGB grey levels of the border where a tile leaves the image.
+        strides: pixels per feature cell, level by level, finest first.
+        mode: "integral" (the published rgfl row) or "gfl" (full Generalized Focal Loss).
+        reg_max: last bin of the distance distributions; there are reg_max + 1 bins.
+        angle_bins: bins of the angle distribution over one period of π (`gfl`); 0 in `integral`.
+        score_threshold: detections need a score strictly greater than this.
+        iou_threshold: NMS suppresses strictly above this rotated IoU, within a class.
+        level_topk: points kept per level before NMS, by best class score (0: all).
+        pre_nms_topk: candidates kept per image before NMS (0: all).
+        max_detections: detections kept per tile.
+        angle_convention: always "le135"; present so that a foreign model is refused, not guessed at.
+    """
+
+    classes: tuple[str, ...]
+    image_size: tuple[int, int] = (1024, 1024)
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    pad_value: tuple[int, int, int] = (0, 0, 0)
+    strides: tuple[int, ...] = (8, 16, 32, 64, 128)
+    mode: HeadMode = "gfl"
+    reg_max: int = 16
+    angle_bins: int = 0
+    score_threshold: float = 0.05
+    iou_threshold: float = 0.1
+    level_topk: int = 2000
+    pre_nms_topk: int = 0
+    max_detections: int = 2000
+    angle_convention: str = ANGLE_CONVENTION
+
+    def __post_init__(self) -> None:
+        if not self.classes or len(set(self.classes)) != len(self.classes):
+            raise SpecError(f"classes: expected distinct names, got {list(self.classes)}")
+        if self.mode not in get_args(HeadMode):
+            raise SpecError(f"mode: expected one of {get_args(HeadMode)}, got {self.mode!r}")
+        if self.angle_convention != ANGLE_CONVENTION:
+            raise SpecError(
+                f"angle_convention: this version reads {ANGLE_CONVENTION!r} only, got "
+                f"{self.angle_convention!r}; convert the model where it was made"
+            )
+        if any(size <= 0 or size % self.strides[-1] for size in self.image_size):
+            raise SpecError(
+                f"image_size: expected positive multiples of the coarsest stride {self.strides[-1]}, "
+                f"got {self.image_size}"
+            )
+        if len(self.to_json().encode()) > MAX_JSON_BYTES:
+            raise SpecError(
+                f"the spec takes {len(self.to_json().encode())} bytes of JSON, an engine's name holds "
+                f"{MAX_JSON_BYTES}: shorten the {len(self.classes)} class names"
+            )
+
+    def to_json(self) -> str:
+        """Compact JSON with sorted keys: equal specs give equal bytes."""
+        record = {"rgfl_spec": SPEC_FORMAT, **dataclasses.asdict(self)}
+        return json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> DetectorSpec:
+        """Inverse of `to_json`.
+
+        Raises:
+            SpecError: not JSON, not a spec, another format, or unknown or missing fields.
+        """
+        try:
+            record: dict[str, Any] = json.loads(text)
+        except (json.JSONDecodeError, TypeError) as error:
+            raise SpecError(f"the spec is not JSON: {error}") from error
+        if not isinstance(record, dict) or "rgfl_spec" not in record:
+            raise SpecError("the JSON is no rgfl spec: key 'rgfl_spec' is missing")
+        found = record.pop("rgfl_spec")
+        if found != SPEC_FORMAT:
+            raise SpecError(f"spec format {found!r}, this version reads {SPEC_FORMAT}: export the model anew")
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(record) - known):
+            raise SpecError(f"unknown spec fields {unknown}: the file comes from a newer rgfl")
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise SpecError(f"incomplete spec: {error}") from error
+
+    @property
+    def digest(self) -> str:
+        """Twelve hex digits that identify the spec in result files."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
