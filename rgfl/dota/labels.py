@@ -1,0 +1,444 @@
+"""DOTA's text files, both ways: labelTxt (what is there) and Task 1 (what was found).
+
+labelTxt, one file an image, optionally headed by `imagesource:` and `gsd:` lines:
+
+    x1 y1 x2 y2 x3 y3 x4 y4 class [difficult]
+
+Task 1, one file `Task1_<class>.txt` a class:
+
+    image score x1 y1 x2 y2 x3 y3 x4 y4
+
+Coordinates are pixels of the full image. Readers take Windows line ends, a byte-order mark and
+stray white space. Every error names file and line, and says what was expected and what came.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Literal, NoReturn, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rgfl import atomic
+from rgfl.detections import Detections
+
+_V1_0 = (
+    "plane",
+    "baseball-diamond",
+    "bridge",
+    "ground-track-field",
+    "small-vehicle",
+    "large-vehicle",
+    "ship",
+    "tennis-court",
+    "basketball-court",
+    "storage-tank",
+    "soccer-ball-field",
+    "roundabout",
+    "harbor",
+    "swimming-pool",
+    "helicopter",
+)
+# Official order; each version appends to the one before.
+CLASSES: dict[str, tuple[str, ...]] = {
+    "1.0": _V1_0,
+    "1.5": (*_V1_0, "container-crane"),
+    "2.0": (*_V1_0, "container-crane", "airport", "helipad"),
+}
+
+Unknown = Literal["error", "ignore"]
+_DIFFICULT = {"0": 0, "1": 1, "2": 2}
+# Task 1 coordinates are rounded to this many decimals of a pixel, in files and in memory alike.
+TASK1_DECIMALS = 4
+
+
+class LabelError(ValueError):
+    """A line that breaks the grammar; the message begins with `file:line: `."""
+
+
+class LabelWarning(UserWarning):
+    """A line that the official tools skip without a word, though it looks like a label."""
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Labelled objects of one image.
+
+    Attributes:
+        quads: (N, 8) float64, x1 y1 … x4 y4 in pixels of the image.
+        labels: (N,) int32, indices into the class list they were read with.
+        difficult: (N,) int32: 0 no, 1 yes, 2 cut by a tile's border so that too little is left.
+    """
+
+    quads: NDArray[np.float64]
+    labels: NDArray[np.int32]
+    difficult: NDArray[np.int32]
+
+    def __post_init__(self) -> None:
+        count = len(self.quads)
+        if self.quads.shape != (count, 8) or not (self.labels.shape == self.difficult.shape == (count,)):
+            raise ValueError(
+                "expected quads (N, 8), labels (N,), difficult (N,), got "
+                f"{self.quads.shape}, {self.labels.shape}, {self.difficult.shape}"
+            )
+
+    @classmethod
+    def empty(cls) -> Objects:
+        """No objects."""
+        return cls(np.zeros((0, 8)), np.zeros(0, np.int32), np.zeros(0, np.int32))
+
+    def __len__(self) -> int:
+        return len(self.quads)
+
+    def __getitem__(self, index: NDArray | slice) -> Objects:
+        return Objects(self.quads[index], self.labels[index], self.difficult[index])
+
+
+@dataclass(frozen=True)
+class Task1Class:
+    """Detections of one class over all images, in the order of its file.
+
+    Attributes:
+        images: N image names without extension.
+        scores: (N,) float64.
+        quads: (N, 8) float64, pixels of the full image.
+    """
+
+    images: list[str]
+    scores: NDArray[np.float64]
+    quads: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        count = len(self.images)
+        if self.scores.shape != (count,) or self.quads.shape != (count, 8):
+            raise ValueError(
+                f"expected {count} images, scores ({count},), quads ({count}, 8), got "
+                f"{self.scores.shape}, {self.quads.shape}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+# ---------------------------------------------------------------------------------------------
+# Class lists
+
+
+def read_classes(text: str) -> tuple[str, ...]:
+    """A class list as users name it: "1.0", "1.5" or "2.0", a file of one name a line, or `a,b,c`.
+
+    Raises:
+        ValueError: no such version or file, no names, a name twice, or one with white space in it.
+    """
+    text = text.strip()
+    if text.removeprefix("v") in CLASSES:
+        return CLASSES[text.removeprefix("v")]
+    path = Path(text)
+    if "," not in text and path.is_file():
+        lines = _read_text(path).split("\n")
+        names = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        source = str(path)
+    elif "," not in text and (path.suffix or "/" in text or "\\" in text):
+        raise ValueError(
+            f"classes {text!r}: neither a DOTA version ({', '.join(CLASSES)}) nor a file that exists"
+        )
+    else:
+        names = [name.strip() for name in text.split(",") if name.strip()]
+        source = f"classes {text!r}"
+    if not names:
+        raise ValueError(f"{source}: no class names; expected one a line, or a,b,c")
+    for name in names:
+        if len(name.split()) != 1:
+            raise ValueError(f"{source}: class name {name!r} has white space; labelTxt needs it in one word")
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{source}: {', '.join(repeated)} named more than once")
+    return tuple(names)
+
+
+def find_classes(directory: Path | str) -> tuple[str, ...]:
+    """Names of the classes that occur in a folder of labelTxt files: official order if all are official."""
+    names: set[str] = set()
+    for path in _label_files(directory):
+        for number, fields in _label_lines(path, _read_text(path)):
+            _check_label(path, number, fields)
+            names.add(fields[8])
+    official = CLASSES["2.0"]
+    if names <= set(official):
+        return tuple(name for name in official if name in names)
+    return tuple(sorted(names))
+
+
+# ---------------------------------------------------------------------------------------------
+# labelTxt
+
+
+def read_labels(path: Path | str, classes: Sequence[str], unknown: Unknown = "error") -> Objects:
+    """Objects of one labelTxt file.
+
+    Lines of fewer than 9 fields are no labels (`imagesource:`, `gsd:`), as in the official
+    evaluation; one that begins with a number is skipped with a `LabelWarning`. 9 fields mean
+    difficult 0.
+
+    Args:
+        classes: names; labels are indices into them.
+        unknown: what a class that is not among them does: "error", or "ignore" the object.
+
+    Raises:
+        LabelError: a coordinate is no finite number, difficult is not 0, 1 or 2, a class is
+            unknown, or a line has more than 10 fields.
+        FileNotFoundError: there is no such file.
+    """
+    _check_unknown(unknown)
+    return _parse_labels(Path(path), {name: index for index, name in enumerate(classes)}, unknown)
+
+
+def read_label_folder(
+    directory: Path | str, classes: Sequence[str], unknown: Unknown = "error"
+) -> dict[str, Objects]:
+    """`read_labels` of every .txt file in a folder, by stem, sorted.
+
+    Raises:
+        LabelError: as `read_labels`.
+        FileNotFoundError: no such folder, or no label file in it.
+    """
+    _check_unknown(unknown)
+    index = {name: number for number, name in enumerate(classes)}
+    return {path.stem: _parse_labels(path, index, unknown) for path in _label_files(directory)}
+
+
+def write_labels(path: Path | str, objects: Objects, classes: Sequence[str]) -> None:
+    """Write labelTxt so that `read_labels` gives back the same numbers, whole or not at all."""
+    lines = [
+        f"{' '.join(map(repr, quad))} {classes[label]} {difficult}\n"
+        for quad, label, difficult in zip(
+            objects.quads.tolist(), objects.labels.tolist(), objects.difficult.tolist(), strict=True
+        )
+    ]
+    atomic.write_text(path, "".join(lines))
+
+
+def _parse_labels(path: Path, index: Mapping[str, int], unknown: Unknown) -> Objects:
+    text = _read_text(path)
+    rows = [fields for _, fields in _label_lines(path, text)]
+    if not rows:
+        return Objects.empty()
+    try:
+        quads = np.array(list(map(float, chain.from_iterable(row[:8] for row in rows))))
+        labels = [index[row[8]] for row in rows]
+        difficult = [_DIFFICULT[row[9]] if len(row) > 9 else 0 for row in rows]
+        if max(map(len, rows)) > 10 or not np.isfinite(quads).all():
+            raise ValueError
+    except (ValueError, KeyError):
+        # Something is wrong, or a class is to be ignored: once more, line by line.
+        kept = []
+        for number, fields in _label_lines(path, text, warn=False):
+            _check_label(path, number, fields)
+            if fields[8] in index:
+                kept.append(fields)
+            elif unknown == "error":
+                _fail(
+                    path,
+                    number,
+                    f"unknown class {fields[8]!r}, expected one of {', '.join(index)}; "
+                    "name your own classes, or ignore unknown ones",
+                )
+        if not kept:
+            return Objects.empty()
+        quads = np.array([[float(field) for field in row[:8]] for row in kept])
+        labels = [index[row[8]] for row in kept]
+        difficult = [_DIFFICULT[row[9]] if len(row) > 9 else 0 for row in kept]
+    return Objects(quads.reshape(-1, 8), np.array(labels, np.int32), np.array(difficult, np.int32))
+
+
+def _label_lines(path: Path, text: str, warn: bool = True) -> Iterator[tuple[int, list[str]]]:
+    """Number and fields of the lines that have at least the nine fields of a label."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        fields = line.split()
+        if len(fields) >= 9:
+            yield number, fields
+        elif warn and fields and _is_number(fields[0]):
+            warnings.warn(
+                f"{path}:{number}: {len(fields)} fields, a label has 9 or 10; skipped, as officially",
+                LabelWarning,
+                stacklevel=4,
+            )
+
+
+def _check_label(path: Path, number: int, fields: list[str]) -> None:
+    """Raise for what is wrong in a line, whatever its class."""
+    for place, field in enumerate(fields[:8]):
+        if not _is_number(field):
+            name = f"{'xy'[place % 2]}{place // 2 + 1}"
+            _fail(path, number, f"{name} must be a finite number, got {field!r}")
+    if len(fields) > 10:
+        _fail(
+            path,
+            number,
+            f"expected x1 y1 … x4 y4 class difficult, got {len(fields)} fields; a class name is one word",
+        )
+    if len(fields) == 10 and fields[9] not in _DIFFICULT:
+        _fail(path, number, f"difficult must be 0, 1 or 2, got {fields[9]!r}; a class name is one word")
+
+
+# ---------------------------------------------------------------------------------------------
+# Task 1
+
+
+def to_task1(detections: Mapping[str, Detections], classes: Sequence[str]) -> dict[str, Task1Class]:
+    """What `write_task1` writes and `read_task1` gives back: by class, images sorted, ranks as they are.
+
+    Corners are computed in float64 and rounded to 1e-4 px, scores are the shortest decimals that
+    give back the same float32: scoring records in memory and scoring the files are one thing.
+    """
+    from rgfl.boxes import to_quads  # the compiled core, which reading labels does not need
+
+    names = sorted(detections)
+    for name in names:
+        if len(name.split()) != 1:
+            raise ValueError(f"image name {name!r} has white space; Task 1 files need it in one word")
+    parts = [detections[name] for name in names]
+    found = Detections.concatenate(parts)
+    if len(found) and not (found.labels.min() >= 0 and found.labels.max() < len(classes)):
+        raise ValueError(
+            f"labels {found.labels.min()}…{found.labels.max()} do not index {len(classes)} classes: "
+            "the model was trained on another class list"
+        )
+    for name, part in zip(names, parts, strict=True):
+        if not (np.isfinite(part.boxes).all() and np.isfinite(part.scores).all()):
+            raise ValueError(f"image {name}: a detection is NaN or infinite; the model is broken")
+    images = np.repeat(np.array(names, object), [len(part) for part in parts])
+    quads = np.round(to_quads(found.boxes.astype(np.float64)).reshape(-1, 8), TASK1_DECIMALS)
+    quads += 0.0  # no minus zero
+    scores = found.scores.astype(np.float32).astype("U32").astype(np.float64)
+    task1 = {}
+    for label, name in enumerate(classes):
+        rows = np.flatnonzero(found.labels == label)
+        task1[name] = Task1Class(images[rows].tolist(), scores[rows], quads[rows])
+    return task1
+
+
+def read_task1(directory: Path | str, classes: Sequence[str]) -> dict[str, Task1Class]:
+    """All detections of a folder of `Task1_<class>.txt`, by class.
+
+    Raises:
+        FileNotFoundError: the folder, or the file of a class, is missing (an empty file is fine).
+        LabelError: a line has not 10 fields, or a score or coordinate is no finite number.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise FileNotFoundError(f"{directory}: no such folder; expected one that holds Task1_<class>.txt")
+    if missing := [name for name in classes if not (directory / f"Task1_{name}.txt").is_file()]:
+        raise FileNotFoundError(
+            f"{directory}: no Task1_<class>.txt for {', '.join(missing)}; "
+            "a class without detections needs an empty file, another class list its own --version"
+        )
+    return {name: _parse_task1(directory / f"Task1_{name}.txt") for name in classes}
+
+
+def write_task1(directory: Path | str, detections: Mapping[str, Detections], classes: Sequence[str]) -> None:
+    """Write `Task1_<class>.txt` for every class; `detections` are by image name without extension."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, found in to_task1(detections, classes).items():
+        atomic.write_text(directory / f"Task1_{name}.txt", _task1_text(found))
+
+
+def write_submission(path: Path | str, detections: Mapping[str, Detections], classes: Sequence[str]) -> None:
+    """A flat zip of `Task1_<class>.txt` for every class, as the test server takes it.
+
+    Equal detections give equal bytes: entries carry no date.
+    """
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, found in to_task1(detections, classes).items():
+            entry = zipfile.ZipInfo(f"Task1_{name}.txt")
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, _task1_text(found))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    atomic.write_bytes(path, data.getvalue())
+
+
+def _task1_text(found: Task1Class) -> str:
+    return "".join(
+        f"{image} {score!r} {' '.join(map(repr, quad))}\n"
+        for image, score, quad in zip(found.images, found.scores.tolist(), found.quads.tolist(), strict=True)
+    )
+
+
+def _parse_task1(path: Path) -> Task1Class:
+    text = _read_text(path)
+    rows = [fields for line in text.split("\n") if (fields := line.split())]
+    if not rows:
+        return Task1Class([], np.zeros(0), np.zeros((0, 8)))
+    try:
+        if set(map(len, rows)) != {10}:
+            raise ValueError
+        numbers = np.array(list(map(float, chain.from_iterable(row[1:] for row in rows))))
+        if not np.isfinite(numbers).all():
+            raise ValueError
+    except ValueError:
+        _fail_task1(path, text)
+    numbers = numbers.reshape(-1, 9)
+    return Task1Class([row[0] for row in rows], numbers[:, 0].copy(), numbers[:, 1:].copy())
+
+
+def _fail_task1(path: Path, text: str) -> NoReturn:
+    """Raise for the first bad line of a Task 1 file that has one."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        fields = line.split()
+        if fields and len(fields) != 10:
+            _fail(path, number, f"expected 10 fields `image score x1 y1 … x4 y4`, got {len(fields)}")
+        for place, field in enumerate(fields[1:]):
+            if not _is_number(field):
+                name = "score" if place == 0 else f"{'yx'[place % 2]}{(place + 1) // 2}"
+                _fail(path, number, f"{name} must be a finite number, got {field!r}")
+    raise AssertionError(f"{path}: a bad line was seen and not found again")
+
+
+# ---------------------------------------------------------------------------------------------
+# Files
+
+
+def _label_files(directory: Path | str) -> list[Path]:
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise FileNotFoundError(f"{directory}: no such folder; expected one that holds labelTxt files")
+    files = sorted(path for path in directory.glob("*.txt") if not path.name.startswith("."))
+    if not files:
+        raise FileNotFoundError(f"{directory}: no .txt file in it; expected one labelTxt file an image")
+    return files
+
+
+def _read_text(path: Path) -> str:
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        _fail(path, line, f"not UTF-8 text (byte {data[error.start]:#04x}); save the file as UTF-8")
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def _is_number(field: str) -> bool:
+    try:
+        return math.isfinite(float(field))
+    except ValueError:
+        return False
+
+
+def _check_unknown(unknown: str) -> None:
+    if unknown not in get_args(Unknown):
+        raise ValueError(f"unknown: expected one of {', '.join(get_args(Unknown))}, got {unknown!r}")
+
+
+def _fail(path: Path, line: int, message: str) -> NoReturn:
+    raise LabelError(f"{path}:{line}: {message}")
