@@ -1,0 +1,137 @@
+"""Rotated ATSS: which points answer for which object.
+
+Shapes: B images, G objects of the whole batch, P points of one image, K candidates an object.
+No loop runs over objects or images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rgfl.nn.iou import rotated_iou_pairwise
+
+INSIDE = 0.01  # pixels: a positive point lies deeper than this inside its object
+
+
+class Level(NamedTuple):
+    """The grid of one pyramid level."""
+
+    height: int
+    width: int
+    stride: int
+
+
+class Assignment(NamedTuple):
+    """The positive points, ordered by image, then point."""
+
+    image: Tensor  # (N,) int64
+    point: Tensor  # (N,) int64, index over the points of all levels
+    target: Tensor  # (N,) int64, index over the objects of the batch
+
+
+def distances(points: Tensor, boxes: Tensor) -> Tensor:
+    """(…, 4) l, t, r, b in pixels from points (…, 2) to the sides of boxes (…, 5), in the boxes' rotation."""
+    shift = points - boxes[..., :2]
+    cos, sin = torch.cos(boxes[..., 4]), torch.sin(boxes[..., 4])
+    u = shift[..., 0] * cos + shift[..., 1] * sin
+    v = shift[..., 1] * cos - shift[..., 0] * sin
+    half_w, half_h = 0.5 * boxes[..., 2], 0.5 * boxes[..., 3]
+    return torch.stack((half_w + u, half_h + v, half_w - u, half_h - v), -1)
+
+
+def nearest_cells(centres: Tensor, level: Level, offset: float, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` grid points nearest to each centre; equal distances go to the lower index.
+
+    Only a window is searched: with each point all those nearer along its row or column are nearer too,
+    so the count nearest lie within count − 1 cells of the centre's own (clamped) cell.
+
+    Returns:
+        (G, count) index into the level's points and (G, count) whether it exists.
+    """
+    reach = count - 1
+    cell = centres / level.stride - offset  # (G, 2) in cells
+    last = torch.tensor([level.width - 1, level.height - 1], device=centres.device)
+    home = cell.nan_to_num(0.0).clamp(-1e6, 1e6).round().long().clamp(min=torch.zeros_like(last), max=last)
+    step = torch.arange(-reach, reach + 1, device=centres.device)
+    x, y = home[:, :1] + step, home[:, 1:] + step  # (G, window)
+    dx = (x - cell[:, :1]).square().masked_fill((x < 0) | (x > last[0]), torch.inf)
+    dy = (y - cell[:, 1:]).square().masked_fill((y < 0) | (y > last[1]), torch.inf)
+    distance = (dy[:, :, None] + dx[:, None, :]).flatten(1)  # (G, window²), rows first
+    index = (y[:, :, None] * level.width + x[:, None, :]).flatten(1)
+    ranked = distance.sort(dim=1, stable=True)
+    chosen = ranked.indices[:, :count]
+    exists = ranked.values[:, :count].isfinite()
+    return index.gather(1, chosen).masked_fill(~exists, 0), exists
+
+
+@torch.no_grad()
+def atss(
+    boxes: Sequence[Tensor],
+    levels: Sequence[Level],
+    points: Tensor,
+    *,
+    offset: float,
+    anchor_scale: float,
+    topk: int,
+) -> Assignment:
+    """Assign points to objects.
+
+    Of each level the `topk` points nearest to the object's centre are candidates; those whose square
+    anchor has IoU ≥ mean + standard deviation (unbiased) of the candidates' IoUs and which lie inside
+    the rotated box are positive. A contested point goes to the greatest IoU, then to the first object.
+
+    Args:
+        boxes: one (G_i, 5) an image.
+        levels: the grids.
+        points: (P, 2) pixels, level after level, as `rgfl.nn.decode.grid` orders them.
+        offset: of the points in cells, 0 or ½.
+        anchor_scale: anchor side in strides.
+        topk: candidates a level.
+    """
+    device = points.device
+    counts = torch.tensor([len(box) for box in boxes], device=device)
+    if int(counts.sum()) == 0:
+        none = torch.zeros(0, dtype=torch.int64, device=device)
+        return Assignment(none, none, none)
+    gt = torch.cat(list(boxes)).to(device=device, dtype=torch.float32)  # (G, 5)
+    image = torch.repeat_interleave(torch.arange(len(boxes), device=device), counts)  # (G,)
+
+    index_parts, exists_parts, side_parts, first = [], [], [], 0
+    for level in levels:
+        size = level.height * level.width
+        index, exists = nearest_cells(gt[:, :2], level, offset, min(topk, size))
+        index_parts.append(index + first)
+        exists_parts.append(exists)
+        side_parts.append(torch.full((index.shape[1],), anchor_scale * level.stride, device=device))
+        first += size
+    candidate = torch.cat(index_parts, 1)  # (G, K)
+    exists = torch.cat(exists_parts, 1)
+    side = torch.cat(side_parts).expand(candidate.shape)
+
+    centre = points[candidate]  # (G, K, 2)
+    anchor = torch.cat((centre, side[..., None], side[..., None], torch.zeros_like(side)[..., None]), -1)
+    repeated = gt[:, None].expand(-1, candidate.shape[1], -1)
+    iou = rotated_iou_pairwise(anchor.flatten(0, 1), repeated.flatten(0, 1)).view(candidate.shape)
+
+    present = exists.to(iou.dtype)
+    number = present.sum(1, keepdim=True)
+    mean = (iou * present).sum(1, keepdim=True) / number.clamp(min=1)
+    variance = ((iou - mean).square() * present).sum(1, keepdim=True) / (number - 1).clamp(min=1)
+    inside = distances(centre, repeated).amin(-1) > INSIDE
+    positive = exists & inside & (iou >= mean + variance.sqrt())
+
+    target, slot = positive.nonzero(as_tuple=True)
+    value = iou[target, slot]
+    key = image[target] * len(points) + candidate[target, slot]
+    # The winner of each key: sort by object, then by falling IoU, then by key, each stably.
+    order = value.sort(descending=True, stable=True).indices
+    order = order[key[order].sort(stable=True).indices]
+    key, target = key[order], target[order]
+    won = torch.ones_like(key, dtype=torch.bool)
+    won[1:] = key[1:] != key[:-1]
+    key, target = key[won], target[won]
+    return Assignment(torch.div(key, len(points), rounding_mode="floor"), key % len(points), target)

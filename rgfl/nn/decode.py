@@ -1,0 +1,178 @@
+"""From raw head outputs to boxes and scores; the same formulas serve the loss and the deployed graph.
+
+Shapes: B images, L levels, P points of all levels, C classes, R regression channels, N chosen points.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rgfl.nn.config import ModelConfig
+from rgfl.nn.precision import full_precision
+from rgfl.spec import DetectorSpec
+
+
+class Raw(NamedTuple):
+    """What the network computes before FP32 begins; one tensor a level, finest first."""
+
+    cls: tuple[Tensor, ...]  # (B, C, h, w) class logits
+    reg: tuple[Tensor, ...]  # (B, R, h, w) logits of the distributions, bins fastest
+    quality: tuple[Tensor, ...] = ()  # (B, 1, h, w) logits of the quality predictor, if there is one
+
+
+def grid(height: int, width: int, stride: int, offset: float) -> Tensor:
+    """(height·width, 2) points `x, y` in pixels, row by row: ((i + offset)·stride, (j + offset)·stride)."""
+    y, x = torch.meshgrid(
+        torch.arange(height, dtype=torch.float32), torch.arange(width, dtype=torch.float32), indexing="ij"
+    )
+    return (torch.stack((x, y), -1).reshape(-1, 2) + offset) * stride
+
+
+def half_atan2(sin: Tensor, cos: Tensor) -> Tensor:
+    """atan2(sin, cos) / 2 modulo π, in [−π/4, 3π/4]; 0 for a zero vector. Atan only: ONNX has no Atan2.
+
+    tan(φ/2) = sin φ / (1 + cos φ), taken on the side where the denominator does not cancel.
+    """
+    length = torch.sqrt(sin * sin + cos * cos + 1e-20)
+    half = torch.atan(sin / (length + cos.abs()))
+    return torch.where(cos < 0, math.pi / 2 - half, half)
+
+
+class BoxDecoder(nn.Module):
+    """Distributions at points → boxes `cx, cy, w, h, θ`.
+
+    `integral`: five deltas against a square anchor of anchor_scale·stride at (i·stride, j·stride).
+    `gfl`: distances l, t, r, b in strides, in the box's rotation, from the point ((i + ½)·stride,
+    (j + ½)·stride), and a circular distribution of the angle. The half offset makes the grid symmetric
+    under flips, so that objects at the right and bottom border find points as those at the left and top do.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.mode = config.mode
+        self.bins = config.reg_max + 1
+        self.anchor_scale = config.anchor_scale
+        self.offset = 0.0 if config.mode == "integral" else 0.5
+        if config.mode == "integral":
+            self.angle_bins = 0
+            self.channels = 5 * self.bins
+            sides = torch.linspace(-2, 2, self.bins, dtype=torch.float64)
+            angle = torch.linspace(-5, 2, self.bins, dtype=torch.float64)
+            project = torch.stack((sides, sides, sides, sides, angle))  # (5, bins)
+        else:
+            self.angle_bins = config.angle_bins
+            self.channels = 4 * self.bins + config.angle_bins
+            project = torch.arange(self.bins, dtype=torch.float64)  # (bins,)
+            twice = 2 * (-math.pi / 4 + torch.arange(config.angle_bins) * math.pi / config.angle_bins)
+            circle = torch.stack((torch.sin(twice), torch.cos(twice)), -1)  # (K, 2)
+            self.register_buffer("circle", circle.float(), persistent=False)
+        self.register_buffer("project", project.float(), persistent=False)
+
+    project: Tensor
+    circle: Tensor
+
+    def forward(self, reg: Tensor, points: Tensor, strides: Tensor) -> Tensor:
+        """Decode.
+
+        Args:
+            reg: (…, R) logits, any floating type.
+            points: (…, 2) pixels.
+            strides: (…, 1) pixels, or a shape that broadcasts.
+
+        Returns:
+            (…, 5) float32 boxes, w and h > 0 but in no order, θ in [−π/4, 3π/4].
+        """
+        with full_precision(reg):
+            reg = reg.float()
+            return (
+                self._integral(reg, points, strides)
+                if self.mode == "integral"
+                else self._gfl(reg, points, strides)
+            )
+
+    def _integral(self, reg: Tensor, points: Tensor, strides: Tensor) -> Tensor:
+        prob = reg.unflatten(-1, (5, self.bins)).softmax(-1)
+        delta = (prob * self.project).sum(-1)  # (…, 5)
+        side = strides * self.anchor_scale
+        centre = points + delta[..., :2] * side
+        size = side * torch.exp(delta[..., 2:4])
+        turns = delta[..., 4:5]
+        angle = math.pi * (turns - torch.floor(turns + 0.25))
+        return torch.cat((centre, size, angle), -1)
+
+    def _gfl(self, reg: Tensor, points: Tensor, strides: Tensor) -> Tensor:
+        sides, angle_logits = reg[..., : 4 * self.bins], reg[..., 4 * self.bins :]
+        distance = torch.matmul(sides.unflatten(-1, (4, self.bins)).softmax(-1), self.project) * strides
+        resultant = torch.matmul(angle_logits.softmax(-1), self.circle)
+        angle = half_atan2(resultant[..., :1], resultant[..., 1:])
+        return self.box_of_distances(distance, angle, points)
+
+    @staticmethod
+    def box_of_distances(distance: Tensor, angle: Tensor, points: Tensor) -> Tensor:
+        """(…, 5) boxes from l, t, r, b (…, 4) in pixels and θ (…, 1)."""
+        left_top, right_bottom = distance[..., :2], distance[..., 2:]
+        size = left_top + right_bottom
+        half = 0.5 * (right_bottom - left_top)
+        cos, sin = torch.cos(angle), torch.sin(angle)
+        u, v = half[..., :1], half[..., 1:]
+        centre = points + torch.cat((u * cos - v * sin, u * sin + v * cos), -1)
+        return torch.cat((centre, size, angle), -1)
+
+
+class LevelDecoder(nn.Module):
+    """All levels to `boxes (B, P, 5)` and `scores (B, P, C)`: top-k a level, then `BoxDecoder`.
+
+    Static shapes and no branch on data, so that it can live inside a deployed graph.
+    """
+
+    def __init__(self, config: ModelConfig, spec: DetectorSpec) -> None:
+        super().__init__()
+        self.strides = spec.strides
+        self.topk = spec.level_topk
+        self.box = BoxDecoder(config)
+        for level, stride in enumerate(spec.strides):
+            height, width = (size // stride for size in spec.image_size)
+            self.register_buffer(
+                f"points_{level}", grid(height, width, stride, self.box.offset), persistent=False
+            )
+        self._shapes = [tuple(size // stride for size in spec.image_size) for stride in spec.strides]
+
+    def points(self, level: int, height: int, width: int) -> Tensor:
+        """(height·width, 2) points of a level; ready-made for the spec's image size."""
+        ready: Tensor = getattr(self, f"points_{level}")
+        if (height, width) == self._shapes[level]:
+            return ready
+        return grid(height, width, self.strides[level], self.box.offset).to(ready.device)
+
+    def forward(self, raw: Raw) -> tuple[Tensor, Tensor]:
+        boxes, scores = [], []
+        with full_precision(raw.cls[0]):
+            for level in range(len(raw.cls)):
+                box, score = self._level(
+                    level, raw.cls[level], raw.reg[level], raw.quality[level] if raw.quality else None
+                )
+                boxes.append(box)
+                scores.append(score)
+            return torch.cat(boxes, 1), torch.cat(scores, 1)
+
+    def _level(self, level: int, cls: Tensor, reg: Tensor, quality: Tensor | None) -> tuple[Tensor, Tensor]:
+        height, width = int(cls.shape[2]), int(cls.shape[3])
+        points = self.points(level, height, width)
+        logits = cls.float().flatten(2).transpose(1, 2)  # (B, P, C)
+        reg = reg.float().flatten(2).transpose(1, 2)  # (B, P, R)
+        score = logits.sigmoid()
+        rank = logits  # sigmoid keeps the order; logits have no ties from saturation
+        if quality is not None:
+            score = score * quality.float().flatten(2).transpose(1, 2).sigmoid()
+            rank = score
+        if 0 < self.topk < height * width:
+            _, best = rank.amax(-1).topk(self.topk, dim=1)  # (B, topk)
+            score = score.gather(1, best.unsqueeze(-1).expand(-1, -1, score.shape[-1]))
+            reg = reg.gather(1, best.unsqueeze(-1).expand(-1, -1, reg.shape[-1]))
+            points = points[best]  # (B, topk, 2)
+        stride = torch.full((1,), float(self.strides[level]), device=reg.device)
+        return self.box(reg, points, stride), score

@@ -1,0 +1,110 @@
+"""The detector: backbone, pyramid, head, decode and losses behind one module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from rgfl import postprocess
+from rgfl.detections import Detections
+from rgfl.nn.backbone import Backbone
+from rgfl.nn.config import ModelConfig
+from rgfl.nn.decode import LevelDecoder, Raw
+from rgfl.nn.head import GROUPS, Head
+from rgfl.nn.loss import detection_losses
+from rgfl.nn.neck import FeaturePyramid
+from rgfl.spec import DetectorSpec
+
+# The pyramid makes coarser levels itself.
+COARSEST_BACKBONE_STRIDE = 32
+
+
+class Detector(nn.Module):
+    """A rotated-object detector of one config for one spec.
+
+    `forward` may round as autocast likes; `decode` and `losses` are float32.
+    """
+
+    def __init__(self, config: ModelConfig, spec: DetectorSpec) -> None:
+        super().__init__()
+        self.config, self.spec = config, spec
+        from_backbone = [stride for stride in spec.strides if stride <= COARSEST_BACKBONE_STRIDE]
+        self.backbone = Backbone(config, from_backbone)
+        self.neck = FeaturePyramid(self.backbone.channels, config.neck_channels, len(spec.strides))
+        self.head = Head(config, len(spec.classes), len(spec.strides))
+        self.decoder = LevelDecoder(config, spec)
+        self.register_buffer("mean", torch.tensor(spec.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(3, 1, 1), persistent=False)
+
+    mean: Tensor
+    std: Tensor
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 (B, H, W, 3) RGB → float32 (B, 3, H, W). The cast comes first: TensorRT's parser asks for it."""
+        return (images.float().permute(0, 3, 1, 2) - self.mean) / self.std
+
+    def forward(self, images: Tensor) -> Raw:
+        """Normalised (B, 3, H, W) → raw head outputs; H and W are multiples of the coarsest stride."""
+        coarsest = self.spec.strides[-1]
+        if images.shape[2] % coarsest or images.shape[3] % coarsest:
+            raise ValueError(
+                f"expected height and width in multiples of {coarsest}, got {tuple(images.shape[2:])}; pad the image"
+            )
+        return self.head(self.neck(self.backbone(images)))
+
+    def decode(self, raw: Raw) -> tuple[Tensor, Tensor]:
+        """Boxes (B, P, 5) and scores (B, P, C), float32, before NMS; `spec.level_topk` is applied."""
+        return self.decoder(raw)
+
+    def losses(self, raw: Raw, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Weighted parts of the loss; the total is their sum.
+
+        Args:
+            raw: from `forward`.
+            boxes: one (G_i, 5) an image, canonical, pixels.
+            labels: one (G_i,) an image.
+        """
+        return detection_losses(raw, boxes, labels, self.config, self.decoder)
+
+    @torch.no_grad()
+    def predict(self, images: NDArray[np.uint8]) -> list[Detections]:
+        """uint8 (B, H, W, 3) RGB tiles → one record a tile, after NMS. The mode of training is left as it was."""
+        training = self.training
+        self.eval()
+        try:
+            tensor = torch.from_numpy(np.ascontiguousarray(images)).to(self.mean.device)
+            boxes, scores = self.decode(self(self.normalise(tensor)))
+        finally:
+            self.train(training)
+        return postprocess.select(boxes.cpu().numpy(), scores.cpu().numpy(), self.spec)
+
+
+def build_detector(config: ModelConfig, spec: DetectorSpec) -> Detector:
+    """A detector, its config checked against the spec.
+
+    Raises:
+        ValueError: the two contradict each other, or the config asks for something impossible.
+    """
+    angle_bins = config.angle_bins if config.mode == "gfl" else 0
+    for name, of_config, of_spec in (
+        ("mode", config.mode, spec.mode),
+        ("reg_max", config.reg_max, spec.reg_max),
+        ("angle_bins", angle_bins, spec.angle_bins),
+    ):
+        if of_config != of_spec:
+            raise ValueError(f"{name}: the model says {of_config!r}, the spec {of_spec!r}; they must agree")
+    if config.mode == "gfl" and config.angle_bins < 3:
+        raise ValueError(f"angle_bins: a circle needs 3 or more, got {config.angle_bins}")
+    if config.reg_max < 1:
+        raise ValueError(f"reg_max: expected 1 or more, got {config.reg_max}")
+    if config.quality and (config.mode != "gfl" or min(config.reg_max + 1, config.angle_bins) < 4):
+        raise ValueError("quality: needs mode 'gfl', reg_max ≥ 3 and angle_bins ≥ 4")
+    if config.head_norm == "group" and config.head_convs and config.head_channels % GROUPS:
+        raise ValueError(f"head_channels: GroupNorm needs a multiple of {GROUPS}, got {config.head_channels}")
+    if any(coarse != 2 * fine for fine, coarse in zip(spec.strides, spec.strides[1:], strict=False)):
+        raise ValueError(f"strides: each must be twice the one before, got {spec.strides}")
+    return Detector(config, spec)

@@ -1,0 +1,223 @@
+"""Losses, as pure functions of logits and targets, and their sum over one batch.
+
+Shapes: B images, P points of all levels, C classes, R regression channels, N positive points.
+Everything is float32 whatever autocast says.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from rgfl.nn.assign import Assignment, Level, atss, distances
+from rgfl.nn.config import ModelConfig
+from rgfl.nn.decode import LevelDecoder, Raw
+from rgfl.nn.iou import rotated_iou_pairwise
+from rgfl.nn.precision import full_precision
+
+
+def averaged_over_replicas(normalisers: Tensor) -> Tensor:
+    """Mean of the normalisers over the processes of a distributed run; here and nowhere else.
+
+    Gradients are averaged over the processes, so the sums must be divided by averaged counts.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return normalisers
+    normalisers = normalisers.detach().clone()
+    dist.all_reduce(normalisers)
+    return normalisers / dist.get_world_size()
+
+
+def log_scores(cls: Tensor, quality: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """log p and log(1 − p) of p = σ(cls)·σ(quality), without cancellation at either end."""
+    if quality is None:
+        return F.logsigmoid(cls), F.logsigmoid(-cls)
+    rest = torch.sigmoid(-cls) + torch.sigmoid(cls) * torch.sigmoid(-quality)
+    return F.logsigmoid(cls) + F.logsigmoid(quality), rest.clamp(min=1e-30).log()
+
+
+def focal_loss(logits: Tensor, labels: Tensor, alpha: float | None = 0.25, gamma: float = 2.0) -> Tensor:
+    """Sigmoid focal loss, elementwise; labels are 0 or 1, `alpha=None` weighs both alike."""
+    log_p, log_rest = log_scores(logits)
+    hit = -log_p * log_rest.exp().pow(gamma) * labels
+    miss = -log_rest * log_p.exp().pow(gamma) * (1 - labels)
+    return hit + miss if alpha is None else alpha * hit + (1 - alpha) * miss
+
+
+def quality_focal_loss(
+    logits: Tensor, labels: Tensor, beta: float = 2.0, quality: Tensor | None = None
+) -> Tensor:
+    """Quality Focal Loss, elementwise: |label − p|^β · cross-entropy(p, label), labels in [0, 1]."""
+    log_p, log_rest = log_scores(logits, quality)
+    entropy = -(labels * log_p + (1 - labels) * log_rest)
+    return (labels - log_p.exp()).abs().pow(beta) * entropy
+
+
+def distribution_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy to the two bins around the target, so that the expectation meets it.
+
+    Args:
+        logits: (…, bins).
+        target: (…) in [0, bins − 1), in bins.
+    """
+    left = target.floor()
+    share = target - left
+    index = left.long()
+    log_p = logits.log_softmax(-1)
+    low = log_p.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+    high = log_p.gather(-1, index.unsqueeze(-1) + 1).squeeze(-1)
+    return -((1 - share) * low + share * high)
+
+
+def circular_distribution_focal_loss(logits: Tensor, angle: Tensor) -> Tensor:
+    """DFL of an angle of period π on K bins −π/4 + kπ/K; the last bin's neighbour is the first.
+
+    The shares are those whose resultant on the doubled circle points at the target exactly.
+
+    Args:
+        logits: (…, K).
+        angle: (…) radians, any.
+    """
+    bins = logits.shape[-1]
+    place = torch.remainder((angle + math.pi / 4) * (bins / math.pi), bins)
+    left = place.floor()
+    turn, step = (place - left) * (2 * math.pi / bins), 2 * math.pi / bins
+    share = torch.sin(turn) / (torch.sin(turn) + torch.sin(step - turn))
+    index = left.long() % bins  # remainder may round up to K
+    log_p = logits.log_softmax(-1)
+    low = log_p.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+    high = log_p.gather(-1, ((index + 1) % bins).unsqueeze(-1)).squeeze(-1)
+    return -((1 - share) * low + share * high)
+
+
+def nearer_description(
+    sides: Tensor, angle: Tensor, predicted_angle: Tensor, square_ratio: float
+) -> tuple[Tensor, Tensor]:
+    """Of the two descriptions of a near-square, (θ; l, t, r, b) and (θ + π/2; t, r, b, l), the one nearer.
+
+    They lie opposite on the doubled circle, so one fixed choice would tear the angle's loss.
+
+    Args:
+        sides: (N, 4) l, t, r, b.
+        angle: (N,) θ of the same description.
+        predicted_angle: (N,).
+        square_ratio: greatest ratio of the sides at which a box counts as a near-square.
+    """
+    width, height = sides[:, 0] + sides[:, 2], sides[:, 1] + sides[:, 3]
+    square = torch.maximum(width, height) <= square_ratio * torch.minimum(width, height)
+    turned = square & (torch.cos(2 * (predicted_angle - angle)) < 0)
+    sides = torch.where(turned[:, None], sides.roll(-1, -1), sides)
+    return sides, torch.where(turned, angle + math.pi / 2, angle)
+
+
+def detection_losses(
+    raw: Raw, boxes: Sequence[Tensor], labels: Sequence[Tensor], config: ModelConfig, decoder: LevelDecoder
+) -> dict[str, Tensor]:
+    """Weighted parts of the loss of one batch; the total is their sum.
+
+    Args:
+        raw: of the B images.
+        boxes: one (G_i, 5) an image, canonical, pixels; may be empty.
+        labels: one (G_i,) an image.
+    """
+    if not len(boxes) == len(labels) == len(raw.cls[0]):
+        raise ValueError(
+            f"expected boxes and labels for {len(raw.cls[0])} images, got {len(boxes)} and {len(labels)}"
+        )
+    with full_precision(raw.cls[0]):
+        levels = [
+            Level(level.shape[2], level.shape[3], stride)
+            for level, stride in zip(raw.cls, decoder.strides, strict=True)
+        ]
+        points = torch.cat([decoder.points(i, level.height, level.width) for i, level in enumerate(levels)])
+        assigned = atss(
+            boxes,
+            levels,
+            points,
+            offset=decoder.box.offset,
+            anchor_scale=config.anchor_scale,
+            topk=config.atss_topk,
+        )
+        device = points.device
+        strides = torch.cat(
+            [torch.full((level.height * level.width, 1), float(level.stride)) for level in levels]
+        ).to(device)[assigned.point]
+        cls = torch.cat([level.flatten(2) for level in raw.cls], 2).float()  # (B, C, P)
+        reg = torch.cat([level.flatten(2) for level in raw.reg], 2)  # (B, R, P)
+        reg = reg[assigned.image, :, assigned.point].float()  # (N, R)
+        target = torch.cat([box.reshape(-1, 5) for box in boxes]).to(device, torch.float32)[assigned.target]
+        label = torch.cat([label.reshape(-1) for label in labels]).to(device, torch.int64)[assigned.target]
+        predicted = decoder.box(reg, points[assigned.point], strides)
+        iou = rotated_iou_pairwise(predicted, target)
+        if config.mode == "integral":
+            return _integral_losses(cls, iou, label, assigned, config)
+        quality = None
+        if raw.quality:
+            quality = torch.cat([level.flatten(2) for level in raw.quality], 2).float()  # (B, 1, P)
+        sides = distances(points[assigned.point], target) / strides
+        return _gfl_losses(
+            cls, quality, reg, predicted[:, 4].detach(), sides, target[:, 4], iou, label, assigned, config
+        )
+
+
+def _integral_losses(
+    cls: Tensor, iou: Tensor, label: Tensor, assigned: Assignment, config: ModelConfig
+) -> dict[str, Tensor]:
+    """Focal loss over all points and −log IoU over the positives, as the published row."""
+    per_image = torch.bincount(assigned.image, minlength=len(cls)).clamp(min=1)
+    count = averaged_over_replicas(per_image.sum().float())
+    # All points as if negative, then the positives put right: no dense tensor of labels.
+    focal = focal_loss(cls, torch.zeros((), device=cls.device)).sum()
+    chosen = cls[assigned.image, label, assigned.point]
+    zero, one = torch.zeros_like(chosen), torch.ones_like(chosen)
+    focal = focal + (focal_loss(chosen, one) - focal_loss(chosen, zero)).sum()
+    regression = -iou.clamp(min=1e-6).log().sum()
+    return {
+        "cls": config.cls_loss_weight * focal / count,
+        "iou": config.iou_loss_weight * regression / count,
+    }
+
+
+def _gfl_losses(
+    cls: Tensor,
+    quality: Tensor | None,
+    reg: Tensor,
+    predicted_angle: Tensor,
+    sides: Tensor,
+    angle: Tensor,
+    iou: Tensor,
+    label: Tensor,
+    assigned: Assignment,
+    config: ModelConfig,
+) -> dict[str, Tensor]:
+    """QFL over all points; IoU and the distributions over the positives, weighted by the best score."""
+    chosen = cls[assigned.image, label, assigned.point]
+    chosen_quality = None if quality is None else quality[assigned.image, 0, assigned.point]
+    with torch.no_grad():
+        score = cls[assigned.image, :, assigned.point].sigmoid().amax(-1)
+        weight = score if chosen_quality is None else score * chosen_quality.sigmoid()
+        soft_label = iou.clamp(0, 1)
+        counts = torch.stack((weight.new_tensor(float(len(weight))), weight.sum()))
+        positives, total_weight = averaged_over_replicas(counts).clamp(min=1)
+
+    focal = quality_focal_loss(cls, torch.zeros((), device=cls.device), quality=quality).sum()
+    positive = quality_focal_loss(chosen, soft_label, quality=chosen_quality)
+    negative = quality_focal_loss(chosen, torch.zeros_like(chosen), quality=chosen_quality)
+    focal = focal + (positive - negative).sum()
+
+    bins = config.reg_max + 1
+    sides, angle = nearer_description(sides, angle, predicted_angle, config.square_ratio)
+    side_logits = reg[:, : 4 * bins].unflatten(1, (4, bins))
+    side_loss = distribution_focal_loss(side_logits, sides.clamp(0, config.reg_max - 0.1)).mean(-1)
+    angle_loss = circular_distribution_focal_loss(reg[:, 4 * bins :], angle)
+    return {
+        "cls": config.cls_loss_weight * focal / positives,
+        "iou": config.iou_loss_weight * ((1 - iou) * weight).sum() / total_weight,
+        "dfl": config.dfl_loss_weight * (side_loss * weight).sum() / total_weight,
+        "angle": config.angle_loss_weight * (angle_loss * weight).sum() / total_weight,
+    }

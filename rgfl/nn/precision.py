@@ -1,0 +1,15 @@
+"""Where the network may round and where it must not."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+
+def full_precision(like: Tensor) -> AbstractContextManager:
+    """Autocast off on the device of `like`; nothing at all while a graph is being exported."""
+    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+        return nullcontext()
+    return torch.autocast(like.device.type, enabled=False)
