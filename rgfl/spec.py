@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 HeadMode = Literal["integral", "gfl"]
 ANGLE_CONVENTION = "le135"
 SPEC_FORMAT = 1
+METADATA_KEY = "rgfl_spec"  # under this key the spec lies in an ONNX file's metadata_props
 # TensorRT cuts an engine's name here and only logs it, so the spec must stay below.
 MAX_JSON_BYTES = 4096
 
