@@ -1,0 +1,225 @@
+"""From tiles back to the image: run any model over the windows and join what it found.
+
+Precision: float32 holds 20,000.5 to 0.001 px, and NMS would see boxes that far off. So centres are
+shifted in float64, and NMS gets each cluster of boxes that may overlap in coordinates of its own,
+a few hundred pixels at most times: two boxes compare as they would within one tile, wherever in the
+scene they lie. Clusters cannot meet, so this changes no decision but the rounding. Only the record
+that leaves is float32 in scene coordinates.
+
+Order: candidates are sorted by score and then by everything else a box has, so neither the order in
+which a model lists its boxes nor the batch size decides a tie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from rgfl import geometry
+from rgfl.detections import Detections, Infer
+from rgfl.dota.tiling import crop, windows
+
+# Called with the tiles done and the tiles there are.
+Progress = Callable[[int, int], None]
+# Pairs looked at in one step; bounds the memory, about 100 MB.
+_PAIRS_AT_ONCE = 2_000_000
+# Boxes given to one NMS call, unless one cluster is larger.
+_BOXES_AT_ONCE = 512
+
+
+@dataclass(frozen=True)
+class Part:
+    """What was found in one tile.
+
+    Attributes:
+        detections: in pixels of the tile.
+        x, y: the tile's upper left corner in the image.
+        scale: pixels of the image per pixel of the tile.
+    """
+
+    detections: Detections
+    x: float = 0.0
+    y: float = 0.0
+    scale: float = 1.0
+
+
+def detect(
+    image: Any,
+    infer: Infer,
+    *,
+    size: int = 1024,
+    stride: int = 824,
+    pad_value: int | Sequence[int] = (0, 0, 0),
+    iou_threshold: float = 0.1,
+    scales: Sequence[float] = (1.0,),
+    batch: int = 1,
+    max_detections: int = 0,
+    progress: Progress | bool = False,
+) -> Detections:
+    """Run `infer` over all windows of an image, at every scale, and merge.
+
+    Args:
+        image: shape (H, W, 3), uint8 pixels when sliced: an array, an np.memmap, a raster reader.
+            Only windows of it are read.
+        infer: uint8 tiles (B, size, size, 3) to one record a tile; the last batch may be smaller.
+        stride: pixels of a tile from one window to the next.
+        iou_threshold: NMS drops a box above this rotated IoU with a better one of its class.
+        scales: factors; at 0.5 a tile shows twice as many pixels of the image each way. The source
+            window is whole pixels, so the true factor may differ by half a pixel in `size`.
+        max_detections: the best so many are kept, 0 for all.
+        progress: True shows a bar; a function is called with (tiles done, tiles).
+
+    Raises:
+        ValueError: the arguments do not fit, or `infer` gives other than one finite record a tile.
+    """
+    if batch < 1:
+        raise ValueError(f"batch: expected 1 or more, got {batch}")
+    height, width = image.shape[:2]
+    places: list[tuple[int, int, int]] = []  # x, y, side: windows in pixels of the image
+    for scale in scales:
+        if not scale > 0:
+            raise ValueError(f"scales: expected positive factors, got {list(scales)}")
+        side, step = max(round(size / scale), 1), max(round(stride / scale), 1)
+        places += [(x, y, side) for x, y in windows(height, width, side, min(step, side))]
+    parts: list[Part] = []
+    bar = tqdm(total=len(places), unit="tile", disable=None if progress is True else True)
+    with bar:
+        for start in range(0, len(places), batch):
+            chunk = places[start : start + batch]
+            tiles = np.stack([_tile(image, x, y, side, size, pad_value) for x, y, side in chunk])
+            found = infer(tiles)
+            if len(found) != len(chunk):
+                raise ValueError(f"infer: expected {len(chunk)} records for as many tiles, got {len(found)}")
+            parts += [
+                Part(record, x, y, side / size) for record, (x, y, side) in zip(found, chunk, strict=True)
+            ]
+            bar.update(len(chunk))
+            if callable(progress):
+                progress(len(parts), len(places))
+    return merge(parts, iou_threshold, max_detections)
+
+
+def merge(parts: Sequence[Part], iou_threshold: float = 0.1, max_detections: int = 0) -> Detections:
+    """Detections of the whole image, best first: shift, then rotated NMS within each class.
+
+    The result does not depend on the order of `parts` or of the boxes in them.
+
+    Raises:
+        ValueError: a box or score is not finite; the message names the tile.
+    """
+    for part in parts:
+        record = part.detections
+        if not (np.isfinite(record.boxes).all() and np.isfinite(record.scores).all()):
+            raise ValueError(
+                f"tile at ({part.x:g}, {part.y:g}): a detection is NaN or infinite; the model is broken"
+            )
+    # (N, 5) float64: coordinates of a tile have 24 bits, so that the shift is exact.
+    shifted = [
+        part.detections.boxes * np.array([part.scale] * 4 + [1.0]) + np.array([part.x, part.y, 0, 0, 0])
+        for part in parts
+    ]
+    boxes = np.concatenate([np.zeros((0, 5)), *shifted])
+    record = Detections.concatenate([part.detections for part in parts])
+    scores, labels = record.scores.astype(np.float32), record.labels.astype(np.int32)
+    order = np.lexsort((*boxes.T[::-1], labels, -scores))
+    boxes, scores, labels = boxes[order], scores[order], labels[order]
+    clusters, origins = _clusters(boxes, labels)
+    local = boxes.copy()
+    local[:, :2] -= origins
+    kept = _nms_by_cluster(local.astype(np.float32), scores, clusters, iou_threshold)
+    if max_detections:
+        kept = kept[:max_detections]
+    return Detections(boxes[kept].astype(np.float32), scores[kept], labels[kept])
+
+
+def _tile(
+    image: Any, x: int, y: int, side: int, size: int, pad_value: int | Sequence[int]
+) -> NDArray[np.uint8]:
+    """The window of `side` pixels at (x, y), resized to `size`."""
+    tile = crop(image, x, y, side, pad_value)
+    if side == size:
+        return tile
+    interpolation = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(tile, (size, size), interpolation=interpolation), np.uint8)
+
+
+def _nms_by_cluster(
+    boxes: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    clusters: NDArray[np.int64],
+    iou_threshold: float,
+) -> NDArray[np.int64]:
+    """Kept indices, ascending, of boxes in order of rank: NMS over a few clusters at a time, so that its
+    cost grows with their number and not with its square."""
+    rows = np.argsort(clusters, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(clusters[rows])) + 1, len(rows))
+    kept = [np.zeros(0, np.int64)]
+    start = 0
+    while start < len(rows):
+        cut = int(np.searchsorted(ends, start + _BOXES_AT_ONCE))
+        stop = int(ends[min(cut, len(ends) - 1)])
+        some = rows[start:stop]
+        kept.append(some[geometry.rotated_nms(boxes[some], scores[some], iou_threshold, clusters[some])])
+        start = stop
+    return np.sort(np.concatenate(kept))
+
+
+def _clusters(
+    boxes: NDArray[np.float64], labels: NDArray[np.int32]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Which boxes may touch, directly or through others of their class.
+
+    Returns:
+        clusters: (N,) int64, equal for boxes of one cluster; boxes of two classes never share one.
+        origins: (N, 2) whole pixels, one point for all boxes of a cluster.
+    """
+    count = len(boxes)
+    cos, sin = np.abs(np.cos(boxes[:, 4])), np.abs(np.sin(boxes[:, 4]))
+    half_x = (boxes[:, 2] * cos + boxes[:, 3] * sin) / 2 + 1e-3
+    half_y = (boxes[:, 2] * sin + boxes[:, 3] * cos) / 2 + 1e-3
+    parent = np.arange(count)
+    for a, b in _touching(boxes[:, 0], half_x, boxes[:, 1], half_y, labels):
+        while True:  # hook the greater root under the smaller, then halve the paths, until nothing moves
+            root_a, root_b = parent[a], parent[b]
+            open_ = root_a != root_b
+            if not open_.any():
+                break
+            a, b = a[open_], b[open_]
+            low = np.minimum(root_a, root_b)[open_]
+            np.minimum.at(parent, np.maximum(root_a, root_b)[open_], low)
+            while not np.array_equal(parent, above := parent[parent]):
+                parent = above
+    return parent.astype(np.int64), np.floor(boxes[parent, :2])
+
+
+def _touching(
+    x: NDArray[np.float64],
+    half_x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    half_y: NDArray[np.float64],
+    labels: NDArray[np.int32],
+) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Index pairs of boxes of one class whose upright hulls meet: a sweep over their left edges."""
+    left, right = x - half_x, x + half_x
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        rows = rows[np.argsort(left[rows], kind="stable")]
+        after = np.arange(1, len(rows) + 1)
+        counts = np.searchsorted(left[rows], right[rows], side="right") - after
+        ends = np.cumsum(counts)
+        start = 0
+        while start < len(rows):
+            stop = max(int(np.searchsorted(ends, ends[start] - counts[start] + _PAIRS_AT_ONCE)), start + 1)
+            part = counts[start:stop]
+            first = np.repeat(np.arange(start, stop), part)
+            offset = np.arange(part.sum()) - np.repeat(np.cumsum(part) - part, part)
+            a, b = rows[first], rows[first + 1 + offset]
+            meet = np.abs(y[a] - y[b]) <= half_y[a] + half_y[b]
+            yield a[meet], b[meet]
+            start = stop

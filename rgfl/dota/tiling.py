@@ -1,0 +1,586 @@
+"""Cutting images and their labels into square windows: on disk for training, on the fly for inference.
+
+    python -m rgfl.dota.tiling --data DIR --out DIR [--size 1024] [--stride 824] [--scales 1.0]
+
+The rule is the official devkit's: windows every `stride` pixels, the last of a row or column shifted
+inside, small images padded right and below, tiles named `P0000__{rate}__{x}___{y}`. An object of
+which less than `min_visible` of its area lies in a window stays in the label file with difficult 2,
+and training leaves it out.
+
+What a cut object looks like is a choice, `cut`:
+
+- "clipped" (default; the published row was trained on it): the part inside the window. A polygon
+  of more than four corners loses its shortest edges, each replaced by its midpoint, until four are left.
+- "whole": the full quad, reaching out of the window, as newer frameworks keep it.
+
+Where we differ from the devkit: coordinates are not cut to whole pixels; a kept object of six or
+more corners is reduced like one of five, and not dropped while it is plain to see; 0.7 itself is enough.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from rgfl import atomic
+from rgfl.dota.images import ImageError, find_images, read_image
+from rgfl.dota.labels import Objects, find_classes, read_classes, read_labels, write_labels
+
+Cut = Literal["clipped", "whole"]
+DIFFICULT_CUT = 2
+# The journal of a tiled folder: its first line the settings, then one line a finished image.
+JOURNAL = "tiles.jsonl"
+_TILE_NAME = re.compile(r"(?P<stem>.+)__[0-9.e+-]+__\d+___\d+\.(png|txt)")
+
+
+class TilingError(ValueError):
+    """The settings or folders cannot be tiled; the message says what to change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileSettings:
+    """What decides the content of the tiles.
+
+    Attributes:
+        size: side of a tile in pixels.
+        stride: pixels from one window to the next; size − stride of them overlap.
+        scales: factors by which the image is resized before it is cut.
+        pad_value: grey levels (RGB) right of and below images that are smaller than a tile.
+        min_visible: share of an object's area that a window must hold for it not to be difficult 2.
+        cut: "clipped" or "whole", see the module.
+        keep_empty: write tiles without a single object to learn from, too.
+    """
+
+    size: int = 1024
+    stride: int = 824
+    scales: tuple[float, ...] = (1.0,)
+    pad_value: tuple[int, int, int] = (0, 0, 0)
+    min_visible: float = 0.7
+    cut: Cut = "clipped"
+    keep_empty: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.stride <= self.size:
+            raise TilingError(
+                f"--stride: expected 1…{self.size} (--size), got {self.stride}; more would leave gaps"
+            )
+        if not self.scales or any(not (math.isfinite(scale) and scale > 0) for scale in self.scales):
+            raise TilingError(f"--scales: expected positive factors, got {list(self.scales)}")
+        if len(set(map(_rate, self.scales))) != len(self.scales):
+            raise TilingError(f"--scales: {list(self.scales)} names a scale twice")
+        if len(self.pad_value) != 3 or any(not 0 <= level <= 255 for level in self.pad_value):
+            raise TilingError(f"--pad-value: expected three grey levels 0…255, got {list(self.pad_value)}")
+        if not 0 < self.min_visible <= 1:
+            raise TilingError(f"--min-visible: expected a share in (0, 1], got {self.min_visible}")
+        if self.cut not in get_args(Cut):
+            raise TilingError(f"--cut: expected one of {', '.join(get_args(Cut))}, got {self.cut!r}")
+
+
+@dataclass(frozen=True)
+class Tiled:
+    """What a split came to; `cut_objects` are those of `objects` with difficult 2."""
+
+    images: int
+    tiles: int
+    objects: int
+    cut_objects: int
+
+
+# ---------------------------------------------------------------------------------------------
+# Windows, pixels, objects
+
+
+def windows(height: int, width: int, size: int, stride: int) -> list[tuple[int, int]]:
+    """Upper left corners (x, y) of the windows that cover an image, row by row.
+
+    Every pixel is in a window. Windows leave the image only where it is smaller than they are.
+
+    Raises:
+        TilingError: an empty image, or a stride that is not in 1…size.
+    """
+    if height <= 0 or width <= 0:
+        raise TilingError(f"expected an image with pixels, got {height} × {width}")
+    if not 0 < stride <= size:
+        raise TilingError(f"stride: expected 1…{size} (the size), got {stride}; more would leave gaps")
+    return [(x, y) for y in _starts(height, size, stride) for x in _starts(width, size, stride)]
+
+
+def _starts(length: int, size: int, stride: int) -> list[int]:
+    last = max(length - size, 0)
+    return [*range(0, last, stride), last]
+
+
+def crop(
+    image: Any, x: int, y: int, size: int, pad_value: int | Sequence[int] = (0, 0, 0)
+) -> NDArray[np.uint8]:
+    """The window at (x, y) as a new (size, size, 3) array, padded where it leaves the image.
+
+    `image` is whatever has a shape (H, W, 3) and gives uint8 pixels when sliced: an array, an
+    np.memmap, a raster reader. Only the window is read.
+    """
+    height, width = image.shape[:2]
+    left, top, right, bottom = max(x, 0), max(y, 0), min(x + size, width), min(y + size, height)
+    if left >= right or top >= bottom:
+        raise TilingError(f"the window at ({x}, {y}) of {size} px misses the {width} × {height} image")
+    pixels = np.asarray(image[top:bottom, left:right])
+    if pixels.dtype != np.uint8 or pixels.shape != (bottom - top, right - left, 3):
+        raise TilingError(
+            f"expected uint8 pixels (H, W, 3), got {pixels.dtype} {pixels.shape}; read_image gives these"
+        )
+    if pixels.shape[:2] == (size, size):
+        return pixels.copy()
+    tile = np.empty((size, size, 3), np.uint8)
+    tile[:] = pad_value
+    tile[top - y : bottom - y, left - x : right - x] = pixels
+    return tile
+
+
+def clip_objects(
+    objects: Objects,
+    x: float,
+    y: float,
+    size: int,
+    min_visible: float = 0.7,
+    *,
+    cut: Cut = "clipped",
+    extent: tuple[float, float] | None = None,
+) -> Objects:
+    """Objects of an image as the window at (x, y) sees them, in pixels of the window, in their order.
+
+    Objects with no area, or none of it inside, are left out. Those with less than `min_visible` of
+    their area inside get difficult 2. Corners keep their turning sense, and the first corner is
+    where it fits the whole quad best.
+
+    Args:
+        cut: what becomes of an object that the border cuts, see the module.
+        extent: (width, height) of the part of the window that shows image; the rest is padding.
+    """
+    right, bottom = extent or (size, size)
+    quads = objects.quads - np.tile([float(x), float(y)], 4)
+    xs, ys = quads[:, 0::2], quads[:, 1::2]
+    inside = (xs.min(1) >= 0) & (xs.max(1) <= right) & (ys.min(1) >= 0) & (ys.max(1) <= bottom)
+    near = (xs.max(1) > 0) & (xs.min(1) < right) & (ys.max(1) > 0) & (ys.min(1) < bottom)
+    areas = _areas(quads)
+    kept = inside & (areas > 0)
+    difficult = objects.difficult.copy()
+    for row in np.flatnonzero(near & ~inside & (areas > 0)):
+        polygon = _clip_polygon(list(zip(xs[row].tolist(), ys[row].tolist(), strict=True)), right, bottom)
+        visible = _polygon_area(polygon) / areas[row]
+        if visible <= 0:
+            continue
+        kept[row] = True
+        if visible < min_visible:
+            difficult[row] = DIFFICULT_CUT
+        if cut == "clipped":
+            quads[row] = _fit_order(_four_corners(polygon), quads[row])
+    return Objects(quads[kept], objects.labels[kept], difficult[kept])
+
+
+Point = tuple[float, float]
+
+
+def _areas(quads: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N,) absolute signed areas: half the cross product of the diagonals."""
+    ac, bd = quads[:, 4:6] - quads[:, 0:2], quads[:, 6:8] - quads[:, 2:4]
+    return np.abs(ac[:, 0] * bd[:, 1] - ac[:, 1] * bd[:, 0]) / 2
+
+
+def _clip_polygon(polygon: list[Point], right: float, bottom: float) -> list[Point]:
+    """Sutherland–Hodgman against [0, right] × [0, bottom]."""
+    for axis, sign, limit in ((0, -1, 0.0), (0, 1, right), (1, -1, 0.0), (1, 1, bottom)):
+        clipped: list[Point] = []
+        for p, q in zip(polygon, polygon[1:] + polygon[:1], strict=True):
+            outside_p, outside_q = sign * (p[axis] - limit), sign * (q[axis] - limit)
+            if outside_p <= 0:
+                clipped.append(p)
+            if (outside_p < 0 < outside_q) or (outside_q < 0 < outside_p):
+                t = outside_p / (outside_p - outside_q)
+                other = p[1 - axis] + t * (q[1 - axis] - p[1 - axis])
+                clipped.append((limit, other) if axis == 0 else (other, limit))
+        polygon = clipped
+    return polygon
+
+
+def _polygon_area(polygon: list[Point]) -> float:
+    if len(polygon) < 3:
+        return 0.0
+    x0, y0 = polygon[0]
+    sides = pairwise(polygon[1:])
+    return abs(sum((px - x0) * (qy - y0) - (qx - x0) * (py - y0) for (px, py), (qx, qy) in sides)) / 2
+
+
+def _four_corners(polygon: list[Point]) -> list[Point]:
+    """Reduce a polygon to four corners: drop those that are none, then the shortest edges."""
+    corners = list(polygon)
+    scale = max(abs(value) for point in polygon for value in point) or 1.0
+    place = 0
+    while len(corners) > 3 and place < len(corners):
+        (ax, ay), (bx, by), (cx, cy) = (
+            corners[place - 1],
+            corners[place],
+            corners[(place + 1) % len(corners)],
+        )
+        bend = (bx - ax) * (cy - by) - (by - ay) * (cx - bx)
+        longest = max(math.hypot(bx - ax, by - ay), math.hypot(cx - bx, cy - by))
+        if abs(bend) <= 1e-9 * scale * longest:  # b is within a billionth of the line, or equal to a or c
+            del corners[place]
+            place = max(place - 1, 0)
+        else:
+            place += 1
+    while len(corners) > 4:
+        edges = [math.dist(p, q) for p, q in zip(corners, corners[1:] + corners[:1], strict=True)]
+        shortest = edges.index(min(edges))
+        p, q = corners[shortest], corners[(shortest + 1) % len(corners)]
+        corners[shortest] = ((p[0] + q[0]) / 2, (p[1] + q[1]) / 2)
+        del corners[(shortest + 1) % len(corners)]
+    while len(corners) < 4:  # a triangle: a quad two of whose corners coincide
+        corners.append(corners[-1])
+    return corners
+
+
+def _fit_order(corners: list[Point], quad: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(8,) the same corners in the same turning sense, begun where they lie nearest to those of `quad`."""
+    points = np.array(corners)
+    turns = [np.roll(points, -shift, axis=0).reshape(8) for shift in range(4)]
+    return turns[int(np.argmin([np.sum((turn - quad) ** 2) for turn in turns]))]
+
+
+# ---------------------------------------------------------------------------------------------
+# On disk
+
+
+def split(
+    images: Mapping[str, Path],
+    labels: Path | None,
+    out: Path,
+    settings: TileSettings | None = None,
+    *,
+    classes: Sequence[str] | None = None,
+    workers: int = 1,
+    progress: bool = False,
+) -> Tiled:
+    """Tile `images` into `out/images` and `out/labelTxt`, taking up where a killed run left off.
+
+    A finished image is entered in `out/tiles.jsonl` with the size and date of its sources; the next
+    run skips it if these are unchanged, and removes what unfinished or vanished images left.
+
+    Args:
+        images: image files by stem, as `find_images` gives them.
+        labels: folder with one labelTxt file an image; None writes every tile and no labels.
+        out: folder that is new, or was made here with the same settings.
+        classes: names the labels may have; None takes all that occur.
+        workers: processes; 1 works in this one.
+
+    Raises:
+        TilingError: `out` holds something else, label files are missing, or images failed (the
+            message has their errors; the others are finished).
+    """
+    settings = settings or TileSettings()
+    if not images:
+        raise TilingError(f"{out}: no images to tile; expected files like P0000.png in the images folder")
+    if labels is not None:
+        _check_labels(images, labels)
+        if classes is None:
+            classes = find_classes(labels)
+    journal = out / JOURNAL
+    jobs = {}
+    for stem, image in images.items():
+        label = labels / f"{stem}.txt" if labels is not None else None
+        source = [part for path in (image, label) if path is not None for part in _stamp(path)]
+        jobs[stem] = _Job(image, label, out, settings, tuple(classes or ()), source)
+    done = _open_journal(journal, settings, jobs)
+    waiting = [job for stem, job in jobs.items() if stem not in done]
+    errors: list[str] = []
+    with (
+        journal.open("a", encoding="utf-8") as log,
+        tqdm(
+            total=len(jobs),
+            initial=len(done),
+            desc=f"tiling {out.name}",
+            unit="image",
+            disable=None if progress else True,
+        ) as bar,
+    ):
+        for entry in _run(waiting, workers):
+            bar.update()
+            if "error" in entry:
+                errors.append(entry["error"])
+                continue
+            done[entry["image"]] = entry
+            log.write(json.dumps(entry) + "\n")
+            log.flush()
+    if errors:
+        shown = "\n".join(sorted(errors)[:10])
+        more = f"\n… and {len(errors) - 10} more" if len(errors) > 10 else ""
+        raise TilingError(
+            f"{shown}{more}\n{len(errors)} of {len(jobs)} images failed; mend them and run again"
+        )
+    return _sum(done.values())
+
+
+@dataclass(frozen=True)
+class _Job:
+    image: Path
+    label: Path | None
+    out: Path
+    settings: TileSettings
+    classes: tuple[str, ...]
+    source: list[int]
+
+
+def _run(jobs: Sequence[_Job], workers: int) -> Iterator[dict[str, Any]]:
+    """Journal entries of the jobs as they finish."""
+    if workers <= 1 or len(jobs) <= 1:
+        yield from map(_tile_image, jobs)
+        return
+    context = multiprocessing.get_context("spawn")  # forking would copy OpenCV's locks
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=cv2.setNumThreads, initargs=(1,))
+    try:
+        for future in as_completed([pool.submit(_tile_image, job) for job in jobs]):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise TilingError(
+            "a worker was killed, most likely for want of memory; run again with fewer --workers "
+            "(finished images are kept)"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _tile_image(job: _Job) -> dict[str, Any]:
+    """Write the tiles of one image; its journal entry, or the error that kept them from being written."""
+    try:
+        image = read_image(job.image)
+        objects = read_labels(job.label, job.classes) if job.label is not None else None
+    except (ValueError, OSError) as error:
+        return {"error": str(error)}
+    settings, stem = job.settings, job.image.stem
+    counts = {"tiles": 0, "objects": 0, "cut_objects": 0}
+    for scale in settings.scales:
+        pixels = image
+        if scale != 1:
+            shrink = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+            # With fx and no size OpenCV samples at exactly this scale, so that labels × scale fit.
+            pixels = np.asarray(cv2.resize(image, None, fx=scale, fy=scale, interpolation=shrink), np.uint8)
+        height, width = pixels.shape[:2]
+        scaled = Objects(objects.quads * scale, objects.labels, objects.difficult) if objects else None
+        for x, y in windows(height, width, settings.size, settings.stride):
+            name = f"{stem}__{_rate(scale)}__{x}___{y}"
+            if scaled is not None:
+                seen = clip_objects(
+                    scaled,
+                    x,
+                    y,
+                    settings.size,
+                    settings.min_visible,
+                    cut=settings.cut,
+                    extent=(min(settings.size, width - x), min(settings.size, height - y)),
+                )
+                cut_away = int((seen.difficult == DIFFICULT_CUT).sum())
+                if cut_away == len(seen) and not settings.keep_empty:
+                    continue
+                counts["objects"] += len(seen)
+                counts["cut_objects"] += cut_away
+                write_labels(job.out / "labelTxt" / f"{name}.txt", seen, job.classes)
+            tile = crop(pixels, x, y, settings.size, settings.pad_value)
+            _write_png(job.out / "images" / f"{name}.png", tile)
+            counts["tiles"] += 1
+    return {"image": stem, "source": job.source, **counts}
+
+
+def _write_png(path: Path, tile: NDArray[np.uint8]) -> None:
+    encoded, data = cv2.imencode(".png", cv2.cvtColor(tile, cv2.COLOR_RGB2BGR))
+    if not encoded:
+        raise ImageError(f"{path}: OpenCV could not encode the tile")
+    atomic.write_bytes(path, data.tobytes())
+
+
+def _rate(scale: float) -> str:
+    """The scale as tile names have it: 1, 0.5, 1.5."""
+    return f"{scale:g}"
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _check_labels(images: Mapping[str, Path], labels: Path) -> None:
+    if not labels.is_dir():
+        raise TilingError(f"{labels}: no such folder; expected one labelTxt file an image")
+    if missing := [stem for stem in images if not (labels / f"{stem}.txt").is_file()]:
+        raise TilingError(
+            f"{labels}: no label file for {len(missing)} of {len(images)} images, the first is "
+            f"{missing[0]}.txt; an image without objects needs an empty file"
+        )
+
+
+def _open_journal(
+    journal: Path, settings: TileSettings, jobs: Mapping[str, _Job]
+) -> dict[str, dict[str, Any]]:
+    """Entries of images that need no work; leaves the folder with their tiles only."""
+    out = journal.parent
+    folders = [out / "images", out / "labelTxt"]
+    labelled = any(job.label is not None for job in jobs.values())
+    head = json.loads(json.dumps({"tiling": 1, "labels": labelled, **asdict(settings)}))
+    done: dict[str, dict[str, Any]] = {}
+    if journal.is_file():
+        entries = list(_journal_lines(journal))
+        if not entries or entries[0] != head:
+            found = entries[0] if entries else {}
+            changed = [key for key in head if head[key] != found.get(key)]
+            raise TilingError(
+                f"{out}: was tiled with other settings "
+                f"({', '.join(f'{key} {found.get(key)}, now {head[key]}' for key in changed)}); "
+                "name another --out, or remove the folder"
+            )
+        for entry in entries[1:]:
+            job = jobs.get(entry["image"])
+            if job is not None and job.source == entry["source"]:
+                done[entry["image"]] = entry
+        for folder in folders:
+            for path in folder.iterdir() if folder.is_dir() else ():
+                tile = _TILE_NAME.fullmatch(path.name)
+                if path.suffix == atomic.TEMPORARY_SUFFIX or (tile and tile["stem"] not in done):
+                    path.unlink()
+    elif any(folder.is_dir() and any(folder.iterdir()) for folder in folders):
+        raise TilingError(f"{out}: holds images or labels that were not tiled here; name another --out")
+    for folder in folders if labelled else folders[:1]:
+        folder.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(journal, "".join(json.dumps(entry) + "\n" for entry in (head, *done.values())))
+    return done
+
+
+def _journal_lines(journal: Path) -> Iterator[dict[str, Any]]:
+    for line in journal.read_text(encoding="utf-8").split("\n"):
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return  # the run was killed while it wrote this line
+
+
+def _sum(entries: Iterable[dict[str, Any]]) -> Tiled:
+    entries = list(entries)
+    return Tiled(
+        images=len(entries),
+        tiles=sum(entry["tiles"] for entry in entries),
+        objects=sum(entry["objects"] for entry in entries),
+        cut_objects=sum(entry["cut_objects"] for entry in entries),
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Command line
+
+
+def _find_splits(data: Path) -> dict[str, Path]:
+    """Folders of `data` that hold images/, by name; "" where `data` itself does."""
+    if not data.is_dir():
+        raise TilingError(f"--data: no such folder: {data}")
+    if (data / "images").is_dir():
+        return {"": data}
+    found = {path.name: path for path in sorted(data.iterdir()) if (path / "images").is_dir()}
+    if not found:
+        raise TilingError(
+            f"--data: expected {data}/images or {data}/train/images, val/images …, found neither"
+        )
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `python -m rgfl.dota.tiling`; 0, or 2 after a one-line error."""
+    defaults = TileSettings()
+    parser = argparse.ArgumentParser(
+        prog="python -m rgfl.dota.tiling",
+        description="Cut DOTA images and labels into tiles. A killed run takes up where it left off.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder with train/, val/ …, each images/ and labelTxt/"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the tiles, laid out alike")
+    parser.add_argument("--size", type=int, default=defaults.size, help="side of a tile, px")
+    parser.add_argument("--stride", type=int, default=defaults.stride, help="from window to window, px")
+    parser.add_argument(
+        "--scales", type=float, nargs="+", default=list(defaults.scales), help="resize factors before cutting"
+    )
+    parser.add_argument(
+        "--pad-value", type=int, nargs=3, default=list(defaults.pad_value), help="RGB beside small images"
+    )
+    parser.add_argument(
+        "--min-visible", type=float, default=defaults.min_visible, help="less of an object: difficult 2"
+    )
+    parser.add_argument(
+        "--cut",
+        choices=get_args(Cut),
+        default=defaults.cut,
+        help="an object at the border: its part, or whole",
+    )
+    parser.add_argument("--keep-empty", action="store_true", help="also tiles with no object to learn from")
+    parser.add_argument("--classes", help="1.0, 1.5, 2.0, a file of names, or a,b,c: refuse other classes")
+    parser.add_argument("--workers", type=int, default=_cores(), help="processes")
+    options = parser.parse_args(arguments)
+    try:
+        settings = TileSettings(
+            size=options.size,
+            stride=options.stride,
+            scales=tuple(options.scales),
+            pad_value=tuple(options.pad_value),
+            min_visible=options.min_visible,
+            cut=options.cut,
+            keep_empty=options.keep_empty,
+        )
+        classes = read_classes(options.classes) if options.classes else None
+        if options.out.resolve() == options.data.resolve():
+            raise TilingError("--out: must not be the folder of --data")
+        for name, folder in _find_splits(options.data).items():
+            labels = folder / "labelTxt" if (folder / "labelTxt").is_dir() else None
+            tiled = split(
+                find_images(folder / "images"),
+                labels,
+                options.out / name,
+                settings,
+                classes=classes,
+                workers=options.workers,
+                progress=True,
+            )
+            print(
+                f"{options.out / name}: {tiled.tiles} tiles of {tiled.images} images"
+                + (
+                    f", {tiled.objects} objects, {tiled.cut_objects} of them cut (difficult 2)"
+                    if labels
+                    else ""
+                )
+            )
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
