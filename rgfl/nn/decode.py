@@ -9,6 +9,7 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rgfl.nn.config import ModelConfig
@@ -134,34 +135,41 @@ class LevelDecoder(nn.Module):
         self.strides = spec.strides
         self.topk = spec.level_topk
         self.box = BoxDecoder(config)
-        for level, stride in enumerate(spec.strides):
-            height, width = (size // stride for size in spec.image_size)
-            self.register_buffer(
-                f"points_{level}", grid(height, width, stride, self.box.offset), persistent=False
-            )
         self._shapes = [tuple(size // stride for size in spec.image_size) for stride in spec.strides]
+        for level, (height, width) in enumerate(self._shapes):
+            self.register_buffer(f"places_{level}", self._make(level, height, width), persistent=False)
 
-    def points(self, level: int, height: int, width: int) -> Tensor:
-        """(height·width, 2) points of a level; ready-made for the spec's image size."""
-        ready: Tensor = getattr(self, f"points_{level}")
+    def _make(self, level: int, height: int, width: int) -> Tensor:
+        points = grid(height, width, self.strides[level], self.box.offset)
+        return torch.cat((points, torch.full_like(points[:, :1], self.strides[level])), -1)
+
+    def places(self, level: int, height: int, width: int) -> Tensor:
+        """(height·width, 3) x, y, stride of a level's points; ready-made for the spec's image size."""
+        ready: Tensor = getattr(self, f"places_{level}")
         if (height, width) == self._shapes[level]:
             return ready
-        return grid(height, width, self.strides[level], self.box.offset).to(ready.device)
+        return self._make(level, height, width).to(ready.device)
 
     def forward(self, raw: Raw) -> tuple[Tensor, Tensor]:
-        boxes, scores = [], []
         with full_precision(raw.cls[0]):
-            for level in range(len(raw.cls)):
-                box, score = self._level(
+            levels = [
+                self._best_of_level(
                     level, raw.cls[level], raw.reg[level], raw.quality[level] if raw.quality else None
                 )
-                boxes.append(box)
-                scores.append(score)
-            return torch.cat(boxes, 1), torch.cat(scores, 1)
+                for level in range(len(raw.cls))
+            ]
+            score, reg, places = (torch.cat(parts, 1) for parts in zip(*levels, strict=True))
+            return self.box(reg, places[..., :2], places[..., 2:]), score
 
-    def _level(self, level: int, cls: Tensor, reg: Tensor, quality: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _best_of_level(
+        self, level: int, cls: Tensor, reg: Tensor, quality: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores (B, k, C), logits (B, k, R) and places (B, k, 3) of the best points, best first.
+
+        A level no larger than top-k is kept whole, row by row.
+        """
         height, width = int(cls.shape[2]), int(cls.shape[3])
-        points = self.points(level, height, width)
+        places = self.places(level, height, width)
         logits = cls.float().flatten(2).transpose(1, 2)  # (B, P, C)
         reg = reg.float().flatten(2).transpose(1, 2)  # (B, P, R)
         score = logits.sigmoid()
@@ -169,10 +177,9 @@ class LevelDecoder(nn.Module):
         if quality is not None:
             score = score * quality.float().flatten(2).transpose(1, 2).sigmoid()
             rank = score
-        if 0 < self.topk < height * width:
-            _, best = rank.amax(-1).topk(self.topk, dim=1)  # (B, topk)
-            score = score.gather(1, best.unsqueeze(-1).expand(-1, -1, score.shape[-1]))
-            reg = reg.gather(1, best.unsqueeze(-1).expand(-1, -1, reg.shape[-1]))
-            points = points[best]  # (B, topk, 2)
-        stride = torch.full((1,), float(self.strides[level]), device=reg.device)
-        return self.box(reg, points, stride), score
+        if not 0 < self.topk < height * width:
+            return score, reg, places.unsqueeze(0).expand(score.shape[0], -1, -1)
+        _, best = rank.amax(-1).topk(self.topk, dim=1)  # (B, k)
+        score = score.gather(1, best.unsqueeze(-1).expand(-1, -1, score.shape[-1]))
+        reg = reg.gather(1, best.unsqueeze(-1).expand(-1, -1, reg.shape[-1]))
+        return score, reg, F.embedding(best, places)

@@ -44,7 +44,7 @@ class Detector(nn.Module):
     std: Tensor
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 (B, H, W, 3) RGB → float32 (B, 3, H, W). The cast comes first: TensorRT's parser asks for it."""
+        """uint8 (B, H, W, 3) RGB → float32 (B, 3, H, W); cast first, as TensorRT's parser asks."""
         return (images.float().permute(0, 3, 1, 2) - self.mean) / self.std
 
     def forward(self, images: Tensor) -> Raw:
@@ -52,7 +52,8 @@ class Detector(nn.Module):
         coarsest = self.spec.strides[-1]
         if images.shape[2] % coarsest or images.shape[3] % coarsest:
             raise ValueError(
-                f"expected height and width in multiples of {coarsest}, got {tuple(images.shape[2:])}; pad the image"
+                f"expected height and width in multiples of {coarsest}, got {tuple(images.shape[2:])}; "
+                "pad the image"
             )
         return self.head(self.neck(self.backbone(images)))
 
@@ -72,7 +73,7 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def predict(self, images: NDArray[np.uint8]) -> list[Detections]:
-        """uint8 (B, H, W, 3) RGB tiles → one record a tile, after NMS. The mode of training is left as it was."""
+        """uint8 (B, H, W, 3) RGB tiles → one record a tile, after NMS; training mode stays as it was."""
         training = self.training
         self.eval()
         try:

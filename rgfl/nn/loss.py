@@ -134,7 +134,8 @@ def detection_losses(
             Level(level.shape[2], level.shape[3], stride)
             for level, stride in zip(raw.cls, decoder.strides, strict=True)
         ]
-        points = torch.cat([decoder.points(i, level.height, level.width) for i, level in enumerate(levels)])
+        places = torch.cat([decoder.places(i, level.height, level.width) for i, level in enumerate(levels)])
+        points = places[:, :2]  # (P, 2)
         assigned = atss(
             boxes,
             levels,
@@ -144,9 +145,7 @@ def detection_losses(
             topk=config.atss_topk,
         )
         device = points.device
-        strides = torch.cat(
-            [torch.full((level.height * level.width, 1), float(level.stride)) for level in levels]
-        ).to(device)[assigned.point]
+        strides = places[assigned.point, 2:]  # (N, 1)
         cls = torch.cat([level.flatten(2) for level in raw.cls], 2).float()  # (B, C, P)
         reg = torch.cat([level.flatten(2) for level in raw.reg], 2)  # (B, R, P)
         reg = reg[assigned.image, :, assigned.point].float()  # (N, R)
