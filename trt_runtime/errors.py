@@ -1,0 +1,68 @@
+"""What a user can put right: one line on stderr and exit status 2, never a traceback."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+
+class ModelError(ValueError):
+    """The file is no model, or not one that this command can run."""
+
+
+class InputError(ValueError):
+    """Images, labels or flags that do not fit together."""
+
+
+def user_errors() -> tuple[type[Exception], ...]:
+    """The exceptions whose message is all a user needs. Imported late: `--help` must be quick."""
+    from rgfl.dota.average_precision import EvaluationError
+    from rgfl.dota.images import ImageError
+    from rgfl.dota.labels import LabelError
+    from rgfl.spec import SpecError
+
+    return (ModelError, InputError, SpecError, LabelError, ImageError, EvaluationError, OSError)
+
+
+def run(program: str, command: Callable[[], int]) -> int:
+    """Exit status of `command`; 2 and one line where the user can put it right, 130 on Ctrl-C."""
+    warnings.formatwarning = lambda message, *_: f"{program}: warning: {message}\n"
+    try:
+        return command()
+    except KeyboardInterrupt:
+        print(f"\n{program}: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if not isinstance(error, user_errors()):
+            raise
+        print(f"{program}: error: {one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def one_line(error: Exception) -> str:
+    """The message without line breaks; an OSError says which file and why."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def existing_directory(path: Path, flag: str) -> Path:
+    """`path`, which must be a directory; `flag` names the culprit."""
+    if not path.exists():
+        raise InputError(f"{flag} {path}: no such directory")
+    if not path.is_dir():
+        raise InputError(f"{flag} {path}: expected a directory, this is a file")
+    return path
+
+
+def positive_integers(text: str, flag: str) -> list[int]:
+    """[1, 4] from "1,4"."""
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        values = [0]
+    if min(values) < 1:
+        raise InputError(f"{flag} {text}: expected whole numbers ≥ 1 separated by commas, such as 1,4")
+    return values

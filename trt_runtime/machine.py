@@ -1,0 +1,74 @@
+"""Where a result was measured: hardware, threads and versions, for every result file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+# module name -> distribution names under which its version may be found
+DISTRIBUTIONS = {
+    "rgfl": ("rgfl",),
+    "numpy": ("numpy",),
+    "cv2": ("opencv-python-headless", "opencv-python"),
+    "torch": ("torch",),
+    "timm": ("timm",),
+    "onnx": ("onnx",),
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "tensorrt": ("tensorrt",),
+    "tensorrt_rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
+}
+
+
+def versions() -> dict[str, str]:
+    """Python and those of the packages above that this process has loaded: the ones that matter."""
+    found = {"python": platform.python_version()}
+    for module, distributions in DISTRIBUTIONS.items():
+        if module not in sys.modules:
+            continue
+        for distribution in distributions:
+            try:
+                found[module] = metadata.version(distribution)
+                break
+            except metadata.PackageNotFoundError:
+                continue
+        else:
+            found[module] = str(getattr(sys.modules[module], "__version__", "unknown"))
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """CPU model, usable cores, GPU where torch sees one, and the load when asked."""
+    record: dict[str, Any] = {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    if hasattr(os, "getloadavg"):
+        record["load_average"] = round(os.getloadavg()[0], 2)
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        record["gpu"] = torch.cuda.get_device_name(0)
+    return record
+
+
+def file_facts(path: Path) -> dict[str, Any]:
+    """Name, size and digest: what ties an evaluation to a benchmark of the same file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,296 @@
+"""One interface over every backend: uint8 RGB tiles in, one record of detections a tile out.
+
+    with load_runner("model.onnx") as runner:
+        detections = runner(tiles)  # tiles (B, H, W, 3) uint8, H and W as runner.spec.image_size
+
+A runner works in three stages, so that a benchmark can time each and a pipeline can overlap them:
+
+    prepare  tiles -> what the network takes           (any thread)
+    infer    -> what the network gives                 (one thread)
+    finish   -> detections after class-wise rotated NMS (any thread)
+
+Engines with NMS inside keep the same three; their `finish` only cuts the padding.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from abc import ABC, abstractmethod
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rgfl.detections import Detections
+from rgfl.spec import METADATA_KEY, DetectorSpec, SpecError
+from rgfl.trt_runtime.errors import ModelError
+from rgfl.trt_runtime.machine import file_facts
+
+Device = Literal["auto", "cpu", "cuda"]
+Kind = Literal["torch", "onnx", "engine"]
+
+SUFFIXES: dict[str, Kind] = {
+    ".pt": "torch",
+    ".pth": "torch",
+    ".onnx": "onnx",
+    ".engine": "engine",
+    ".plan": "engine",
+}
+INPUT_NAME = "images"
+OUTPUT_NAMES = ["boxes", "scores"]
+
+
+class Runner(ABC):
+    """A loaded detector.
+
+    Attributes:
+        path: the file it was loaded from.
+        spec: what it was trained to see and how its outputs are read.
+        reason: why this runner was chosen, in one line.
+        name: "file (backend)", for tables and messages.
+    """
+
+    backend: str = ""  # "PyTorch", "ONNX Runtime", …
+    precision: str = "fp32"
+    device: str = "cpu"
+
+    def __init__(self, path: Path, spec: DetectorSpec, reason: str) -> None:
+        self.path = path
+        self.spec = spec
+        self.reason = reason
+
+    @property
+    def name(self) -> str:
+        return f"{self.path.name} ({self.backend})"
+
+    @abstractmethod
+    def prepare(self, tiles: NDArray[np.uint8]) -> Any:
+        """What the network takes, from tiles (B, H, W, 3)."""
+
+    @abstractmethod
+    def infer(self, feed: Any) -> Any:
+        """What the network gives for `feed`; returns when the result is there."""
+
+    def finish(self, outputs: Any) -> list[Detections]:
+        """Detections from boxes (B, P, 5) and scores (B, P, C): threshold, top-k, NMS per class."""
+        from rgfl.postprocess import select
+
+        boxes, scores = outputs
+        return select(boxes, scores, self.spec)
+
+    def __call__(self, tiles: NDArray[np.uint8]) -> list[Detections]:
+        return self.finish(self.infer(self.prepare(tiles)))
+
+    def raw(self, tiles: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Decoded boxes (B, P, 5) and scores (B, P, C) before NMS."""
+        boxes, scores = self.infer(self.prepare(tiles))
+        return boxes, scores
+
+    def describe(self) -> dict[str, Any]:
+        """What a result file says about the model."""
+        return {
+            **file_facts(self.path),
+            "backend": self.backend,
+            "precision": self.precision,
+            "device": self.device,
+            "chosen": self.reason,
+            "spec_digest": self.spec.digest,
+            "classes": list(self.spec.classes),
+            "image_size": list(self.spec.image_size),
+        }
+
+    def close(self) -> None:  # noqa: B027 - backends without resources have nothing to release
+        """Release the backend; the runner is not used afterwards."""
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _checked(self, tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        expected = (*self.spec.image_size, 3)
+        if tiles.dtype != np.uint8 or tiles.ndim != 4 or tiles.shape[1:] != expected or len(tiles) == 0:
+            raise ValueError(
+                f"{self.path.name} takes uint8 tiles (B, {expected[0]}, {expected[1]}, 3), B ≥ 1; "
+                f"got {tiles.dtype} {tiles.shape}"
+            )
+        return np.ascontiguousarray(tiles)
+
+
+class TorchRunner(Runner):
+    """The reference row: the network as it was trained."""
+
+    backend = "PyTorch"
+
+    def __init__(self, path: Path, reason: str, device: Device = "auto", threads: int = 0) -> None:
+        try:
+            import torch
+        except ImportError as error:
+            raise ModelError(
+                f"{path}: PyTorch is needed for a checkpoint: pip install 'rgfl[train]'"
+            ) from error
+        from rgfl.checkpoint import CheckpointError, load_detector
+
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ModelError("--device cuda: PyTorch sees no GPU here; use --device cpu")
+        self._torch = torch
+        self.device = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+        if threads:
+            torch.set_num_threads(threads)
+        try:
+            detector = load_detector(path, map_location=self.device)
+        except CheckpointError as error:
+            raise ModelError(str(error)) from error
+        self._detector = detector.to(self.device).eval()
+        super().__init__(path, detector.spec, reason)
+
+    def prepare(self, tiles: NDArray[np.uint8]) -> Any:
+        images = self._torch.from_numpy(self._checked(tiles)).to(self.device)
+        with self._torch.inference_mode():
+            return self._detector.normalise(images)
+
+    def infer(self, feed: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        with self._torch.inference_mode():
+            boxes, scores = self._detector.decode(self._detector(feed))
+        return boxes.float().cpu().numpy(), scores.float().cpu().numpy()
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "threads": self._torch.get_num_threads()}
+
+
+class OnnxRunner(Runner):
+    """ONNX Runtime: any machine; on a GPU where its CUDA provider is installed."""
+
+    backend = "ONNX Runtime"
+
+    def __init__(self, path: Path, reason: str, device: Device = "auto", threads: int = 0) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ModelError(
+                f"{path}: ONNX Runtime is needed for a .onnx file: pip install onnxruntime"
+            ) from error
+        has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+        if device == "cuda" and not has_cuda:
+            raise ModelError(
+                "--device cuda: this ONNX Runtime has no CUDA provider; pip install onnxruntime-gpu, "
+                "or use --device cpu"
+            )
+        providers = ["CPUExecutionProvider"]
+        if has_cuda and device != "cpu":
+            providers.insert(0, "CUDAExecutionProvider")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if threads:
+            options.intra_op_num_threads = threads
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:  # ONNX Runtime raises its own classes, one per status code
+            raise ModelError(
+                f"{path}: ONNX Runtime cannot load it ({_first_sentence(error)}); "
+                "write it anew with export/to_onnx.py"
+            ) from error
+        self._threads = threads
+        self.device = "cuda" if self._session.get_providers()[0].startswith("CUDA") else "cpu"
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        if METADATA_KEY not in metadata:
+            raise ModelError(
+                f"{path}: no rgfl spec in its metadata, so its classes and normalisation are unknown; "
+                "export the checkpoint with: python export/to_onnx.py CHECKPOINT --out MODEL.onnx"
+            )
+        try:
+            spec = DetectorSpec.from_json(metadata[METADATA_KEY])
+        except SpecError as error:
+            raise ModelError(f"{path}: {error}") from error
+        self.precision = metadata.get("rgfl_precision", "fp32")
+        super().__init__(path, spec, reason)
+        self._takes_uint8 = self._check_border()
+
+    def _check_border(self) -> bool:
+        """Whether the input is uint8 NHWC; raises where names differ from the contract."""
+        inputs = {node.name: node.type for node in self._session.get_inputs()}
+        outputs = [node.name for node in self._session.get_outputs()]
+        if list(inputs) != [INPUT_NAME] or outputs != OUTPUT_NAMES:
+            raise ModelError(
+                f"{self.path}: expected input {INPUT_NAME!r} and outputs {OUTPUT_NAMES}, found "
+                f"{list(inputs)} and {outputs}; write it anew with export/to_onnx.py"
+            )
+        return inputs[INPUT_NAME] == "tensor(uint8)"
+
+    def prepare(self, tiles: NDArray[np.uint8]) -> NDArray:
+        tiles = self._checked(tiles)
+        if self._takes_uint8:
+            return tiles
+        scaled = (tiles.astype(np.float32) - np.float32(self.spec.mean)) / np.float32(self.spec.std)
+        return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+
+    def infer(self, feed: NDArray) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        boxes, scores = self._session.run(OUTPUT_NAMES, {INPUT_NAME: feed})
+        return boxes, scores
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "threads": self._threads or "all cores"}
+
+    def close(self) -> None:
+        if hasattr(self, "_session"):
+            del self._session
+
+
+def load_runner(path: str | Path, *, device: Device = "auto", threads: int = 0) -> Runner:
+    """The runner for the file at `path`.
+
+    Args:
+        path: a checkpoint (.pt), an ONNX file or a TensorRT engine.
+        device: "auto" takes a GPU where the backend has one.
+        threads: CPU threads of the backend; 0 leaves its default.
+
+    Raises:
+        ModelError: one line saying what is wrong with the file and what to do.
+    """
+    path = Path(path)
+    kind, reason = recognise(path)
+    if kind == "torch":
+        return TorchRunner(path, reason, device, threads)
+    if kind == "onnx":
+        return OnnxRunner(path, reason, device, threads)
+    raise ModelError(f"{path}: this version runs checkpoints and .onnx files, not TensorRT engines")
+
+
+def recognise(path: Path) -> tuple[Kind, str]:
+    """Which backend reads `path`, and why, in one line.
+
+    Content that is beyond doubt must agree with the suffix; content decides where the suffix is unknown.
+    """
+    if path.is_dir():
+        raise ModelError(f"{path}: a directory, expected a model file (.pt, .onnx or .engine)")
+    if not path.exists():
+        raise ModelError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise ModelError(f"{path}: the file is empty; was its export interrupted?")
+    by_suffix = SUFFIXES.get(path.suffix.lower())
+    by_content = _kind_of_content(path)
+    if by_suffix and by_content and by_suffix != by_content:
+        raise ModelError(f"{path}: the suffix says {by_suffix}, the content {by_content}; rename the file")
+    if by_suffix:
+        return by_suffix, f"{by_suffix}, by its suffix {path.suffix}"
+    if by_content:
+        return by_content, f"{by_content}, by its content"
+    raise ModelError(f"{path}: no model; expected one of {', '.join(SUFFIXES)}")
+
+
+def _kind_of_content(path: Path) -> Kind | None:
+    with path.open("rb") as file:
+        head = file.read(4)
+    if head[:4] in (b"ftrt", b"trtf"):
+        return "engine"
+    return "torch" if zipfile.is_zipfile(path) else None
+
+
+def _first_sentence(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text[:200] + ("…" if len(text) > 200 else "")

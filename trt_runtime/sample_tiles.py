@@ -1,0 +1,56 @@
+"""Tiles to run a network on: from a folder of images, or made up where nobody gives any."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from rgfl.spec import DetectorSpec
+from rgfl.trt_runtime.errors import InputError
+
+
+def sample_tiles(spec: DetectorSpec, count: int, images: Path | None = None) -> NDArray[np.uint8]:
+    """(count, H, W, 3) tiles of `images`, or patterned ones without it."""
+    if images is None:
+        return patterned_tiles(spec.image_size, count)
+    return image_tiles(images, spec.image_size, spec.pad_value, count)
+
+
+def patterned_tiles(size: tuple[int, int], count: int, seed: int = 0) -> NDArray[np.uint8]:
+    """(count, H, W, 3) tiles with what a detector reacts to: texture, shading, bright rotated rectangles."""
+    random = np.random.default_rng(seed)
+    height, width = size
+    tiles = np.empty((count, height, width, 3), np.uint8)
+    for index in range(count):
+        coarse = random.uniform(40, 160, (height // 32 + 2, width // 32 + 2, 3)).astype(np.float32)
+        ground = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+        tile = np.clip(ground + random.normal(0, 6, ground.shape), 0, 255).astype(np.uint8)
+        for _ in range(24):
+            centre = random.uniform(0, [width, height]).tolist()
+            sides = random.uniform(6, max(8, min(size) / 6), 2).tolist()
+            corners = cv2.boxPoints((centre, sides, float(random.uniform(0, 180))))
+            colour = random.integers(0, 256, 3).tolist()
+            cv2.fillPoly(tile, [np.round(corners).astype(np.int32)], colour, cv2.LINE_AA)
+        tiles[index] = tile
+    return tiles
+
+
+def image_tiles(
+    directory: Path, size: tuple[int, int], pad_value: Sequence[int], count: int
+) -> NDArray[np.uint8]:
+    """(count, H, W, 3): the first window of each image in `directory`, repeated if there are too few."""
+    from rgfl.dota.images import find_images, read_image
+
+    paths = list(find_images(directory).values())[:count]
+    if not paths:
+        raise InputError(f"--images {directory}: no image in it (png, jpg, bmp, tif)")
+    tiles = np.empty((count, *size, 3), np.uint8)
+    tiles[:] = pad_value
+    for index in range(len(paths)):
+        corner = read_image(paths[index])[: size[0], : size[1]]
+        tiles[index, : corner.shape[0], : corner.shape[1]] = corner
+    return tiles[np.arange(count) % len(paths)]
