@@ -63,20 +63,27 @@ RGFL_HOST_DEVICE bool bounds_meet(const PreparedBox<T>& a, const PreparedBox<T>&
            (absolute(b.cy - a.cy) <= a.extent_y + b.extent_y);
 }
 
-// ∫ clamp(y, −H, H) dx along the edge from (px, py) by (ex, ey), where x runs from x0 to x1.
+// dy/dx of an edge; 0 where it is so steep that its extent in x is below rounding.
 template <class T>
-RGFL_HOST_DEVICE T clamped_edge_integral(T px, T py, T ey, T one_over_ex, T x0, T x1, T H) {
-    const T t0 = clamp((x0 - px) * one_over_ex, T(0), T(1));
-    const T t1 = clamp((x1 - px) * one_over_ex, T(0), T(1));
-    const T y0 = py + t0 * ey, y1 = py + t1 * ey;
+RGFL_HOST_DEVICE T slope_of_edge(T ex, T ey) {
+    const bool vertical = absolute(ex) <= Limits<T>::steep * absolute(ey);
+    const T slope = ey / (vertical ? T(1) : ex);
+    return vertical ? T(0) : slope;
+}
+
+// 2 ∫ clamp(y, −H, H) dx along the line through (px, py), from x = x0 to x = x1.
+//
+// The mean of the clamped line is half of c0 + c1, its clamped ends, plus what the clamping bends;
+// in this form a line wholly inside or wholly outside the band gives its mean without rounding,
+// and a flat one (y1 = y0) needs a guard only against 0/0.
+template <class T>
+RGFL_HOST_DEVICE T clamped_edge_integral(T px, T py, T slope, T x0, T x1, T H) {
+    const T y0 = py + (x0 - px) * slope, y1 = py + (x1 - px) * slope;
     const T c0 = clamp(y0, -H, H), c1 = clamp(y1, -H, H);
     const T m0 = larger(absolute(y0), H), m1 = larger(absolute(y1), H);
-    const T dy = y1 - y0;
-    const bool flat = dy == T(0);
-    const T num = T(0.5) * (c1 - c0) * (c1 + c0) + H * (m1 - m0);
-    const T quotient = num / (flat ? T(1) : dy);
-    const T mean = flat ? T(0.5) * (c0 + c1) : quotient;
-    return mean * (x1 - x0);
+    const T dy = y1 - y0, ends = c0 + c1;
+    const T bend = ends * ((c1 - c0) - dy) + (H + H) * (m1 - m0);
+    return (ends + bend / (dy == T(0) ? T(1) : dy)) * (x1 - x0);
 }
 
 // Area of A ∩ B for boxes whose bounds meet. `a` is the frame: A and B are not exchangeable to
@@ -91,24 +98,19 @@ RGFL_HOST_DEVICE T intersection_area(const PreparedBox<T>& a, const PreparedBox<
     const T ux = b.half_w * c, uy = b.half_w * s;
     const T vx = -(b.half_h * s), vy = b.half_h * c;
 
-    const T x0 = x - ux - vx, y0 = y - uy - vy;
-    const T x1 = x + ux - vx, y1 = y + uy - vy;
-    const T x2 = x + ux + vx, y2 = y + uy + vy;
-    const T x3 = x - ux + vx, y3 = y - uy + vy;
-    const T k0 = clamp(x0, -W, W), k1 = clamp(x1, -W, W);
-    const T k2 = clamp(x2, -W, W), k3 = clamp(x3, -W, W);
+    // Its corners in the order of rgfl/boxes.py, and their x limited to A.
+    const T left = x - ux, right = x + ux, left_y = y - uy, right_y = y + uy;
+    const T x1 = left - vx, x2 = right - vx, x3 = right + vx, x4 = left + vx;
+    const T y1 = left_y - vy, y2 = right_y - vy, y3 = right_y + vy, y4 = left_y + vy;
+    const T k1 = clamp(x1, -W, W), k2 = clamp(x2, -W, W), k3 = clamp(x3, -W, W), k4 = clamp(x4, -W, W);
 
-    const T eux = ux + ux, euy = uy + uy, evx = vx + vx, evy = vy + vy;
-    const bool u_vertical = absolute(eux) <= Limits<T>::vertical;
-    const bool v_vertical = absolute(evx) <= Limits<T>::vertical;
-    const T ru = T(1) / (u_vertical ? T(1) : eux), rv = T(1) / (v_vertical ? T(1) : evx);
-    const T iu = u_vertical ? T(0) : ru, iv = v_vertical ? T(0) : rv;
-
-    T sum = clamped_edge_integral(x0, y0, euy, iu, k0, k1, H);
-    sum += clamped_edge_integral(x1, y1, evy, iv, k1, k2, H);
-    sum += clamped_edge_integral(x2, y2, -euy, -iu, k2, k3, H);
-    sum += clamped_edge_integral(x3, y3, -evy, -iv, k3, k0, H);
-    return clamp(-sum, T(0), smaller(a.area, b.area));
+    // Where both ends of an edge are limited to the same side, x does not move and nothing is added.
+    const T u_slope = slope_of_edge(ux, uy), v_slope = slope_of_edge(vx, vy);
+    const T twice_negative = clamped_edge_integral(x1, y1, u_slope, k1, k2, H) +
+                             clamped_edge_integral(x2, y2, v_slope, k2, k3, H) +
+                             clamped_edge_integral(x3, y3, u_slope, k3, k4, H) +
+                             clamped_edge_integral(x4, y4, v_slope, k4, k1, H);
+    return clamp(T(-0.5) * twice_negative, T(0), smaller(a.area, b.area));
 }
 
 // Intersection over union, in [0, 1]; 0 for a degenerate box.

@@ -34,14 +34,14 @@ template <>
 struct Limits<float> {
     static constexpr float side_min = 1e-18f, side_max = 1e18f;
     static constexpr float largest = 3.402823466e38f;
-    static constexpr float vertical = 1e-30f;  // an edge this short in x has no usable reciprocal
+    static constexpr float steep = 1e-9f;  // an edge that moves less in x per y counts as vertical
 };
 
 template <>
 struct Limits<double> {
     static constexpr double side_min = 1e-150, side_max = 1e150;
     static constexpr double largest = 1.7976931348623157e308;
-    static constexpr double vertical = 1e-290;
+    static constexpr double steep = 1e-17;
 };
 
 }  // namespace rgfl
