@@ -1,0 +1,135 @@
+"""Checkpoints: weights together with what is needed to use them, read without running any code of theirs.
+
+A checkpoint is one file of plain containers and tensors:
+
+    format    "rgfl-checkpoint 1"
+    spec      the DetectorSpec's JSON
+    model     the ModelConfig as a dict
+    weights   state of the detector: what evaluation and export use (the running mean, if there is one)
+    result    AP of these weights on the validation images, or {}
+    training  last.pt only: everything that an exact resume needs; see rgfl/train.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rgfl.nn.config import ModelConfig
+from rgfl.spec import DetectorSpec, SpecError
+
+if TYPE_CHECKING:
+    from rgfl.nn.detector import Detector
+
+FORMAT = "rgfl-checkpoint 1"
+
+
+class CheckpointError(ValueError):
+    """The file is no checkpoint of this version; one line that says what it is and what to do."""
+
+
+def save(
+    path: Path | str,
+    spec: DetectorSpec,
+    model: ModelConfig,
+    weights: dict[str, torch.Tensor],
+    *,
+    result: dict[str, Any] | None = None,
+    training: dict[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint: it appears under its name whole, or not at all, also when killed in between.
+
+    `training` may hold tensors, numbers, strings, None, and lists, tuples and dicts of them.
+    """
+    path = Path(path)
+    # The weights are here, so nobody who reads the file needs to fetch ImageNet's.
+    model = dataclasses.replace(model, pretrained=False, weights="")
+    record: dict[str, Any] = {
+        "format": FORMAT,
+        "spec": spec.to_json(),
+        "model": dataclasses.asdict(model),
+        "weights": weights,
+        "result": result or {},
+    }
+    if training is not None:
+        record["training"] = training
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A fixed hidden name: what a kill leaves behind, the next save overwrites.
+    temporary = path.with_name(f".{path.name}.partial")
+    with open(temporary, "wb") as file:
+        torch.save(record, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load(path: Path | str, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+    """The record of a checkpoint, as `save` wrote it, format and spec checked.
+
+    Raises:
+        CheckpointError: no such file, not a checkpoint, cut off, foreign, or of another version.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder; expected a checkpoint such as {path / 'best.pt'}")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if not data:
+        raise CheckpointError(f"{path}: the file is empty; copy or train it again")
+    if data[:2] == b"PK" and not zipfile.is_zipfile(io.BytesIO(data)):
+        raise CheckpointError(f"{path}: cut off after {len(data):,} bytes; copy it again")
+    if data[:2] != b"PK" and data[:1] != b"\x80":
+        raise CheckpointError(
+            f"{path}: not a checkpoint (it begins with {data[:8]!r}); expected a .pt file of rgfl.train"
+        )
+    try:
+        record = torch.load(io.BytesIO(data), map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:class|operand|global)[: ]+([\w.]+)", str(error))
+        what = f" ({next(name for name in found.groups() if name)})" if found else ""
+        raise CheckpointError(
+            f"{path}: refused: it holds Python objects{what}, and reading those runs code of the file; "
+            "only checkpoints of plain containers and tensors, as rgfl.train writes them, are read"
+        ) from error
+    except Exception as error:  # zip, storage and version errors of torch have no common type
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path}: not a checkpoint that torch reads: {reason}") from error
+    if not isinstance(record, dict) or "spec" not in record or "weights" not in record:
+        found = (
+            f"keys {', '.join(map(str, list(record)[:4]))}, …" if isinstance(record, dict) else type(record)
+        )
+        raise CheckpointError(
+            f"{path}: no spec in it ({found}), so its classes and scales are unknown; "
+            "expected a checkpoint of rgfl.train. Weights of a backbone go by --weights"
+        )
+    if record.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: format {record.get('format')!r}, this version reads {FORMAT!r}")
+    return record
+
+
+def load_detector(path: Path | str, map_location: str | torch.device = "cpu") -> Detector:
+    """The detector of a checkpoint, in eval mode.
+
+    Raises:
+        CheckpointError: as `load`, or weights that do not fit the model that the file describes.
+    """
+    from rgfl.nn.detector import build_detector
+
+    record = load(path, map_location)
+    try:
+        detector = build_detector(ModelConfig(**record["model"]), DetectorSpec.from_json(record["spec"]))
+        detector.load_state_dict(record["weights"])
+    except (SpecError, TypeError, ValueError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{path}: not what this version of rgfl trains: {reason}") from error
+    return detector.to(map_location).eval()

@@ -1,0 +1,359 @@
+"""Training data: what DIR holds, and the tiles that a training run sees.
+
+    DIR/train/images/*.png  DIR/train/labelTxt/*.txt      images of any size, DOTA's label files
+    DIR/val/images/*.png    DIR/val/labelTxt/*.txt
+    DIR/classes.txt                                       optional: one class name a line
+
+Everything random about a tile is drawn from (seed, epoch, index), so neither the number of worker
+processes nor a restart changes what is trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from rgfl import boxes
+from rgfl.augment import about, map_pixels, map_points, map_round, random_color, random_turn
+from rgfl.dota import labels as dota_labels
+from rgfl.dota.images import ImageError, find_images, read_image
+from rgfl.dota.labels import Objects
+from rgfl.dota.tiling import clip_objects, windows
+from rgfl.recipes import AugmentConfig, DataConfig
+
+Image.MAX_IMAGE_PIXELS = None  # satellite scenes are larger than what Pillow takes for an attack
+EXIF_ORIENTATION = 274
+
+
+class DataError(ValueError):
+    """The training data cannot be used; the message names the file and what to do."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One labelled image, pixels not yet read."""
+
+    name: str
+    path: Path
+    height: int
+    width: int
+    objects: Objects
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Both splits of a training folder, every label file already read and checked."""
+
+    classes: tuple[str, ...]
+    train: list[Picture]
+    val: list[Picture]
+
+    def digest(self) -> str:
+        """Twelve hex digits of classes, image names, sizes and labels: equal data give equal digits."""
+        state = hashlib.sha256(repr(self.classes).encode())
+        for split in (self.train, self.val):
+            for picture in split:
+                state.update(repr((picture.name, picture.height, picture.width)).encode())
+                for array in (picture.objects.quads, picture.objects.labels, picture.objects.difficult):
+                    state.update(np.ascontiguousarray(array).tobytes())
+        return state.hexdigest()[:12]
+
+
+def read_dataset(root: Path | str, classes: str = "", with_val: bool = True) -> Dataset:
+    """Read and check all labels of `root`, and the sizes of all images.
+
+    Args:
+        root: folder with train/ and val/.
+        classes: "1.0", "1.5", "2.0", a file, or names with commas; empty: root/classes.txt, else the
+            names that occur in train's labels.
+        with_val: False reads train/ only.
+
+    Raises:
+        DataError: a folder, image or label file is missing.
+        LabelError: a label is wrong; the message begins with file:line.
+    """
+    root = Path(root)
+    for split in ("train", "val") if with_val else ("train",):
+        for kind in ("images", "labelTxt"):
+            if not (root / split / kind).is_dir():
+                raise DataError(
+                    f"{root / split / kind}: no such folder; training data hold train/ and val/, each with "
+                    "images/ and labelTxt/" + ("" if split == "train" else " (--eval-every 0 needs no val/)")
+                )
+    if not classes and (root / "classes.txt").is_file():
+        classes = str(root / "classes.txt")
+    names = (
+        dota_labels.read_classes(classes) if classes else dota_labels.find_classes(root / "train/labelTxt")
+    )
+    if not names:
+        raise DataError(
+            f"{root / 'train/labelTxt'}: no object in any label file, so there is nothing to learn"
+        )
+    return Dataset(
+        tuple(names),
+        _read_split(root / "train", names),
+        _read_split(root / "val", names) if with_val else [],
+    )
+
+
+def _read_split(folder: Path, classes: Sequence[str]) -> list[Picture]:
+    images = find_images(folder / "images")
+    objects = dota_labels.read_label_folder(folder / "labelTxt", classes)
+    if not images:
+        raise DataError(f"{folder / 'images'}: no images")
+    if without := sorted(set(images) - set(objects)):
+        raise DataError(
+            f"{images[without[0]]}: no label file {folder / 'labelTxt' / without[0]}.txt"
+            f"{_more(without)}; an empty file says that an image holds no object"
+        )
+    if without := sorted(set(objects) - set(images)):
+        raise DataError(
+            f"{folder / 'labelTxt' / without[0]}.txt: no image of this name in {folder / 'images'}"
+            f"{_more(without)}"
+        )
+    return [Picture(name, path, *_image_size(path), objects[name]) for name, path in images.items()]
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" (and {len(names) - 1} more like this)" if len(names) > 1 else ""
+
+
+def _image_size(path: Path) -> tuple[int, int]:
+    """(height, width) from the file's header, turned as `read_image` turns the pixels."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{path}: not a readable image") from error
+    except (OSError, SyntaxError) as error:
+        raise ImageError(f"{path}: not a readable image: {error}") from error
+    return (width, height) if turned else (height, width)
+
+
+# ------------------------------------------------------------------------------------------------ tiles
+
+
+class Window(NamedTuple):
+    """Where a tile comes from: a picture, and for the grid its corner."""
+
+    picture: int
+    corner: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One training sample."""
+
+    image: NDArray[np.uint8]  # (S, S, 3) RGB
+    boxes: NDArray[np.float32]  # (G, 5) canonical
+    labels: NDArray[np.int64]  # (G,)
+    name: str
+
+
+def list_windows(pictures: Sequence[Picture], config: DataConfig) -> list[Window]:
+    """The windows of one epoch, in a fixed order.
+
+    "grid": the devkit's split, without windows that hold no object unless `empty_tiles`.
+    "random": each picture as often as tiles cover its area; where, is drawn anew each time.
+    """
+    size, listed = config.tile_size, []
+    for index, picture in enumerate(pictures):
+        if config.windows == "random":
+            count = max(1, round(picture.height * picture.width / size**2))
+            listed += [Window(index, None)] * count
+            continue
+        for x, y in windows(picture.height, picture.width, size, config.stride):
+            if config.empty_tiles or len(_visible(picture.objects, x, y, size, config)):
+                listed.append(Window(index, (x, y)))
+    return listed
+
+
+def _visible(objects: Objects, x: float, y: float, size: int, config: DataConfig) -> Objects:
+    """Objects to train on in the tile at (x, y), in its pixels."""
+    clipped = clip_objects(objects, x, y, size, config.min_visible, cut=config.cut)
+    return clipped[clipped.difficult < (2 if config.train_difficult else 1)]
+
+
+def to_boxes(quads: NDArray[np.float64], config: DataConfig) -> NDArray[np.float64]:
+    """Labelled quads (N, 8) to canonical boxes (N, 5), as the recipe says."""
+    return boxes.from_quads(quads) if config.boxes_from == "min_area" else boxes.from_quads_by_edges(quads)
+
+
+class Tiles:
+    """The training tiles by (epoch, index); what a DataLoader reads from."""
+
+    def __init__(
+        self,
+        pictures: Sequence[Picture],
+        classes: Sequence[str],
+        data: DataConfig,
+        augment: AugmentConfig,
+        seed: int,
+        cache_mb: int = 0,
+    ) -> None:
+        self.pictures, self.data, self.augment, self.seed = list(pictures), data, augment, seed
+        self._round = [label for label, name in enumerate(classes) if name in augment.round_classes]
+        self.windows = list_windows(self.pictures, data)
+        if not self.windows:
+            raise DataError("no training window holds an object; look at --tile-size, or use --empty-tiles")
+        self._cache: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
+        self._cache_left = cache_mb * 10**6
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, key: tuple[int, int]) -> Tile | Exception:
+        # Errors cross the process border as values: the user reads one line, not a worker's traceback.
+        try:
+            return self.tile(*key)
+        except (OSError, ValueError) as error:
+            return error
+
+    def tile(self, epoch: int, index: int) -> Tile:
+        """The tile of this place in the epoch; equal arguments give equal tiles."""
+        rng = np.random.default_rng([self.seed, epoch, index])
+        size = self.data.tile_size
+        name = self.pictures[self.windows[index].picture].name
+        if rng.random() < self.augment.mosaic:
+            image, objects = self._mosaic(rng, index)
+        else:
+            image, objects = self._render(rng, self.windows[index], size)
+        found = to_boxes(objects.quads, self.data)
+        keep = found[:, 2:4].min(1, initial=np.inf) >= self.data.min_side
+        return Tile(image, found[keep].astype(np.float32), objects.labels[keep].astype(np.int64), name)
+
+    def _render(
+        self, rng: np.random.Generator, window: Window, size: int
+    ) -> tuple[NDArray[np.uint8], Objects]:
+        """One augmented view of a window: pixels (size, size, 3) and the objects to train on in it."""
+        picture = self.pictures[window.picture]
+        turn = random_turn(rng, self.augment)
+        color = random_color(rng, self.augment)
+        if window.corner is None:
+            center = self._random_center(rng, picture, size, turn.factor)
+        else:
+            center = np.array(window.corner) + self.data.tile_size / 2
+        affine = about(turn.linear, center, size)
+        image = map_pixels(self._pixels(window.picture), affine, size, self.data.pad_value, color)
+        objects = picture.objects
+        quads = np.where(
+            np.isin(objects.labels, self._round)[:, None],
+            map_round(affine, turn.upright, objects.quads),
+            map_points(affine, objects.quads),
+        )
+        return image, _visible(Objects(quads, objects.labels, objects.difficult), 0, 0, size, self.data)
+
+    def _random_center(
+        self, rng: np.random.Generator, picture: Picture, size: int, factor: float
+    ) -> NDArray[np.float64]:
+        """Middle of a window that lies in the picture, or has all of it where the picture is smaller."""
+        extent = size / factor  # side of the window in the picture's pixels
+        room = np.array([picture.width, picture.height]) - extent
+        low, high = np.minimum(room, 0), np.maximum(room, 0)
+        quads = picture.objects.quads
+        if len(quads) and rng.random() < self.data.object_probability:
+            middle = quads[rng.integers(len(quads))].reshape(4, 2).mean(0)
+            start = np.clip(middle - extent * rng.uniform(0.1, 0.9, 2), low, high)
+        else:
+            start = rng.uniform(low, high)
+        if factor == 1:
+            start = np.round(start)  # whole pixels are copied, not resampled
+        return start + extent / 2
+
+    def _mosaic(self, rng: np.random.Generator, index: int) -> tuple[NDArray[np.uint8], Objects]:
+        """Four views of half the size, this window's and three others', side by side."""
+        half = self.data.tile_size // 2
+        image = np.empty((2 * half, 2 * half, 3), np.uint8)
+        parts = []
+        for place, window in enumerate([index, *rng.integers(len(self.windows), size=3).tolist()]):
+            y, x = half * (place // 2), half * (place % 2)
+            image[y : y + half, x : x + half], part = self._render(rng, self.windows[window], half)
+            parts.append(Objects(part.quads + [x, y] * 4, part.labels, part.difficult))
+        return image, Objects(
+            np.concatenate([part.quads for part in parts]),
+            np.concatenate([part.labels for part in parts]),
+            np.concatenate([part.difficult for part in parts]),
+        )
+
+    def _pixels(self, index: int) -> NDArray[np.uint8]:
+        """Pixels of a picture; the latest used stay in memory as far as the cache goes."""
+        if index in self._cache:
+            self._cache.move_to_end(index)
+            return self._cache[index]
+        image = read_image(self.pictures[index].path)
+        while self._cache and image.nbytes > self._cache_left:
+            self._cache_left += self._cache.popitem(last=False)[1].nbytes
+        if image.nbytes <= self._cache_left:
+            self._cache[index] = image
+            self._cache_left -= image.nbytes
+        return image
+
+
+def batches(count: int, batch: int, seed: int, start: int, stop: int) -> Iterator[list[tuple[int, int]]]:
+    """Keys of `Tiles` for the steps `start` to `stop`: each epoch a new order, the last odd ones left out."""
+    per_epoch = steps_per_epoch(count, batch)
+    order, ordered = None, -1
+    for step in range(start, stop):
+        epoch, position = divmod(step, per_epoch)
+        if order is None or epoch != ordered:
+            order, ordered = np.random.default_rng([seed, epoch]).permutation(count), epoch
+        # With fewer windows than a batch holds, some come twice.
+        chosen = np.arange(position * batch, (position + 1) * batch) % count
+        yield [(epoch, int(index)) for index in order[chosen]]
+
+
+def steps_per_epoch(count: int, batch: int) -> int:
+    """Whole batches in `count` windows; at least one."""
+    return max(1, count // batch)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tiles stacked for a step."""
+
+    images: torch.Tensor  # (B, S, S, 3) uint8 RGB
+    boxes: list[torch.Tensor]  # (G, 5) float32 each
+    labels: list[torch.Tensor]  # (G,) int64 each
+    names: list[str]
+
+    def pin_memory(self) -> Batch:
+        """For the DataLoader."""
+        return Batch(
+            self.images.pin_memory(),
+            [part.pin_memory() for part in self.boxes],
+            [part.pin_memory() for part in self.labels],
+            self.names,
+        )
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device."""
+        return Batch(
+            self.images.to(device, non_blocking=True),
+            [part.to(device, non_blocking=True) for part in self.boxes],
+            [part.to(device, non_blocking=True) for part in self.labels],
+            self.names,
+        )
+
+
+def collate(tiles: Sequence[Tile | Exception]) -> Batch | Exception:
+    """Stack tiles; the first error among them takes their place."""
+    for tile in tiles:
+        if isinstance(tile, Exception):
+            return tile
+    good = [tile for tile in tiles if isinstance(tile, Tile)]
+    return Batch(
+        torch.from_numpy(np.stack([tile.image for tile in good])),
+        [torch.from_numpy(tile.boxes) for tile in good],
+        [torch.from_numpy(tile.labels) for tile in good],
+        [tile.name for tile in good],
+    )

