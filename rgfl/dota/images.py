@@ -38,8 +38,8 @@ def find_images(directory: Path | str) -> dict[str, Path]:
 def read_image(path: Path | str) -> NDArray[np.uint8]:
     """Pixels of an image file, (H, W, 3) uint8 RGB, turned as its EXIF orientation says.
 
-    Grey becomes three equal channels, of 16 bits the upper eight are kept, alpha is dropped: what
-    the official tools see too.
+    Grey becomes three equal channels, 0…65535 becomes 0…255, alpha is dropped: what the official
+    tools see too.
 
     Raises:
         ImageError: the file is missing, empty, cut off, of another kind, or has float pixels.

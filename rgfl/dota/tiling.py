@@ -9,12 +9,13 @@ and training leaves it out.
 
 What a cut object looks like is a choice, `cut`:
 
-- "clipped" (default; the published row was trained on it): the part inside the window. A polygon
-  of more than four corners loses its shortest edges, each replaced by its midpoint, until four are left.
+- "clipped" (default; the published row was trained on it): the part inside the window. If that has
+  five corners, its shortest edge becomes the midpoint of it; if more, no quad comes close to it and
+  the full one stays.
 - "whole": the full quad, reaching out of the window, as newer frameworks keep it.
 
-Where we differ from the devkit: coordinates are not cut to whole pixels; a kept object of six or
-more corners is reduced like one of five, and not dropped while it is plain to see; 0.7 itself is enough.
+Where we differ from the devkit: coordinates are not cut to whole pixels; parts of six or more
+corners, or three, are not dropped while they are plain to see; 0.7 itself is enough.
 """
 
 from __future__ import annotations
@@ -189,7 +190,9 @@ def clip_objects(
         if visible < min_visible:
             difficult[row] = DIFFICULT_CUT
         if cut == "clipped":
-            quads[row] = _fit_order(_four_corners(polygon), quads[row])
+            corners = _corners(polygon)
+            if len(corners) <= 5:
+                quads[row] = _fit_order(_four_corners(corners), quads[row])
     return Objects(quads[kept], objects.labels[kept], difficult[kept])
 
 
@@ -226,8 +229,8 @@ def _polygon_area(polygon: list[Point]) -> float:
     return abs(sum((px - x0) * (qy - y0) - (qx - x0) * (py - y0) for (px, py), (qx, qy) in sides)) / 2
 
 
-def _four_corners(polygon: list[Point]) -> list[Point]:
-    """Reduce a polygon to four corners: drop those that are none, then the shortest edges."""
+def _corners(polygon: list[Point]) -> list[Point]:
+    """The polygon without points that are no corners."""
     corners = list(polygon)
     scale = max(abs(value) for point in polygon for value in point) or 1.0
     place = 0
@@ -244,15 +247,20 @@ def _four_corners(polygon: list[Point]) -> list[Point]:
             place = max(place - 1, 0)
         else:
             place += 1
-    while len(corners) > 4:
-        edges = [math.dist(p, q) for p, q in zip(corners, corners[1:] + corners[:1], strict=True)]
-        shortest = edges.index(min(edges))
-        p, q = corners[shortest], corners[(shortest + 1) % len(corners)]
-        corners[shortest] = ((p[0] + q[0]) / 2, (p[1] + q[1]) / 2)
-        del corners[(shortest + 1) % len(corners)]
-    while len(corners) < 4:  # a triangle: a quad two of whose corners coincide
-        corners.append(corners[-1])
     return corners
+
+
+def _four_corners(corners: list[Point]) -> list[Point]:
+    """Four of three to five corners."""
+    if len(corners) == 3:  # a quad two of whose corners coincide
+        return [*corners, corners[-1]]
+    if len(corners) == 4:
+        return corners
+    edges = [math.dist(p, q) for p, q in zip(corners, corners[1:] + corners[:1], strict=True)]
+    shortest = edges.index(min(edges))
+    turned = corners[shortest:] + corners[:shortest]
+    (px, py), (qx, qy) = turned[:2]
+    return [((px + qx) / 2, (py + qy) / 2), *turned[2:]]
 
 
 def _fit_order(corners: list[Point], quad: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -380,7 +388,9 @@ def _tile_image(job: _Job) -> dict[str, Any]:
             # With fx and no size OpenCV samples at exactly this scale, so that labels × scale fit.
             pixels = np.asarray(cv2.resize(image, None, fx=scale, fy=scale, interpolation=shrink), np.uint8)
         height, width = pixels.shape[:2]
-        scaled = Objects(objects.quads * scale, objects.labels, objects.difficult) if objects else None
+        scaled = (
+            Objects(objects.quads * scale, objects.labels, objects.difficult) if objects is not None else None
+        )
         for x, y in windows(height, width, settings.size, settings.stride):
             name = f"{stem}__{_rate(scale)}__{x}___{y}"
             if scaled is not None:

@@ -1,0 +1,383 @@
+"""Windows, crops, clipped objects, and tiles on disk that survive a kill."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import shapely
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from rgfl.boxes import to_quads
+from rgfl.dota import tiling
+from rgfl.dota.images import read_image
+from rgfl.dota.labels import Objects, read_labels, write_labels
+from rgfl.dota.tiling import TileSettings, TilingError, clip_objects, crop, windows
+
+NAMES = ("plane", "ship")
+
+
+def objects(*quads, difficult=0):
+    array = np.array(quads, np.float64).reshape(-1, 8)
+    return Objects(array, np.zeros(len(array), np.int32), np.full(len(array), difficult, np.int32))
+
+
+def rectangle(left, top, right, bottom):
+    return [left, top, right, top, right, bottom, left, bottom]
+
+
+def polygon(quad):
+    return shapely.Polygon(np.reshape(quad, (4, 2)))
+
+
+# ---- windows and pixels
+
+
+@pytest.mark.parametrize(
+    ("length", "size", "stride", "starts"),
+    [
+        (1, 1024, 824, [0]),
+        (1024, 1024, 824, [0]),
+        (1025, 1024, 824, [0, 1]),
+        (1848, 1024, 824, [0, 824]),
+        (1849, 1024, 824, [0, 824, 825]),
+        (2000, 1024, 512, [0, 512, 976]),
+        (2048, 1024, 1024, [0, 1024]),
+    ],
+)
+def test_windows_along_one_side(length, size, stride, starts):
+    assert windows(1, length, size, stride) == [(x, 0) for x in starts]
+    assert windows(length, 1, size, stride) == [(0, y) for y in starts]
+
+
+@given(data=st.data(), height=st.integers(1, 90), width=st.integers(1, 90), size=st.integers(1, 40))
+def test_windows_cover_every_pixel_and_nothing_else(data, height, width, size):
+    stride = data.draw(st.integers(max(1, size // 3), size))
+    places = windows(height, width, size, stride)
+    assert places == sorted(set(places), key=lambda place: (place[1], place[0]))
+    seen = np.zeros((height + size, width + size), int)
+    for x, y in places:
+        seen[y : y + size, x : x + size] += 1
+    assert seen[:height, :width].min() >= 1
+    outside = seen.sum() - seen[:height, :width].sum()
+    assert (outside > 0) == (height < size or width < size)
+
+
+@pytest.mark.parametrize("stride", [0, -1, 1025])
+def test_strides_that_leave_gaps_are_refused(stride):
+    with pytest.raises(TilingError, match=r"stride: expected 1…1024 \(the size\)"):
+        windows(2000, 2000, 1024, stride)
+
+
+def test_images_without_pixels_are_refused():
+    with pytest.raises(TilingError, match="got 0 × 5"):
+        windows(0, 5, 4, 4)
+
+
+@given(height=st.integers(1, 30), width=st.integers(1, 30), size=st.integers(1, 20))
+def test_crops_put_the_image_together_again(height, width, size):
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    again = np.zeros((height + size, width + size, 3), np.uint8)
+    for x, y in windows(height, width, size, size):
+        tile = crop(image, x, y, size, (1, 2, 3))
+        assert tile.shape == (size, size, 3)
+        assert (tile[height - y :] == (1, 2, 3)).all()
+        assert (tile[:, width - x :] == (1, 2, 3)).all()
+        again[y : y + size, x : x + size] = tile
+    assert np.array_equal(again[:height, :width], image)
+
+
+def test_crop_reads_only_its_window(tmp_path):
+    class Scene:
+        shape = (60_000, 60_000, 3)
+
+        def __getitem__(self, place):
+            rows, columns = place
+            assert (rows.stop - rows.start, columns.stop - columns.start) == (64, 64)
+            return np.full((64, 64, 3), 7, np.uint8)
+
+    assert (crop(Scene(), 59_936, 59_936, 64) == 7).all()
+    assert crop(Scene(), 0, 0, 64).flags.owndata
+
+
+@pytest.mark.parametrize(
+    ("image", "x", "message"),
+    [
+        (np.zeros((4, 4, 3), np.float32), 0, "expected uint8 pixels"),
+        (np.zeros((4, 4), np.uint8), 0, "expected uint8 pixels"),
+        (np.zeros((4, 4, 3), np.uint8), 4, "misses the 4 × 4 image"),
+    ],
+)
+def test_crop_refuses(image, x, message):
+    with pytest.raises(TilingError, match=message):
+        crop(image, x, 0, 4)
+
+
+# ---- objects
+
+SIZE = 100.0
+boxes = st.tuples(
+    st.floats(-40, 140), st.floats(-40, 140), st.floats(2, 120), st.floats(2, 120), st.floats(-3, 3)
+)
+
+
+@given(box=boxes, cut=st.sampled_from(["clipped", "whole"]))
+def test_clipping_agrees_with_shapely(box, cut):
+    quad = to_quads(np.array([box], np.float64))[0]
+    part = shapely.intersection(polygon(quad), shapely.box(0, 0, SIZE, SIZE))
+    visible = part.area / polygon(quad).area
+    assume(abs(visible - 0.7) > 1e-6 and (visible == 0 or visible > 1e-6))
+    seen = clip_objects(objects(quad + np.tile([1000.0, 2000.0], 4)), 1000, 2000, 100, cut=cut)
+    assert len(seen) == (visible > 0)
+    if not len(seen):
+        return
+    assert seen.difficult.tolist() == [0 if visible > 0.7 else 2]
+    corners = len(shapely.get_coordinates(shapely.simplify(part, 1e-7))) - 1
+    if cut == "whole" or visible > 1 - 1e-12:
+        assert np.abs(seen.quads[0] - quad).max() < 1e-9
+    elif corners <= 4:
+        assert shapely.symmetric_difference(polygon(seen.quads[0]), part).area < 1e-6 * polygon(quad).area
+    elif corners == 5:  # reduced, within the window
+        assert polygon(seen.quads[0]).area <= part.area * (1 + 1e-9)
+        assert seen.quads.min() >= -1e-9
+        assert seen.quads.max() <= SIZE + 1e-9
+    else:
+        assert np.abs(seen.quads[0] - quad).max() < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("name", "quad", "expected", "difficult"),
+    [
+        ("inside", rectangle(10, 10, 30, 20), rectangle(10, 10, 30, 20), 0),
+        ("fills the window", rectangle(0, 0, 100, 100), rectangle(0, 0, 100, 100), 0),
+        ("0.7 is enough", rectangle(93, 10, 103, 20), rectangle(93, 10, 100, 20), 0),
+        ("0.6 is not", rectangle(94, 10, 104, 20), rectangle(94, 10, 100, 20), 2),
+        ("the window lies within it", rectangle(-100, -100, 200, 200), rectangle(0, 0, 100, 100), 2),
+        ("touches only", rectangle(100, 10, 110, 20), None, 0),
+        ("outside", rectangle(200, 10, 210, 20), None, 0),
+        ("no area", rectangle(10, 10, 30, 10), None, 0),
+        ("one point", rectangle(10, 10, 10, 10), None, 0),
+        # the edge on the border, from (100, 43⅓) to (100, 60), is the shortest of five
+        ("five corners", [50, 10, 110, 50, 70, 90, 10, 50], [50, 10, 100, 51 + 2 / 3, 70, 90, 10, 50], 0),
+        # a diamond that leaves on all four sides: the part has eight corners
+        ("eight corners", [50, -20, 120, 50, 50, 120, -20, 50], [50, -20, 120, 50, 50, 120, -20, 50], 0),
+    ],
+)
+def test_clipped_objects(name, quad, expected, difficult):
+    seen = clip_objects(objects(quad), 0, 0, 100)
+    if expected is None:
+        assert len(seen) == 0
+        return
+    assert seen.difficult.tolist() == [difficult]
+    np.testing.assert_allclose(seen.quads[0], expected, atol=1e-9)
+
+
+def test_a_clipped_object_keeps_its_first_corner_and_turning_sense():
+    for shift, sense in itertools.product(range(4), (1, -1)):
+        quad = np.roll(np.reshape(rectangle(-2, 10, 28, 20), (4, 2)), shift, axis=0)[::sense].reshape(8)
+        seen = clip_objects(objects(quad), 0, 0, 100).quads[0]
+        assert np.array_equal(seen, np.maximum(quad, 0))
+
+
+def test_objects_keep_order_labels_and_their_own_difficult():
+    quads = [
+        rectangle(10, 10, 20, 20),
+        rectangle(200, 0, 210, 9),
+        rectangle(-1, 0, 9, 9),
+        rectangle(95, 0, 105, 9),
+    ]
+    marked = Objects(
+        np.array(quads, float), np.array([3, 2, 1, 0], np.int32), np.array([1, 1, 1, 1], np.int32)
+    )
+    seen = clip_objects(marked, 0, 0, 100)
+    assert seen.labels.tolist() == [3, 1, 0]
+    assert seen.difficult.tolist() == [1, 1, 2]
+    assert np.array_equal(marked.quads, np.array(quads))  # the input is left alone
+
+
+def test_a_triangle_stays_a_quad():
+    corner = [-10, 20, 20, -10, -10, -40, -40, -10]  # a diamond that shows a tip of itself
+    seen = clip_objects(objects(corner), 0, 0, 100)
+    assert seen.difficult.tolist() == [2]
+    assert shapely.MultiPoint(seen.quads.reshape(4, 2)).convex_hull.area == pytest.approx(50)
+
+
+def test_padding_shows_nothing():
+    reaching_out = objects(rectangle(0, 0, 10, 100))
+    assert clip_objects(reaching_out, 0, 0, 100).difficult.tolist() == [0]
+    assert clip_objects(reaching_out, 0, 0, 100, extent=(100, 60)).difficult.tolist() == [2]
+
+
+def test_no_objects():
+    assert len(clip_objects(Objects.empty(), 5, 5, 100)) == 0
+
+
+# ---- on disk
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Three images with labels: one of 2 × 1 windows of 64, one smaller than a window, one empty."""
+    rng = np.random.default_rng(0)
+    sizes = {"P0001": (50, 100), "P0002": (30, 20), "P0003": (64, 64)}
+    (tmp_path / "data/train/images").mkdir(parents=True)
+    (tmp_path / "data/train/labelTxt").mkdir()
+    for stem, (height, width) in sizes.items():
+        pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+        tiling._write_png(tmp_path / f"data/train/images/{stem}.png", pixels)
+    label = tmp_path / "data/train/labelTxt"
+    first = objects(rectangle(4, 4, 20, 10), rectangle(58, 4, 68, 14), rectangle(70, 30, 90, 40))
+    write_labels(label / "P0001.txt", first, NAMES)
+    write_labels(label / "P0002.txt", objects(rectangle(4, 4, 10, 10)), NAMES)
+    (label / "P0003.txt").write_text("imagesource:x\ngsd:1\n")
+    return tmp_path / "data"
+
+
+def run(data, out, *flags):
+    return tiling.main(
+        ["--data", str(data), "--out", str(out), "--size", "64", "--stride", "48", "--workers", "1", *flags]
+    )
+
+
+def files(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != tiling.JOURNAL
+    }
+
+
+def test_tiles_on_disk(data, tmp_path, capsys):
+    out = tmp_path / "tiles"
+    assert run(data, out) == 0
+    assert "train: 3 tiles of 3 images, 5 objects, 1 of them cut (difficult 2)" in capsys.readouterr().out
+    names = ["P0001__1__0___0", "P0001__1__36___0", "P0002__1__0___0"]
+    assert list(files(out / "train/images")) == [f"{name}.png" for name in names]
+    assert list(files(out / "train/labelTxt")) == [f"{name}.txt" for name in names]
+    image = read_image(data / "train/images/P0001.png")
+    tile = read_image(out / "train/images/P0001__1__36___0.png")
+    assert np.array_equal(tile[:50], image[:, 36:])
+    assert not tile[50:].any()
+    seen = read_labels(out / "train/labelTxt/P0001__1__0___0.txt", NAMES)
+    assert seen.quads.tolist() == [rectangle(4, 4, 20, 10), rectangle(58, 4, 64, 14)]
+    assert seen.difficult.tolist() == [0, 2]
+
+
+def test_empty_tiles_whole_objects_and_pad_value(data, tmp_path):
+    out = tmp_path / "tiles"
+    assert run(data, out, "--keep-empty", "--cut", "whole", "--pad-value", "1", "2", "3") == 0
+    assert (out / "train/labelTxt/P0003__1__0___0.txt").read_bytes() == b""
+    assert (read_image(out / "train/images/P0002__1__0___0.png")[30:] == (1, 2, 3)).all()
+    seen = read_labels(out / "train/labelTxt/P0001__1__0___0.txt", NAMES)
+    assert seen.quads[1].tolist() == rectangle(58, 4, 68, 14)
+
+
+def test_scales_are_in_the_names_and_move_the_labels(data, tmp_path):
+    out = tmp_path / "tiles"
+    assert run(data, out, "--scales", "0.5", "2") == 0
+    assert "P0001__0.5__0___0.png" in files(out / "train/images")
+    assert "P0002__2__0___0.png" in files(out / "train/images")
+    half = read_labels(out / "train/labelTxt/P0002__0.5__0___0.txt", NAMES)
+    assert half.quads.tolist() == [rectangle(2, 2, 5, 5)]
+
+
+def test_a_test_split_has_no_labels(data, tmp_path):
+    for path in (data / "train/labelTxt").iterdir():
+        path.unlink()
+    (data / "train/labelTxt").rmdir()
+    out = tmp_path / "tiles"
+    assert run(data / "train", out) == 0
+    assert len(files(out / "images")) == 4
+    assert not (out / "labelTxt").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_run_goes_on_where_it_was(data, tmp_path, monkeypatch, workers):
+    whole, out = tmp_path / "whole", tmp_path / "tiles"
+    assert run(data, whole) == 0
+    assert run(data, out) == 0
+    train = out / "train"
+    lines = (train / tiling.JOURNAL).read_text().split("\n")
+    (train / tiling.JOURNAL).write_text("\n".join(lines[:2]) + "\n" + lines[2][:20])  # killed in P0002
+    (train / "images/P0002__1__0___0.png").unlink()
+    (train / "images/.P0002__1__0___0.png.7.partial").write_bytes(b"half")
+    (train / "images/P0002__1__9___9.png").write_bytes(b"of labels that changed since")
+    (train / "labelTxt/P0001__1__0___0.txt").write_text("kept: the image is finished")
+    assert run(data, out, "--workers", str(workers)) == 0
+    again = files(train)
+    assert again.pop("labelTxt/P0001__1__0___0.txt") == b"kept: the image is finished"
+    expected = files(whole / "train")
+    del expected["labelTxt/P0001__1__0___0.txt"]
+    assert again == expected
+    monkeypatch.setattr(tiling, "_tile_image", lambda job: pytest.fail("nothing is left to do"))
+    assert run(data, out) == 0
+
+
+def test_changed_and_removed_sources_are_done_anew(data, tmp_path):
+    out = tmp_path / "tiles"
+    assert run(data, out) == 0
+    write_labels(data / "train/labelTxt/P0001.txt", objects(rectangle(4, 4, 20, 10)), NAMES)
+    (data / "train/images/P0002.png").unlink()
+    assert run(data, out) == 0
+    assert list(files(out / "train/images")) == ["P0001__1__0___0.png"]
+    journal = [json.loads(line) for line in (out / "train" / tiling.JOURNAL).read_text().splitlines()]
+    assert sorted(entry["image"] for entry in journal[1:]) == ["P0001", "P0003"]
+
+
+def test_one_bad_image_does_not_stop_the_others(data, tmp_path, capsys):
+    out = tmp_path / "tiles"
+    (data / "train/images/P0001.png").write_bytes(b"")
+    (data / "train/labelTxt/P0002.txt").write_text("0 0 1 0 1 x 0 1 ship 0\n")
+    assert run(data, out, "--keep-empty", "--classes", "plane,ship") == 2
+    errors = capsys.readouterr().err
+    assert "P0001.png: the file is empty" in errors
+    assert "P0002.txt:1: y3 must be a finite number, got 'x'" in errors
+    assert "2 of 3 images failed; mend them and run again" in errors
+    assert list(files(out / "train/images")) == ["P0003__1__0___0.png"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--stride", "65"], "--stride: expected 1…64 (--size), got 65"),
+        (["--scales", "0"], "--scales: expected positive factors, got [0.0]"),
+        (["--scales", "1", "1.0"], "names a scale twice"),
+        (["--pad-value", "0", "0", "256"], "--pad-value: expected three grey levels"),
+        (["--min-visible", "0"], "--min-visible: expected a share in (0, 1], got 0.0"),
+        (["--classes", "ship"], "P0001.txt:1: unknown class 'plane'"),
+        (["--data", "nowhere"], "--data: no such folder: nowhere"),
+    ],
+)
+def test_command_line_errors(data, tmp_path, capsys, flags, message):
+    assert run(data, tmp_path / "tiles", *flags) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_folders_that_are_not_ours_are_left_alone(data, tmp_path, capsys):
+    assert run(data, data) == 2
+    assert "--out: must not be the folder of --data" in capsys.readouterr().err
+    assert run(data / "train", data / "train") == 2
+    out = tmp_path / "tiles"
+    (out / "train/images").mkdir(parents=True)
+    (out / "train/images/mine.png").write_bytes(b"")
+    assert run(data, out) == 2
+    assert "holds images or labels that were not tiled here" in capsys.readouterr().err
+    assert (out / "train/images/mine.png").exists()
+    assert run(tmp_path / "tiles/train/images", out) == 2
+    assert "train/images, val/images …, found neither" in capsys.readouterr().err
+
+
+def test_other_settings_need_another_folder(data, tmp_path, capsys):
+    out = tmp_path / "tiles"
+    assert run(data, out) == 0
+    assert run(data, out, "--stride", "32") == 2
+    assert "was tiled with other settings (stride 48, now 32)" in capsys.readouterr().err
+
+
+def test_images_need_label_files(data, tmp_path, capsys):
+    (data / "train/labelTxt/P0003.txt").unlink()
+    assert run(data, tmp_path / "tiles") == 2
+    assert "no label file for 1 of 3 images, the first is P0003.txt" in capsys.readouterr().err
+    with pytest.raises(TilingError, match="no images to tile"):
+        tiling.split({}, None, tmp_path / "tiles", TileSettings())
