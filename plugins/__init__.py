@@ -1,0 +1,34 @@
+"""RotatedNMS: exact rotated NMS as a CUDA kernel, and the TensorRT plugin around it.
+
+`python -m rgfl.plugins.build` compiles both into one library; `library()` says where it lies.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+HERE = Path(__file__).resolve().parent
+LIBRARY = HERE / "lib" / "librgfl_plugins.so"
+# What TensorRT finds the plugin by, and what an ONNX node of it carries.
+NAME, VERSION, NAMESPACE = "RotatedNMS", "1", ""
+
+_TYPES: dict[str, Literal["float32", "int32"]] = {"float": "float32", "int32_t": "int32"}
+
+
+def attributes() -> dict[str, Literal["float32", "int32"]]:
+    """Names and types of the node's attributes; `DetectorSpec` has a field of each name."""
+    table = (HERE / "tensorrt" / "rotated_nms_attributes.inc").read_text(encoding="utf-8")
+    return {name: _TYPES[kind] for kind, name in re.findall(r"^RGFL_ATTRIBUTE\((\w+), (\w+),", table, re.M)}
+
+
+def library() -> Path:
+    """The plugin library, to be loaded by TensorRT or by `rgfl.plugins.launcher`.
+
+    Raises:
+        FileNotFoundError: it was not built on this machine.
+    """
+    if not LIBRARY.exists():
+        raise FileNotFoundError(f"{LIBRARY} is not built; run: python -m rgfl.plugins.build")
+    return LIBRARY
