@@ -1237,7 +1237,7 @@ def _plan(world: _World, first: int, density: float) -> None:
             world.room *= 0.85
         world.room = whole_room
     road = world.metres(7, 10)
-    roads = max(1, round(min(world.height, world.width) / 600)) if rng.random() < 0.75 else 0
+    roads = max(1, round(min(world.height, world.width) / 600)) if area > 3 or rng.random() < 0.75 else 0
     for k in range(2 * roads):
         if k % 2 and rng.random() < 0.5:
             continue
