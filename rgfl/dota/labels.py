@@ -231,7 +231,8 @@ def _parse_labels(path: Path, index: Mapping[str, int], unknown: Unknown) -> Obj
     if not rows:
         return Objects.empty()
     try:
-        quads = np.array(list(map(float, chain.from_iterable(row[:8] for row in rows))))
+        numbers = map(float, chain.from_iterable(row[:8] for row in rows))
+        quads = np.fromiter(numbers, np.float64, 8 * len(rows))
         labels = [index[row[8]] for row in rows]
         difficult = [_DIFFICULT[row[9]] if len(row) > 9 else 0 for row in rows]
         if max(map(len, rows)) > 10 or not np.isfinite(quads).all():
@@ -382,7 +383,8 @@ def _parse_task1(path: Path) -> Task1Class:
     try:
         if set(map(len, rows)) != {10}:
             raise ValueError
-        numbers = np.array(list(map(float, chain.from_iterable(row[1:] for row in rows))))
+        values = map(float, chain.from_iterable(row[1:] for row in rows))
+        numbers = np.fromiter(values, np.float64, 9 * len(rows))
         if not np.isfinite(numbers).all():
             raise ValueError
     except ValueError:

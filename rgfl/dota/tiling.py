@@ -27,11 +27,13 @@ import multiprocessing
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -359,7 +361,7 @@ def _run(jobs: Sequence[_Job], workers: int) -> Iterator[dict[str, Any]]:
         yield from map(_tile_image, jobs)
         return
     context = multiprocessing.get_context("spawn")  # forking would copy OpenCV's locks
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=cv2.setNumThreads, initargs=(1,))
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_start_worker)
     try:
         for future in as_completed([pool.submit(_tile_image, job) for job in jobs]):
             yield future.result()
@@ -370,6 +372,18 @@ def _run(jobs: Sequence[_Job], workers: int) -> Iterator[dict[str, Any]]:
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    cv2.setNumThreads(1)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        connection.wait([parent.sentinel])  # type: ignore[union-attr]
+        os._exit(1)
+
+    # A worker whose parent was killed would wait for jobs for ever.
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _tile_image(job: _Job) -> dict[str, Any]:
