@@ -11,6 +11,7 @@ The loop is in rgfl/loop.py: nothing here imports torch, so that --help answers 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,6 +69,9 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Recipe, argparse.Namespace
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 trained, 1 cannot (one line says why), 128 + signal when stopped by one."""
     recipe, arguments = parse(argv)
+    # OpenMP's threads spin while they wait; with one busy neighbour on two cores that made a step of 2 s take
+    # 45 s. It reads this once, when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from rgfl.loop import ERRORS, train
 
     try:
