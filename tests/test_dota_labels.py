@@ -92,7 +92,7 @@ def test_find_classes_in_official_order_else_sorted(tmp_path):
 
 
 @given(objects=objects_of())
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_write_then_read_is_identity(tmp_path_factory, objects):
     path = tmp_path_factory.mktemp("labels") / "P0001.txt"
     labels.write_labels(path, objects, NAMES)
@@ -222,7 +222,7 @@ def test_task1_files_give_back_what_was_written(tmp_path):
 
 
 @given(scores=st.lists(st.floats(0, 1, width=32), max_size=20))
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 def test_scores_keep_every_bit_of_float32(tmp_path_factory, scores):
     directory = tmp_path_factory.mktemp("task1")
     labels.write_task1(

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import shapely
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rgfl.boxes import to_quads
@@ -52,6 +52,7 @@ def test_windows_along_one_side(length, size, stride, starts):
 
 
 @given(data=st.data(), height=st.integers(1, 90), width=st.integers(1, 90), size=st.integers(1, 40))
+@settings(deadline=None)
 def test_windows_cover_every_pixel_and_nothing_else(data, height, width, size):
     stride = data.draw(st.integers(max(1, size // 3), size))
     places = windows(height, width, size, stride)
@@ -76,6 +77,7 @@ def test_images_without_pixels_are_refused():
 
 
 @given(height=st.integers(1, 30), width=st.integers(1, 30), size=st.integers(1, 20))
+@settings(deadline=None)
 def test_crops_put_the_image_together_again(height, width, size):
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     again = np.zeros((height + size, width + size, 3), np.uint8)
@@ -123,6 +125,7 @@ boxes = st.tuples(
 
 
 @given(box=boxes, cut=st.sampled_from(["clipped", "whole"]))
+@settings(deadline=None)
 def test_clipping_agrees_with_shapely(box, cut):
     quad = to_quads(np.array([box], np.float64))[0]
     part = shapely.intersection(polygon(quad), shapely.box(0, 0, SIZE, SIZE))
