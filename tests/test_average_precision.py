@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -261,6 +262,7 @@ def boxes_touch(a: Quad, b: Quad) -> bool:
     )
 
 
+@cache
 def polygon_iou(a: Quad, b: Quad) -> float:
     p, q = (Polygon(np.reshape(quad, (4, 2))) for quad in (a, b))
     common = p.intersection(q).area
