@@ -226,7 +226,8 @@ class OnnxRunner(Runner):
         tiles = self._checked(tiles)
         if self._takes_uint8:
             return tiles
-        scaled = (tiles.astype(np.float32) - np.float32(self.spec.mean)) / np.float32(self.spec.std)
+        mean, std = (np.array(values, np.float32) for values in (self.spec.mean, self.spec.std))
+        scaled = (tiles.astype(np.float32) - mean) / std
         return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
     def infer(self, feed: NDArray) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

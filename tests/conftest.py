@@ -1,0 +1,102 @@
+"""A tiny detector as every artifact, and scenes on which it finds something. Nothing here is trained:
+labels are made of what the checkpoint finds, so that AP is far from 0 and 1."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+
+def make_checkpoint(
+    path: Path, *, mode: str = "gfl", head_norm: str = "group", quality: bool = False
+) -> Path:
+    """A checkpoint of random weights whose scores spread and whose boxes have sizes of objects."""
+    torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'rgfl[train]'")
+    from rgfl import checkpoint
+    from rgfl.nn.config import ModelConfig
+    from rgfl.nn.detector import build_detector
+    from rgfl.spec import DetectorSpec
+
+    bins = 12 if mode == "gfl" else 0
+    config = ModelConfig(
+        backbone="test_efficientnet",
+        pretrained=False,
+        neck_channels=32,
+        head_channels=64,  # GroupNorm of 32 groups needs two values in each, also on the level of one cell
+        head_convs=1,
+        head_norm=head_norm,
+        mode=mode,
+        reg_max=8,
+        angle_bins=bins,
+        quality=quality,
+    )
+    spec = DetectorSpec(
+        classes=("plane", "ship", "harbor"),
+        image_size=(128, 128),
+        mode=mode,
+        reg_max=8,
+        angle_bins=bins,
+        level_topk=100,  # fewer than the 256 points of the finest level
+        score_threshold=0.3,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        detector = build_detector(config, spec).eval()
+        for module in detector.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):  # so that folding it changes something
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+        torch.nn.init.normal_(detector.head.cls.weight, std=0.3)
+        torch.nn.init.normal_(detector.head.reg.weight, std=0.1)
+        torch.nn.init.constant_(detector.head.cls.bias, -1.0)
+    checkpoint.save(path, spec, config, detector.state_dict())
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("model") / "tiny.pt")
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx(tiny_checkpoint: Path) -> Path:
+    """The checkpoint as `export/to_onnx.py` writes it, verified on the way."""
+    pytest.importorskip("onnxscript", reason="needs the exporter: pip install 'rgfl[export]'")
+    pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxruntime")
+    from rgfl.export import to_onnx
+
+    out = tiny_checkpoint.with_name("tiny.onnx")
+    assert to_onnx.main([str(tiny_checkpoint), "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_scenes(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """`.images` and `.labels` of four scenes, smaller and larger than a tile; `.names` in order."""
+    import numpy as np
+
+    from rgfl.boxes import to_quads
+    from rgfl.dota.labels import Objects, write_labels
+    from rgfl.trt_runtime import draw
+    from rgfl.trt_runtime.pipeline import stream
+    from rgfl.trt_runtime.runners import load_runner
+    from rgfl.trt_runtime.sample_tiles import patterned_tiles
+
+    root = tmp_path_factory.mktemp("scenes")
+    images, labels = root / "images", root / "labelTxt"
+    labels.mkdir()
+    sizes = {"P0001": (128, 128), "P0002": (100, 90), "P0003": (300, 200), "P0004": (128, 190)}
+    for seed, (name, size) in enumerate(sizes.items()):
+        draw.save(patterned_tiles(size, 1, seed)[0], images / f"{name}.png")
+    random = np.random.default_rng(0)
+    with load_runner(tiny_checkpoint, device="cpu") as runner:
+        for scene in stream(runner, {name: images / f"{name}.png" for name in sizes}):
+            found = scene.detections[: max(2, len(scene.detections) // 2)]
+            quads = to_quads(found.boxes.astype(np.float64)).reshape(-1, 8)
+            quads += random.normal(0, 1.5, quads.shape)
+            difficult = (random.random(len(found)) < 0.1).astype(np.int32)
+            objects = Objects(quads, found.labels, difficult)
+            write_labels(labels / f"{scene.name}.txt", objects, runner.spec.classes)
+    return SimpleNamespace(images=images, labels=labels, names=list(sizes))

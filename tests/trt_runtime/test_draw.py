@@ -1,0 +1,46 @@
+"""Pictures: boxes where they belong, in colours that can be told apart, and nothing that breaks on edges."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rgfl.detections import Detections
+from rgfl.dota.labels import Objects
+from rgfl.trt_runtime import draw
+
+
+def one_box(label: int = 0, score: float = 0.9) -> Detections:
+    box = np.array([[150, 100, 60, 30, 0.0]], np.float32)
+    return Detections(box, np.array([score], np.float32), np.array([label], np.int32))
+
+
+def test_the_outline_has_the_colour_of_its_class() -> None:
+    image = np.full((400, 400, 3), 90, np.uint8)
+    classes = ("plane", "ship")
+    drawn = draw.picture(image, one_box(1), classes)
+    assert tuple(drawn[115, 150]) == draw.palette(2)[1]  # the lower edge
+    assert (image == 90).all()  # a copy
+    assert (drawn[300:] == 90).all()
+
+
+def test_low_scores_are_left_out_and_truth_is_white() -> None:
+    image = np.zeros((400, 400, 3), np.uint8)
+    truth = Objects(
+        np.array([[200.0, 200, 300, 200, 300, 300, 200, 300]]), np.zeros(1, np.int32), np.zeros(1, np.int32)
+    )
+    drawn = draw.picture(image, one_box(0, 0.1), ("plane",), truth=truth)
+    assert (drawn[115, 150] == 0).all()
+    assert tuple(drawn[300, 250]) == draw.TRUTH
+
+
+def test_colours_differ() -> None:
+    colours = np.array(draw.palette(18), float)
+    gaps = np.linalg.norm(colours[:, None] - colours[None], axis=2) + 1e3 * np.eye(18)
+    assert gaps.min() > 30
+
+
+@pytest.mark.parametrize("size", [(1, 1), (8, 5000), (40, 40)])
+def test_any_size_of_image(size: tuple[int, int]) -> None:
+    drawn = draw.picture(np.zeros((*size, 3), np.uint8), one_box(), ("plane",))
+    assert max(drawn.shape) <= draw.LONGEST_SIDE

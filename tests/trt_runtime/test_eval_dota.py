@@ -1,0 +1,241 @@
+"""The evaluation command: equal AP from every backend, its files, and its one-line errors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from rgfl.trt_runtime import eval_dota
+
+ROOT = Path(__file__).parents[2]
+CLASSES = ["plane", "ship", "harbor"]
+
+
+@pytest.fixture(scope="module")
+def evaluated(
+    tiny_checkpoint: Path,
+    tiny_onnx: Path,
+    tiny_scenes: SimpleNamespace,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> SimpleNamespace:
+    """The command run on the checkpoint and on the ONNX file, with everything that it can write."""
+    out = tmp_path_factory.mktemp("eval")
+    records = {}
+    for model, batch in ((tiny_checkpoint, 1), (tiny_onnx, 3)):
+        kind = model.suffix[1:]
+        command = ["--model", model, "--images", tiny_scenes.images, "--labels", tiny_scenes.labels]
+        command += ["--json", out / f"{kind}.json", "--submission", out / f"{kind}.zip", "--batch", batch]
+        command += ["--draw", out / kind, "--draw-limit", 2, "--device", "cpu"]
+        assert eval_dota.main(list(map(str, command))) == 0
+        records[kind] = json.loads((out / f"{kind}.json").read_text())
+    return SimpleNamespace(out=out, **records)
+
+
+def test_pytorch_and_onnx_score_alike(evaluated: SimpleNamespace) -> None:
+    for key in ("ap50", "ap75", "map"):
+        assert abs(evaluated.pt[key] - evaluated.onnx[key]) <= 1e-3
+    assert 0.05 < evaluated.pt["map"] < 0.95  # or the test would prove nothing
+
+
+def test_json_holds_the_contract(evaluated: SimpleNamespace) -> None:
+    record = evaluated.onnx
+    assert list(record["classes"]) == CLASSES
+    assert list(record["classes"]["plane"]) == [f"{t / 100:.2f}" for t in range(50, 100, 5)]
+    means = [record["classes"][name]["0.50"] for name in CLASSES]
+    assert record["ap50"] == pytest.approx(np.mean(means))
+    assert record["images"] == 4
+    assert record["spec_digest"] == record["model"]["spec_digest"] == evaluated.pt["spec_digest"]
+    assert record["precision"] == "fp32"
+    assert record["model"]["file"] == "tiny.onnx"
+    assert len(record["model"]["sha256"]) == 64
+    assert record["settings"]["stride"] == 128 - 25
+    assert record["timing"]["tiles"] == 1 + 1 + 3 * 2 + 2
+    assert {"python", "rgfl", "numpy", "onnxruntime"} <= set(record["versions"])
+    assert {"cpu", "cores"} <= set(record["hardware"])
+
+
+def test_submission_is_a_flat_zip_that_scores_the_same(
+    evaluated: SimpleNamespace, tiny_scenes: SimpleNamespace, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(evaluated.out / "pt.zip") as archive:
+        assert sorted(archive.namelist()) == sorted(f"Task1_{name}.txt" for name in CLASSES)
+        archive.extractall(tmp_path / "task1")
+    fields = (tmp_path / "task1" / "Task1_plane.txt").read_text().splitlines()[0].split()
+    assert fields[0] in tiny_scenes.names
+    assert len(fields) == 10
+    command = ["--task1", tmp_path / "task1", "--labels", tiny_scenes.labels]
+    command += ["--classes", ",".join(CLASSES), "--json", tmp_path / "scored.json"]
+    assert eval_dota.main(list(map(str, command))) == 0
+    scored = json.loads((tmp_path / "scored.json").read_text())
+    assert scored["classes"] == evaluated.pt["classes"]
+
+
+def test_pictures_are_drawn_up_to_the_limit(evaluated: SimpleNamespace) -> None:
+    import cv2
+
+    pictures = sorted((evaluated.out / "onnx").iterdir())
+    assert [path.name for path in pictures] == ["P0001.jpg", "P0002.jpg"]
+    assert cv2.imread(str(pictures[1])).shape == (100, 90, 3)
+
+
+def test_without_labels_there_is_only_a_submission(
+    tiny_onnx: Path, tiny_scenes: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    command = ["--model", tiny_onnx, "--images", tiny_scenes.images, "--submission", tmp_path / "s.zip"]
+    command += ["--limit", 2, "--json", tmp_path / "s.json"]
+    assert eval_dota.main(list(map(str, command))) == 0
+    assert "nothing to score" in capsys.readouterr().out
+    assert zipfile.is_zipfile(tmp_path / "s.zip")
+    record = json.loads((tmp_path / "s.json").read_text())
+    assert record["images"] == 2
+    assert "map" not in record
+
+
+def test_scoring_files_needs_no_torch(tiny_scenes: SimpleNamespace, tmp_path: Path) -> None:
+    for name in CLASSES:
+        (tmp_path / f"Task1_{name}.txt").write_text("P0001 0.9 10 10 40 10 40 30 10 30\n")
+    code = (
+        "import sys\n"
+        "from rgfl.trt_runtime import eval_dota\n"
+        f"assert eval_dota.main(['--task1', {str(tmp_path)!r}, '--labels', {str(tiny_scenes.labels)!r}, "
+        f"'--classes', '{','.join(CLASSES)}']) == 0\n"
+        "assert not {'torch', 'onnxruntime', 'matplotlib'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "all classes" in done.stdout
+
+
+@pytest.mark.parametrize("script", ["eval_dota", "bench", "pipeline", "report"])
+def test_help_is_quick_and_has_examples(script: str) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'trt_runtime')!r}); sys.argv = ['x', '--help']\n"
+        f"from rgfl.trt_runtime import {script}\n"
+        f"try: {script}.main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'onnxruntime', 'cv2', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"python trt_runtime/{script}.py" in done.stdout
+
+
+# --- what a user may get wrong -----------------------------------------------------------------------------
+
+
+class Case(SimpleNamespace):
+    """Good arguments in a copy that a test may spoil."""
+
+    def fails(self, capsys: pytest.CaptureFixture, **changes: object) -> str:
+        flags = {"model": self.model, "images": self.images, "labels": self.labels, **changes}
+        command = []
+        for name, value in flags.items():
+            if value is not None:
+                command += [f"--{name}", str(value)]
+        assert eval_dota.main(command) == 2
+        captured = capsys.readouterr()
+        lines = [line for line in captured.err.splitlines() if line.startswith("eval_dota: error: ")]
+        assert len(lines) == 1
+        assert "Traceback" not in captured.err
+        return lines[0]
+
+
+@pytest.fixture
+def case(tiny_onnx: Path, tiny_scenes: SimpleNamespace, tmp_path: Path) -> Case:
+    shutil.copytree(tiny_scenes.images, tmp_path / "images")
+    shutil.copytree(tiny_scenes.labels, tmp_path / "labels")
+    return Case(model=tiny_onnx, images=tmp_path / "images", labels=tmp_path / "labels", root=tmp_path)
+
+
+def test_a_file_that_is_no_model(case: Case, capsys: pytest.CaptureFixture) -> None:
+    for name in ("noise.onnx", "noise.pt", "noise.txt"):
+        (case.root / name).write_bytes(b"this is not a model")
+        assert name in case.fails(capsys, model=case.root / name)
+    assert "no such file" in case.fails(capsys, model=case.root / "none.onnx")
+    assert "directory" in case.fails(capsys, model=case.root)
+    (case.root / "x.engine").write_bytes(b"ftrt....")
+    assert "TensorRT" in case.fails(capsys, model=case.root / "x.engine")
+
+
+def test_a_model_without_a_spec(case: Case, capsys: pytest.CaptureFixture) -> None:
+    from rgfl.export import graph
+
+    model = graph.load(case.model)
+    del model.metadata_props[:]
+    graph.save(model, case.root / "foreign.onnx")
+    message = case.fails(capsys, model=case.root / "foreign.onnx")
+    assert "no rgfl spec" in message
+    assert "export/to_onnx.py" in message
+
+
+def test_classes_that_are_not_the_models(case: Case, capsys: pytest.CaptureFixture) -> None:
+    with (case.labels / "P0003.txt").open("a") as file:
+        file.write("1 1 9 1 9 9 1 9 bicycle 0\n")
+    message = case.fails(capsys)
+    assert "P0003.txt:" in message
+    assert "'bicycle'" in message
+    assert "plane, ship, harbor" in message
+    assert "--ignore-unknown" in message
+    command = ["--model", case.model, "--images", case.images, "--labels", case.labels, "--ignore-unknown"]
+    assert eval_dota.main(list(map(str, command))) == 0
+    message = case.fails(capsys, model=None, images=None, task1=case.root, version="1.0")
+    assert "--classes" in message
+    assert "bicycle" in message
+
+
+def test_an_unreadable_image(case: Case, capsys: pytest.CaptureFixture) -> None:
+    whole = (case.images / "P0002.png").read_bytes()
+    (case.images / "P0002.png").write_bytes(whole[: len(whole) // 2])
+    assert "P0002.png" in case.fails(capsys)
+
+
+def test_empty_and_missing_folders(case: Case, capsys: pytest.CaptureFixture) -> None:
+    empty = case.root / "empty"
+    empty.mkdir()
+    assert "no image in this folder" in case.fails(capsys, images=empty)
+    assert "no .txt file" in case.fails(capsys, labels=empty)
+    assert "no such" in case.fails(capsys, images=case.root / "none")
+    assert "no such" in case.fails(capsys, labels=case.root / "none")
+    assert "Task1_" in case.fails(capsys, model=None, images=None, task1=empty, classes="plane,ship,harbor")
+
+
+def test_images_and_labels_that_do_not_match(case: Case, capsys: pytest.CaptureFixture) -> None:
+    (case.images / "P0001.png").unlink()
+    message = case.fails(capsys)
+    assert "no image for 1 of 4 label files (first: P0001.txt)" in message
+    (case.labels / "P0001.txt").unlink()
+    (case.labels / "P0002.txt").unlink()
+    command = ["--model", case.model, "--images", case.images, "--labels", case.labels]
+    assert eval_dota.main(list(map(str, command))) == 0
+    assert "1 images without a label file are left out (first: P0002)" in capsys.readouterr().err
+    for path in case.labels.iterdir():
+        path.rename(path.with_name(f"Q{path.name}"))
+    assert "no label file belongs to an image" in case.fails(capsys)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"stride": 500}, "--stride 500"),
+        ({"batch": 0}, "--batch 0"),
+        ({"limit": -1}, "--limit -1"),
+        ({"submission": "x.tar"}, "ends in .zip"),
+        ({"labels": None}, "nothing to do"),
+        ({"images": None}, "--images"),
+        ({"classes": "plane"}, "--classes goes with --task1"),
+        ({"model": None, "task1": "."}, "--images goes with --model"),
+        ({"model": None, "images": None, "task1": ".", "classes": "none.txt"}, "--classes"),
+        ({"model": None, "images": None, "labels": None, "task1": "."}, "--task1 needs --labels"),
+    ],
+)
+def test_flags_that_do_not_fit(flags: dict, expected: str, case: Case, capsys: pytest.CaptureFixture) -> None:
+    assert expected in case.fails(capsys, **flags)

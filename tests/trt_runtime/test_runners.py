@@ -1,0 +1,81 @@
+"""Which runner takes which file, and what a runner promises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rgfl.trt_runtime.errors import ModelError
+from rgfl.trt_runtime.runners import load_runner, recognise
+from rgfl.trt_runtime.sample_tiles import sample_tiles
+
+
+def test_the_suffix_decides_and_content_must_agree(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    assert recognise(tiny_checkpoint) == ("torch", "torch, by its suffix .pt")
+    bare = tmp_path / "weights"
+    bare.write_bytes(tiny_checkpoint.read_bytes())
+    assert recognise(bare) == ("torch", "torch, by its content")
+    wrong = tmp_path / "model.onnx"
+    wrong.write_bytes(tiny_checkpoint.read_bytes())
+    with pytest.raises(ModelError, match=r"suffix says onnx, the content torch"):
+        recognise(wrong)
+    (tmp_path / "x.plan").write_bytes(b"ftrt")
+    assert recognise(tmp_path / "x.plan")[0] == "engine"
+
+
+def test_backends_find_the_same(tiny_checkpoint: Path, tiny_onnx: Path) -> None:
+    with load_runner(tiny_checkpoint, device="cpu") as first, load_runner(tiny_onnx, device="cpu") as second:
+        assert first.spec == second.spec
+        tiles = sample_tiles(first.spec, 2)
+        for one, two in zip(first(tiles), second(tiles), strict=True):
+            assert abs(len(one) - len(two)) <= 1
+            top = slice(0, min(len(one), len(two), 5))
+            np.testing.assert_allclose(one.scores[top], two.scores[top], atol=1e-5)
+        facts = second.describe()
+        assert facts["file"] == "tiny.onnx"
+        assert facts["bytes"] == tiny_onnx.stat().st_size
+        assert facts["backend"] == "ONNX Runtime"
+        assert facts["spec_digest"] == first.spec.digest
+
+
+def test_float_input_is_normalised_outside(tiny_checkpoint: Path, tiny_onnx: Path) -> None:
+    """`prepare` of a float32 graph computes what the uint8 graph has inside."""
+    from rgfl.trt_runtime.runners import OnnxRunner
+
+    with load_runner(tiny_checkpoint, device="cpu") as torch_runner, load_runner(tiny_onnx) as onnx_runner:
+        assert isinstance(onnx_runner, OnnxRunner)
+        tiles = sample_tiles(torch_runner.spec, 1)
+        onnx_runner._takes_uint8 = False
+        np.testing.assert_allclose(onnx_runner.prepare(tiles), torch_runner.prepare(tiles).numpy(), atol=1e-6)
+
+
+def test_tiles_of_another_shape_are_refused(tiny_onnx: Path) -> None:
+    with load_runner(tiny_onnx) as runner:
+        for tiles in (
+            np.zeros((1, 64, 64, 3), np.uint8),
+            np.zeros((1, 128, 128, 3), np.float32),
+            np.zeros((0, 128, 128, 3), np.uint8),
+            np.zeros((128, 128, 3), np.uint8),
+        ):
+            with pytest.raises(ValueError, match=r"takes uint8 tiles \(B, 128, 128, 3\)"):
+                runner(tiles)
+
+
+def test_cuda_is_refused_where_there_is_none(tiny_onnx: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has a CUDA provider")
+    with pytest.raises(ModelError, match=r"--device cpu"):
+        load_runner(tiny_onnx, device="cuda")
+
+
+def test_a_graph_with_other_outputs_is_refused(tiny_onnx: Path, tmp_path: Path) -> None:
+    from rgfl.export import graph
+
+    model = graph.load(tiny_onnx)
+    del model.graph.output[1]
+    graph.save(model, tmp_path / "half.onnx")
+    with pytest.raises(ModelError, match=r"expected input 'images' and outputs"):
+        load_runner(tmp_path / "half.onnx")

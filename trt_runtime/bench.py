@@ -1,0 +1,210 @@
+"""Latency and throughput of models, part by part, measured side by side in one process.
+
+    python trt_runtime/bench.py --model best.pt --model model.onnx --batch 1,4
+
+Each repetition runs every model once, so that a busy machine slows all of them alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rgfl import atomic
+from rgfl.trt_runtime import errors
+
+if TYPE_CHECKING:
+    from rgfl.trt_runtime.runners import Runner
+
+PARTS = ("preprocess", "network", "nms")
+
+EXAMPLES = """\
+examples:
+  python trt_runtime/bench.py --model best.pt --model model.onnx --json bench.json
+  python trt_runtime/bench.py --model model.onnx --batch 1,2,4,8 --threads 4 --markdown bench.md
+  python trt_runtime/bench.py --model model.onnx --images val/images   NMS depends on what is seen
+
+latency is that of a whole call, pixels in memory to detections; exit status: 0 done, 2 bad input
+"""
+
+
+def measure(
+    runners: list[Runner],
+    batches: list[int],
+    *,
+    warmup: int,
+    repeat: int,
+    images: Path | None = None,
+    progress: bool = False,
+) -> list[dict[str, Any]]:
+    """One record for each runner and batch size.
+
+    Args:
+        runners: loaded models.
+        batches: tiles a call.
+        warmup: calls before the first that counts.
+        repeat: calls that count.
+        images: where tiles come from; made up without it.
+        progress: show a bar on stderr.
+    """
+    from tqdm import tqdm
+
+    from rgfl.trt_runtime.sample_tiles import sample_tiles
+
+    cases = [
+        (runner, batch, sample_tiles(runner.spec, batch, images)) for batch in batches for runner in runners
+    ]
+    seconds = np.zeros((len(cases), warmup + repeat, len(PARTS)))
+    detections = np.zeros(len(cases))
+    for turn in tqdm(range(warmup + repeat), unit="turn", disable=not progress):
+        for index, (runner, _, tiles) in enumerate(cases):
+            seconds[index, turn], detections[index] = _timed_call(runner, tiles)
+    return [
+        _summary(runner, batch, seconds[index, warmup:], detections[index] / batch)
+        for index, (runner, batch, _) in enumerate(cases)
+    ]
+
+
+def _timed_call(runner: Runner, tiles: NDArray[np.uint8]) -> tuple[list[float], int]:
+    """Seconds of each part, and how many detections came out."""
+    start = time.perf_counter()
+    feed = runner.prepare(tiles)
+    prepared = time.perf_counter()
+    outputs = runner.infer(feed)
+    inferred = time.perf_counter()
+    found = runner.finish(outputs)
+    finished = time.perf_counter()
+    return [prepared - start, inferred - prepared, finished - inferred], sum(map(len, found))
+
+
+def _summary(runner: Runner, batch: int, seconds: NDArray[np.float64], detections: float) -> dict[str, Any]:
+    whole = seconds.sum(axis=1)
+    return {
+        "model": runner.describe(),
+        "batch": batch,
+        "calls": len(whole),
+        "latency_ms": _percentiles(whole),
+        "parts_ms": {name: _percentiles(seconds[:, part]) for part, name in enumerate(PARTS)},
+        "images_per_second": batch / float(np.median(whole)),
+        "detections_per_tile": detections,
+    }
+
+
+def _percentiles(seconds: NDArray[np.float64]) -> dict[str, float]:
+    values = {f"p{q}": float(np.percentile(seconds, q)) * 1e3 for q in (50, 90, 99)}
+    return {**values, "mean": float(seconds.mean()) * 1e3, "least": float(seconds.min()) * 1e3}
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """The record as a table, the machine above it."""
+    hardware = record["hardware"]
+    where = ", ".join(f"{name} {value}" for name, value in hardware.items())
+    lines = [
+        f"{record['date'][:10]}; {where}",
+        "",
+        "| model | precision | device | threads | batch | p50 ms | p90 ms | p99 ms | images/s "
+        "| preprocess | network | NMS |",
+        "|---|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in record["results"]:
+        model, latency, parts = row["model"], row["latency_ms"], row["parts_ms"]
+        lines.append(
+            f"| {model['file']} ({model['backend']}) | {model['precision']} | {model['device']} "
+            f"| {model.get('threads', '–')} | {row['batch']} | {latency['p50']:.1f} | {latency['p90']:.1f} "
+            f"| {latency['p99']:.1f} | {row['images_per_second']:.2f} | "
+            + " | ".join(f"{parts[name]['p50']:.1f}" for name in PARTS)
+            + " |"
+        )
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    lines += [
+        "",
+        f"Parts are medians in ms. {record['results'][0]['calls']} calls each, interleaved. {versions}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="bench",
+        description=__doc__.split("\n\n", maxsplit=1)[0],
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--model",
+        type=Path,
+        action="append",
+        required=True,
+        metavar="M",
+        help=".pt or .onnx; may be repeated",
+    )
+    parser.add_argument("--batch", default="1", metavar="N,N", help="tiles a call (default: 1)")
+    parser.add_argument("--warmup", type=int, default=5, metavar="N", help="calls first (default: 5)")
+    parser.add_argument("--repeat", type=int, default=50, metavar="N", help="calls timed (default: 50)")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="tiles of these images (default: made up)")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
+    parser.add_argument("--json", type=Path, metavar="F", help="write all numbers")
+    parser.add_argument("--markdown", type=Path, metavar="F", help="write the table")
+    arguments = parser.parse_args(argv)
+    return errors.run("bench", lambda: benchmark(arguments))
+
+
+def benchmark(arguments: argparse.Namespace) -> int:
+    """The command behind `main`, with parsed arguments."""
+    for flag, least in (("warmup", 0), ("repeat", 1), ("threads", 0)):
+        if getattr(arguments, flag) < least:
+            raise errors.InputError(f"--{flag} {getattr(arguments, flag)}: expected {least} or more")
+    batches = errors.positive_integers(arguments.batch, "--batch")
+    if arguments.images:
+        errors.existing_directory(arguments.images, "--images")
+
+    from rgfl.trt_runtime import machine
+    from rgfl.trt_runtime.runners import load_runner
+
+    runners: list[Runner] = []
+    try:
+        for path in arguments.model:
+            runners.append(load_runner(path, device=arguments.device, threads=arguments.threads))
+            print(f"{runners[-1].name}: {runners[-1].reason}", file=sys.stderr)
+        results = measure(
+            runners,
+            batches,
+            warmup=arguments.warmup,
+            repeat=arguments.repeat,
+            images=arguments.images,
+            progress=True,
+        )
+    finally:
+        for runner in runners:
+            runner.close()
+    record = {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "hardware": machine.hardware(),
+        "versions": machine.versions(),
+        "settings": {
+            "warmup": arguments.warmup,
+            "repeat": arguments.repeat,
+            "tiles": str(arguments.images) if arguments.images else "made up",
+        },
+        "results": results,
+    }
+    table = markdown(record)
+    print(table, end="")
+    for path, text in ((arguments.json, json.dumps(record, indent=2) + "\n"), (arguments.markdown, table)):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic.write_text(path, text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""Pictures of rotated boxes: what was found, in class colours, over what is there, in white."""
+
+from __future__ import annotations
+
+import colorsys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from rgfl.detections import Detections
+
+if TYPE_CHECKING:
+    from rgfl.dota.labels import Objects
+
+LONGEST_SIDE = 4096  # larger scenes are shrunk to it: a picture is for looking at
+TRUTH = (255, 255, 255)
+LABEL_SIDE = 28  # px of the picture: smaller boxes carry their colour only
+LABELS_AT_MOST = 80
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+Colour = tuple[int, int, int]
+
+
+def palette(count: int) -> list[Colour]:
+    """`count` RGB colours, bright and far apart: hues a golden section apart, in two brightnesses."""
+    colours = []
+    for index in range(count):
+        hue = (0.02 + index * 0.618034) % 1.0
+        red, green, blue = colorsys.hsv_to_rgb(hue, 0.9, 1.0 if index % 2 == 0 else 0.8)
+        colours.append((round(255 * red), round(255 * green), round(255 * blue)))
+    return colours
+
+
+def picture(
+    image: NDArray[np.uint8],
+    detections: Detections,
+    classes: tuple[str, ...],
+    *,
+    truth: Objects | None = None,
+    min_score: float = 0.3,
+) -> NDArray[np.uint8]:
+    """A copy of `image` with boxes and a legend.
+
+    Args:
+        image: (H, W, 3) RGB.
+        detections: those with at least `min_score` are drawn, in the colour of their class.
+        classes: names of the labels.
+        truth: ground truth, drawn below in white; thin grey if difficult.
+    """
+    from rgfl.boxes import to_quads
+
+    scale = min(1.0, LONGEST_SIDE / max(image.shape[:2]))
+    canvas = image.copy()
+    if scale < 1:
+        size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
+        canvas = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+    thickness = 1 if max(canvas.shape[:2]) < 1200 else 2
+    colours = palette(len(classes))
+    if truth is not None:
+        for quad, difficult in zip(truth.quads, truth.difficult, strict=True):
+            colour = (160, 160, 160) if difficult else TRUTH
+            _outline(canvas, quad * scale, colour, 1 if difficult else thickness + 2)
+    shown = detections[detections.scores >= min_score]
+    shown = shown[np.argsort(shown.scores, kind="stable")]  # the best on top
+    quads = to_quads(shown.boxes.astype(np.float64)).reshape(-1, 8) * scale
+    for quad, label in zip(quads, shown.labels.tolist(), strict=True):
+        _outline(canvas, quad, colours[label], thickness)
+    if len(shown) <= LABELS_AT_MOST:
+        for quad, label, score in zip(quads, shown.labels.tolist(), shown.scores.tolist(), strict=True):
+            corners = quad.reshape(4, 2)
+            if np.ptp(corners, axis=0).max() >= LABEL_SIDE:
+                top = corners[corners[:, 1].argmin()]
+                _label(canvas, f"{classes[label]} {score:.2f}", top, colours[label])
+    _legend(canvas, shown, classes, colours, min_score, truth)
+    return canvas
+
+
+def save(image: NDArray[np.uint8], path: Path) -> None:
+    """Write RGB `image` as the suffix of `path` says, whole or not at all."""
+    from rgfl import atomic
+
+    done, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    if not done:
+        raise OSError(f"{path}: OpenCV cannot write this kind of image")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write_bytes(path, data.tobytes())
+
+
+def _outline(canvas: NDArray[np.uint8], quad: NDArray, colour: Colour, thickness: int) -> None:
+    """Corners are given in 1/16 px, so that small boxes keep their shape."""
+    corners = np.clip(quad.reshape(4, 1, 2), -32000, 32000)
+    cv2.polylines(canvas, [np.round(corners * 16).astype(np.int32)], True, colour, thickness, cv2.LINE_AA, 4)
+
+
+def _label(canvas: NDArray[np.uint8], text: str, at: NDArray, colour: Colour) -> None:
+    """Dark text on a plate of the class colour, moved inside the picture."""
+    (width, height), base = cv2.getTextSize(text, FONT, 0.42, 1)
+    x = int(np.clip(at[0] - width / 2, 0, max(canvas.shape[1] - width - 4, 0)))
+    y = int(np.clip(at[1] - 4, height + base + 2, canvas.shape[0] - 2))
+    cv2.rectangle(canvas, (x, y - height - base), (x + width + 4, y), colour, cv2.FILLED)
+    cv2.putText(canvas, text, (x + 2, y - base + 1), FONT, 0.42, _ink(colour), 1, cv2.LINE_AA)
+
+
+def _legend(
+    canvas: NDArray[np.uint8],
+    shown: Detections,
+    classes: tuple[str, ...],
+    colours: list[Colour],
+    min_score: float,
+    truth: Objects | None,
+) -> None:
+    """Class, colour and number found, in the upper left corner; nothing where the picture is too small."""
+    numbers = np.bincount(shown.labels, minlength=len(classes)) if len(shown) else np.zeros(len(classes), int)
+    lines = [(f"{name} {numbers[i]}", colours[i]) for i, name in enumerate(classes) if numbers[i]]
+    lines.insert(0, (f"{len(shown)} found, score >= {min_score:g}", (230, 230, 230)))
+    if truth is not None:
+        lines.append((f"ground truth {len(truth)}", TRUTH))
+    widths = [cv2.getTextSize(text, FONT, 0.45, 1)[0][0] for text, _ in lines]
+    width, height = max(widths) + 30, 18 * len(lines) + 8
+    if canvas.shape[0] < 2 * height or canvas.shape[1] < 2 * width:
+        return
+    corner = canvas[:height, :width]
+    corner[:] = (corner * 0.35).astype(np.uint8)
+    for row, (text, colour) in enumerate(lines):
+        y = 18 * row + 18
+        cv2.rectangle(canvas, (6, y - 9), (16, y), colour, cv2.FILLED)
+        cv2.putText(canvas, text, (22, y), FONT, 0.45, (255, 255, 255), 1, cv2.LINE_AA)
+
+
+def _ink(colour: Colour) -> Colour:
+    """Black or white, whichever reads better on `colour`."""
+    bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+    return (0, 0, 0) if bright > 110 else (255, 255, 255)

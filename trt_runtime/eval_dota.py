@@ -1,0 +1,298 @@
+"""Official DOTA Task 1 evaluation of a model on full images, or of any detector's result files.
+
+    python trt_runtime/eval_dota.py --model model.onnx --images val/images --labels val/labelTxt
+    python trt_runtime/eval_dota.py --task1 results/ --labels val/labelTxt --version 1.0
+
+Images are tiled on the fly, detections merged with rotated NMS, and scored as the official devkit
+does (rgfl.dota.average_precision). Every model, whatever its backend, goes through the same code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rgfl import atomic
+from rgfl.trt_runtime import errors
+from rgfl.trt_runtime.pipeline import (
+    MERGE_IOU,
+    Timing,
+    add_model_arguments,
+    check_model_arguments,
+    default_stride,
+    find_scenes,
+    stream,
+    tile_side,
+)
+
+if TYPE_CHECKING:
+    from rgfl.detections import Detections
+    from rgfl.dota.average_precision import Result
+    from rgfl.dota.labels import Objects
+    from rgfl.trt_runtime.runners import Runner
+
+EXAMPLES = """\
+examples:
+  python trt_runtime/eval_dota.py --model best.pt    --images val/images --labels val/labelTxt --json F.json
+  python trt_runtime/eval_dota.py --model model.onnx --images val/images --labels val/labelTxt --draw found
+  python trt_runtime/eval_dota.py --model model.onnx --images test/images --submission Task1.zip
+  python trt_runtime/eval_dota.py --task1 results --labels val/labelTxt --version 1.5
+  python trt_runtime/eval_dota.py --task1 results --labels val/labelTxt --classes plane,ship
+
+exit status: 0 done, 2 bad input
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="eval_dota",
+        description=__doc__.split("\n\n", maxsplit=1)[0],
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", type=Path, metavar="MODEL", help="run this .pt or .onnx over --images")
+    what.add_argument("--task1", type=Path, metavar="DIR", help="score the Task1_<class>.txt files in DIR")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="full images (with --model)")
+    parser.add_argument("--labels", type=Path, metavar="DIR", help="labelTxt files: the image set to score")
+    parser.add_argument(
+        "--version",
+        default="1.0",
+        choices=("1.0", "1.5", "2.0"),
+        help="DOTA version: the rule for difficult objects and, with --task1, the classes (default: 1.0)",
+    )
+    parser.add_argument("--classes", metavar="A,B|FILE", help="with --task1: names, or a file of one a line")
+    parser.add_argument(
+        "--ignore-unknown", action="store_true", help="skip labels of classes outside the list"
+    )
+    parser.add_argument("--json", type=Path, metavar="F", help="write all numbers, unrounded")
+    parser.add_argument(
+        "--submission", type=Path, metavar="F.zip", help="write the zip that the DOTA server takes"
+    )
+    parser.add_argument("--draw", type=Path, metavar="DIR", help="write pictures, ground truth in white")
+    parser.add_argument(
+        "--draw-score", type=float, default=0.3, metavar="S", help="draw from this score on (default: 0.3)"
+    )
+    parser.add_argument(
+        "--draw-limit", type=int, default=50, metavar="N", help="draw the first N images (default: 50)"
+    )
+    parser.add_argument("--limit", type=int, default=0, metavar="N", help="only the first N images")
+    add_model_arguments(parser)
+    arguments = parser.parse_args(argv)
+    command = evaluate_files if arguments.task1 else evaluate_model
+    return errors.run("eval_dota", lambda: command(arguments))
+
+
+# --- result files of any detector --------------------------------------------------------------------------
+
+
+def evaluate_files(arguments: argparse.Namespace) -> int:
+    """Score Task 1 files; neither torch nor a model is loaded."""
+    from rgfl.dota.average_precision import evaluate
+    from rgfl.dota.labels import CLASSES, read_classes, read_task1
+    from rgfl.trt_runtime import machine
+
+    for flag in ("images", "submission", "draw", "limit"):
+        if getattr(arguments, flag):
+            raise errors.InputError(f"--{flag} goes with --model; --task1 only scores what is there")
+    if not arguments.labels:
+        raise errors.InputError("--task1 needs --labels DIR, the labelTxt files of the images")
+    errors.existing_directory(arguments.task1, "--task1")
+    if arguments.classes:
+        try:
+            classes = read_classes(arguments.classes)
+        except ValueError as error:
+            raise errors.InputError(f"--classes: {error}") from error
+    else:
+        classes = CLASSES[arguments.version]
+    hint = "name the classes with --classes or --version, or skip other labels with --ignore-unknown"
+    truth = read_truth(arguments, classes, hint)
+    result = evaluate(read_task1(arguments.task1, classes), truth, classes, version=arguments.version)
+    print(result.table())
+    if arguments.json:
+        record = {
+            **result.record(),
+            "source": str(arguments.task1),
+            "date": _now(),
+            "versions": machine.versions(),
+        }
+        _write_json(arguments.json, record)
+    return 0
+
+
+# --- models ------------------------------------------------------------------------------------------------
+
+
+def evaluate_model(arguments: argparse.Namespace) -> int:
+    """Run a model over full images, then score, write and draw what was asked for."""
+    if not arguments.images:
+        raise errors.InputError("--model needs --images DIR, the full images to run it on")
+    if arguments.classes:
+        raise errors.InputError("--classes goes with --task1; a model's file names its classes")
+    if not (arguments.labels or arguments.submission or arguments.draw or arguments.json):
+        raise errors.InputError("nothing to do: give --labels DIR to score, or --submission F.zip to write")
+    if arguments.submission and arguments.submission.suffix.lower() != ".zip":
+        raise errors.InputError(f"--submission {arguments.submission}: expected a name that ends in .zip")
+    if arguments.limit < 0:
+        raise errors.InputError(f"--limit {arguments.limit}: expected 0 (all) or more")
+    check_model_arguments(arguments)
+    images = find_scenes(arguments.images)
+
+    from rgfl.trt_runtime import machine
+    from rgfl.trt_runtime.runners import load_runner
+
+    timing = Timing()
+    with load_runner(arguments.model, device=arguments.device, threads=arguments.threads) as runner:
+        classes = runner.spec.classes
+        print(f"{runner.name}: {runner.reason}; spec {runner.spec.digest}", file=sys.stderr)
+        truth = None
+        if arguments.labels:
+            hint = (
+                f"{arguments.model.name} knows {', '.join(classes)}: use a model trained on these labels, "
+                "or skip other labels with --ignore-unknown"
+            )
+            truth = read_truth(arguments, classes, hint)
+            images = image_set(images, truth, arguments)
+        if arguments.limit:
+            images = dict(list(images.items())[: arguments.limit])
+            truth = {name: truth[name] for name in images} if truth is not None else None
+        found = _detect(runner, images, truth, arguments, timing)
+        model = runner.describe()
+        settings = {
+            "stride": arguments.stride or default_stride(tile_side(runner.spec)),
+            "batch": arguments.batch,
+            "score_threshold": runner.spec.score_threshold,
+            "iou_threshold": runner.spec.iou_threshold,
+            "merge_iou_threshold": MERGE_IOU,
+            "limit": arguments.limit,
+        }
+    result = _score(found, truth, classes, arguments)
+    if arguments.submission:
+        from rgfl.dota.labels import write_submission
+
+        write_submission(arguments.submission, found, classes)
+        print(f"submission: {arguments.submission}, {len(classes)} classes, {len(found)} images")
+    if arguments.json:
+        record: dict[str, Any] = result.record() if result else {"images": len(found)}
+        record |= {
+            "model": model,
+            "spec_digest": model["spec_digest"],
+            "precision": model["precision"],
+            "settings": settings,
+            "timing": timing.record(),
+            "date": _now(),
+            "hardware": machine.hardware(),
+            "versions": machine.versions(),
+        }
+        _write_json(arguments.json, record)
+    return 0
+
+
+def read_truth(arguments: argparse.Namespace, classes: tuple[str, ...], hint: str) -> dict[str, Objects]:
+    """The label files of --labels; classes that are not in the list are an error or, if asked, ignored."""
+    from rgfl.dota.labels import LabelError, find_classes, read_label_folder
+
+    labels = errors.existing_directory(arguments.labels, "--labels")
+    if arguments.ignore_unknown:
+        if not set(find_classes(labels)) & set(classes):
+            raise errors.InputError(
+                f"--labels {labels}: no object of any of the classes {', '.join(classes)}; {hint}"
+            )
+        return read_label_folder(labels, classes, unknown="ignore")
+    try:
+        return read_label_folder(labels, classes)
+    except LabelError as error:
+        if "unknown class" not in str(error):
+            raise
+        unknown = [name for name in find_classes(labels) if name not in classes]
+        place = str(error).split(": ", 1)[0]
+        raise errors.InputError(f"{place}: unknown class {', '.join(map(repr, unknown))}; {hint}") from error
+
+
+def image_set(
+    images: Mapping[str, Path], truth: Mapping[str, Objects], arguments: argparse.Namespace
+) -> dict[str, Path]:
+    """The images with a label file. Officially these are the image set: a missing image is an error."""
+    missing = [name for name in truth if name not in images]
+    if missing and not any(name in images for name in truth):
+        raise errors.InputError(
+            f"--labels {arguments.labels}: no label file belongs to an image in {arguments.images} "
+            f"(labels {missing[0]}.txt …, images {next(iter(images.values())).name} …)"
+        )
+    if missing:
+        raise errors.InputError(
+            f"--images {arguments.images}: no image for {len(missing)} of {len(truth)} label files "
+            f"(first: {missing[0]}.txt); the official image set is the label files, so add the images "
+            "or remove those labels"
+        )
+    if extra := [name for name in images if name not in truth]:
+        print(
+            f"eval_dota: note: {len(extra)} images without a label file are left out (first: {extra[0]})",
+            file=sys.stderr,
+        )
+    return {name: images[name] for name in truth}
+
+
+def _detect(
+    runner: Runner,
+    images: Mapping[str, Path],
+    truth: Mapping[str, Objects] | None,
+    arguments: argparse.Namespace,
+    timing: Timing,
+) -> dict[str, Detections]:
+    from tqdm import tqdm
+
+    from rgfl.trt_runtime import draw
+
+    found: dict[str, Detections] = {}
+    done = stream(runner, images, stride=arguments.stride, batch=arguments.batch, timing=timing)
+    for scene in tqdm(done, total=len(images), unit="image", desc=runner.path.name):
+        found[scene.name] = scene.detections
+        if arguments.draw and len(found) <= arguments.draw_limit:
+            picture = draw.picture(
+                scene.image,
+                scene.detections,
+                runner.spec.classes,
+                truth=truth[scene.name] if truth else None,
+                min_score=arguments.draw_score,
+            )
+            draw.save(picture, arguments.draw / f"{scene.name}.jpg")
+    if arguments.draw:
+        drawn = min(len(found), arguments.draw_limit)
+        print(f"pictures: {drawn} of {len(found)} in {arguments.draw}", file=sys.stderr)
+    return found
+
+
+def _score(
+    found: Mapping[str, Detections],
+    truth: Mapping[str, Objects] | None,
+    classes: tuple[str, ...],
+    arguments: argparse.Namespace,
+) -> Result | None:
+    from rgfl.dota.average_precision import evaluate_detections
+
+    if truth is None:
+        total = sum(len(detections) for detections in found.values())
+        print(f"{total} detections in {len(found)} images; without --labels there is nothing to score")
+        return None
+    result = evaluate_detections(found, truth, classes, version=arguments.version)
+    print(result.table())
+    return result
+
+
+def _write_json(path: Path, record: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(path, json.dumps(record, indent=2) + "\n")
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

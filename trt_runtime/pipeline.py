@@ -1,0 +1,365 @@
+"""Detection over large scenes: reading and cutting, the network, and NMS run side by side.
+
+    python trt_runtime/pipeline.py --model model.onnx --images scenes/ --out found/
+
+Tiles of several scenes share a batch, so small images fill it too. Memory is bounded: the reader
+stops when two batches wait, and a scene is let go when its last tile is merged. The result is that of
+rgfl.dota.merge.detect.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import queue
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rgfl import atomic
+from rgfl.detections import Detections
+from rgfl.spec import DetectorSpec
+from rgfl.trt_runtime import errors
+
+if TYPE_CHECKING:
+    from rgfl.trt_runtime.runners import Runner
+
+WAITING_BATCHES = 2  # prepared and not yet inferred
+MERGE_IOU = 0.1  # NMS over the tiles of a scene, as the published rows
+
+EXAMPLES = """\
+examples:
+  python trt_runtime/pipeline.py --model model.onnx --images scene.png --out found
+  python trt_runtime/pipeline.py --model best.pt --images scenes/ --out found --batch 4 --score 0.3
+
+writes to --out:
+  geojson/NAME.geojson (pixel coordinates), pictures/NAME.jpg, Task1_<class>.txt, detections.json
+
+exit status: 0 done, 2 bad input
+"""
+
+
+@dataclass
+class Timing:
+    """Seconds that each part of the pipeline was busy; parts overlap, so they may exceed `total`."""
+
+    total: float = 0.0
+    read: float = 0.0
+    prepare: float = 0.0
+    network: float = 0.0
+    nms: float = 0.0
+    merge: float = 0.0
+    tiles: int = 0
+    images: int = 0
+
+    def record(self) -> dict[str, Any]:
+        """For result files: seconds, counts, and tiles a second."""
+        rate = self.tiles / self.total if self.total else 0.0
+        return {**{name: round(value, 6) for name, value in vars(self).items()}, "tiles_per_second": rate}
+
+
+@dataclass
+class Scene:
+    """One image on its way through.
+
+    Attributes:
+        name: file name without extension.
+        image: (H, W, 3) uint8 RGB.
+        detections: merged, in pixels of the image; set when the scene is done.
+    """
+
+    name: str
+    image: NDArray[np.uint8]
+    windows: int
+    detections: Detections = field(default_factory=Detections.empty)
+    parts: list[Any] = field(default_factory=list)
+
+
+def tile_side(spec: DetectorSpec) -> int:
+    """Side of the square tile the model takes."""
+    height, width = spec.image_size
+    if height != width:
+        raise errors.ModelError(f"the model takes {height} × {width}; scenes are cut into square tiles")
+    return height
+
+
+def default_stride(size: int) -> int:
+    """824 for 1024, as the published rows, and the same share of overlap for other sizes."""
+    return size - round(size * 200 / 1024)
+
+
+def stream(
+    runner: Runner,
+    images: Mapping[str, Path],
+    *,
+    stride: int = 0,
+    batch: int = 1,
+    timing: Timing | None = None,
+) -> Iterator[Scene]:
+    """Scenes with their detections, in the order of `images`, as they get done.
+
+    Args:
+        runner: takes the tiles; its spec says their size and what lies outside an image.
+        images: file of each scene by name.
+        stride: pixels from tile to tile; 0 for `default_stride`.
+        batch: tiles a call.
+        timing: filled while the scenes come.
+
+    Raises:
+        ImageError: a file that is no image, when its turn comes.
+    """
+    from rgfl.dota.merge import Part, merge
+
+    size = tile_side(runner.spec)
+    stride = stride or default_stride(size)
+    if not 0 < stride <= size:
+        raise errors.InputError(f"--stride {stride}: expected 1…{size}, the side of the model's tile")
+    timing = timing if timing is not None else Timing()
+    started = time.perf_counter()
+    waiting: queue.Queue[_Batch | Exception | None] = queue.Queue(WAITING_BATCHES)
+    stop = threading.Event()
+    arguments = (runner, images, size, stride, batch, waiting, stop, timing)
+    reader = threading.Thread(target=_read, args=arguments, name="rgfl-reader", daemon=True)
+    reader.start()
+    finishing: deque[tuple[_Batch, Future[list[Detections]]]] = deque()
+
+    def finished(leave: int) -> Iterator[Scene]:
+        """Scenes completed by the batches in NMS, but for the last `leave` of these."""
+        while len(finishing) > leave:
+            done, future = finishing.popleft()
+            for (scene, x, y), found in zip(done.owners, future.result(), strict=True):
+                scene.parts.append(Part(found, x, y))
+                if len(scene.parts) == scene.windows:
+                    merging = time.perf_counter()
+                    scene.detections = merge(scene.parts, MERGE_IOU)
+                    scene.parts = []
+                    timing.merge += time.perf_counter() - merging
+                    timing.images += 1
+                    timing.total = time.perf_counter() - started
+                    yield scene
+
+    try:
+        with ThreadPoolExecutor(1, "rgfl-nms") as pool:
+            while (item := waiting.get()) is not None:
+                if isinstance(item, Exception):
+                    raise item
+                inferring = time.perf_counter()
+                outputs = runner.infer(item.feed)
+                timing.network += time.perf_counter() - inferring
+                timing.tiles += len(item.owners)
+                item.feed = None
+                finishing.append((item, pool.submit(_finish, runner, outputs, timing)))
+                yield from finished(leave=1)
+            yield from finished(leave=0)
+    finally:
+        stop.set()
+        reader.join()
+        timing.total = time.perf_counter() - started
+
+
+@dataclass
+class _Batch:
+    feed: Any  # what runner.prepare made of the tiles
+    owners: list[tuple[Scene, int, int]]  # scene and upper left corner of each tile
+
+
+def _read(
+    runner: Runner,
+    images: Mapping[str, Path],
+    size: int,
+    stride: int,
+    batch: int,
+    waiting: queue.Queue[_Batch | Exception | None],
+    stop: threading.Event,
+    timing: Timing,
+) -> None:
+    """The reader's thread: images to prepared batches, then None; an exception travels in their place."""
+    from rgfl.dota.images import read_image
+    from rgfl.dota.tiling import crop, windows
+
+    def put(item: _Batch | Exception | None) -> bool:
+        while not stop.is_set():
+            try:
+                waiting.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    tiles: list[NDArray[np.uint8]] = []
+    owners: list[tuple[Scene, int, int]] = []
+
+    def flush() -> bool:
+        preparing = time.perf_counter()
+        ready = _Batch(runner.prepare(np.stack(tiles)), owners.copy())
+        timing.prepare += time.perf_counter() - preparing
+        tiles.clear()
+        owners.clear()
+        return put(ready)
+
+    try:
+        for name, path in images.items():
+            reading = time.perf_counter()
+            image = read_image(path)
+            timing.read += time.perf_counter() - reading
+            places = windows(image.shape[0], image.shape[1], size, stride)
+            scene = Scene(name, image, len(places))
+            for x, y in places:
+                tiles.append(crop(image, x, y, size, runner.spec.pad_value))
+                owners.append((scene, x, y))
+                if len(tiles) == batch and not flush():
+                    return
+            if stop.is_set():
+                return
+        if tiles and not flush():
+            return
+        put(None)
+    except Exception as error:  # raised again where the scenes are consumed
+        put(error)
+
+
+def _finish(runner: Runner, outputs: Any, timing: Timing) -> list[Detections]:
+    started = time.perf_counter()
+    found = runner.finish(outputs)
+    timing.nms += time.perf_counter() - started
+    return found
+
+
+# --- output ------------------------------------------------------------------------------------------------
+
+
+def geojson(name: str, detections: Detections, classes: tuple[str, ...]) -> dict[str, Any]:
+    """A FeatureCollection of polygons in pixels of the image: x right, y down, not longitude and latitude."""
+    from rgfl.boxes import to_quads
+
+    quads = to_quads(detections.boxes.astype(np.float64)).reshape(-1, 4, 2)
+    features = []
+    for quad, box, score, label in zip(
+        quads.round(3).tolist(),
+        detections.boxes.tolist(),
+        detections.scores.tolist(),
+        detections.labels.tolist(),
+        strict=True,
+    ):
+        cx, cy, width, height, angle = box
+        properties = {"class": classes[label], "score": score, "cx": cx, "cy": cy}
+        properties |= {"width": width, "height": height, "angle": angle}
+        polygon = {"type": "Polygon", "coordinates": [[*quad, quad[0]]]}
+        features.append({"type": "Feature", "geometry": polygon, "properties": properties})
+    return {
+        "type": "FeatureCollection",
+        "name": name,
+        "coordinate_system": "pixels of the image, x right, y down; angle in radians, clockwise",
+        "features": features,
+    }
+
+
+def find_scenes(path: Path) -> dict[str, Path]:
+    """The image at `path`, or those in the folder."""
+    from rgfl.dota.images import IMAGE_SUFFIXES, find_images
+
+    if path.is_file():
+        return {path.stem: path}
+    if not path.exists():
+        raise errors.InputError(f"--images {path}: no such file or directory")
+    images = find_images(path)
+    if not images:
+        suffixes = ", ".join(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
+        raise errors.InputError(f"--images {path}: no image in this folder; expected {suffixes}")
+    return images
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of how a model is run, the same in every command that runs one over scenes."""
+    parser.add_argument("--stride", type=int, default=0, metavar="PX", help="tile to tile (824 for 1024)")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="tiles a call (default: 1)")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
+
+
+def check_model_arguments(arguments: argparse.Namespace) -> None:
+    """InputError for values of these flags that cannot be."""
+    for flag, least in (("stride", 0), ("batch", 1), ("threads", 0)):
+        if getattr(arguments, flag) < least:
+            raise errors.InputError(f"--{flag} {getattr(arguments, flag)}: expected {least} or more")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="pipeline",
+        description=__doc__.split("\n\n", maxsplit=1)[0],
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", type=Path, required=True, metavar="MODEL", help=".pt or .onnx")
+    parser.add_argument("--images", type=Path, required=True, metavar="PATH", help="an image or a folder")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where results go")
+    parser.add_argument(
+        "--score", type=float, default=0.3, metavar="S", help="in pictures, at least (default: 0.3)"
+    )
+    parser.add_argument(
+        "--pictures", action=argparse.BooleanOptionalAction, default=True, help="draw (default: yes)"
+    )
+    add_model_arguments(parser)
+    arguments = parser.parse_args(argv)
+    return errors.run("pipeline", lambda: detect_scenes(arguments))
+
+
+def detect_scenes(arguments: argparse.Namespace) -> int:
+    """The command behind `main`, with parsed arguments."""
+    check_model_arguments(arguments)
+    scenes = find_scenes(arguments.images)
+    if arguments.out.is_file():
+        raise errors.InputError(f"--out {arguments.out}: expected a directory, this is a file")
+
+    from tqdm import tqdm
+
+    from rgfl.dota.labels import write_task1
+    from rgfl.trt_runtime import draw, machine
+    from rgfl.trt_runtime.runners import load_runner
+
+    found: dict[str, Detections] = {}
+    counts: dict[str, dict[str, int]] = {}
+    timing = Timing()
+    with load_runner(arguments.model, device=arguments.device, threads=arguments.threads) as runner:
+        classes = runner.spec.classes
+        print(f"{runner.name}: {runner.reason}", file=sys.stderr)
+        done = stream(runner, scenes, stride=arguments.stride, batch=arguments.batch, timing=timing)
+        (arguments.out / "geojson").mkdir(parents=True, exist_ok=True)
+        for scene in tqdm(done, total=len(scenes), unit="scene"):
+            found[scene.name] = scene.detections
+            collection = geojson(scene.name, scene.detections, classes)
+            atomic.write_text(arguments.out / "geojson" / f"{scene.name}.geojson", json.dumps(collection))
+            numbers = np.bincount(scene.detections.labels, minlength=len(classes)).tolist()
+            counts[scene.name] = {name: n for name, n in zip(classes, numbers, strict=True) if n}
+            if arguments.pictures:
+                picture = draw.picture(scene.image, scene.detections, classes, min_score=arguments.score)
+                draw.save(picture, arguments.out / "pictures" / f"{scene.name}.jpg")
+        write_task1(arguments.out, found, classes)
+        record = {
+            "model": runner.describe(),
+            "timing": timing.record(),
+            "hardware": machine.hardware(),
+            "versions": machine.versions(),
+            "detections": counts,
+        }
+    atomic.write_text(arguments.out / "detections.json", json.dumps(record, indent=2) + "\n")
+    total = sum(len(detections) for detections in found.values())
+    print(
+        f"{total} detections in {timing.images} scenes ({timing.tiles} tiles, "
+        f"{timing.tiles / timing.total:.1f} a second): {arguments.out}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

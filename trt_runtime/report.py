@@ -1,0 +1,187 @@
+"""One table, precision × AP × latency, from the JSON files of eval_dota.py and bench.py; and its plot.
+
+    python trt_runtime/report.py --eval torch.json --eval onnx.json --bench bench.json --out report.md
+
+An evaluation and a benchmark belong together when they ran the same file: the digest of its bytes says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rgfl import atomic
+from rgfl.trt_runtime import errors
+
+EXAMPLES = """\
+examples:
+  python trt_runtime/report.py --eval a.json --bench bench.json --out report.md
+  python trt_runtime/report.py --eval a.json --eval b.json --bench bench.json --out report.md --plot F.png
+
+exit status: 0 done, 2 bad input
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model at one batch size; None where a file said nothing about it."""
+
+    model: dict[str, Any]
+    score: dict[str, Any] | None
+    speed: dict[str, Any] | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.model['file']} ({self.model['backend']})"
+
+
+def merge(evaluations: list[dict[str, Any]], benchmarks: list[dict[str, Any]]) -> list[Row]:
+    """Rows in the order of the evaluations, then models that were only timed."""
+    speeds = [row for benchmark in benchmarks for row in benchmark["results"]]
+    rows = []
+    for evaluation in evaluations:
+        model = evaluation["model"]
+        own = [speed for speed in speeds if _same(speed["model"], model)]
+        rows += [Row(model, evaluation, speed) for speed in own] or [Row(model, evaluation, None)]
+    scored = [evaluation["model"] for evaluation in evaluations]
+    rows += [
+        Row(speed["model"], None, speed)
+        for speed in speeds
+        if not any(_same(speed["model"], model) for model in scored)
+    ]
+    return rows
+
+
+def _same(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    return all(first[key] == second[key] for key in ("sha256", "backend", "device"))
+
+
+def markdown(rows: list[Row], benchmarks: list[dict[str, Any]]) -> str:
+    """The table, then where the numbers come from."""
+    lines = [
+        "| model | precision | AP50 | AP75 | mAP | batch | p50 ms | p90 ms | images/s | MB |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        score = [f"{100 * row.score[key]:.2f}" if row.score else "–" for key in ("ap50", "ap75", "map")]
+        speed = ["–"] * 4
+        if row.speed:
+            latency = row.speed["latency_ms"]
+            speed = [str(row.speed["batch"]), f"{latency['p50']:.1f}", f"{latency['p90']:.1f}"]
+            speed.append(f"{row.speed['images_per_second']:.2f}")
+        cells = [row.name, row.model["precision"], *score, *speed, f"{row.model['bytes'] / 1e6:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    notes = []
+    scores = [row.score for row in rows if row.score]
+    for protocol in dict.fromkeys((score["version"], score["images"]) for score in scores):
+        notes.append(
+            f"AP in percent: DOTA-v{protocol[0]} Task 1, official 11-point rule, {protocol[1]} full images, "
+            "tiles merged. mAP is the mean over IoU 0.50:0.05:0.95."
+        )
+    digests = dict.fromkeys(row.model["spec_digest"] for row in rows)
+    if len(digests) > 1:
+        notes.append(f"The models carry different specs: {', '.join(digests)}.")
+    for benchmark in benchmarks:
+        hardware = ", ".join(f"{name} {value}" for name, value in benchmark["hardware"].items())
+        notes.append(f"Latency of a whole call, pixels to detections, {benchmark['date'][:10]}: {hardware}.")
+    return "\n".join([*lines, "", *(f"* {note}" for note in notes)]) + "\n"
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """mAP over latency, smallest batch of each model; the line joins what nothing beats in both."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    points: dict[str, tuple[float, float, int]] = {}
+    for row in rows:
+        if row.score and row.speed:
+            point = (row.speed["latency_ms"]["p50"], 100 * row.score["map"], row.speed["batch"])
+            label = f"{row.name}, {row.model['precision']}"
+            if label not in points or point[2] < points[label][2]:
+                points[label] = point
+    if not points:
+        raise errors.InputError(
+            "--plot: no model was both evaluated and timed; give --eval and --bench files of the same model"
+        )
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    best = float("-inf")
+    front = []
+    for latency, score, _ in sorted(points.values(), key=lambda point: (point[0], -point[1])):
+        if score > best:
+            best = score
+            front.append((latency, score))
+    axes.plot(*zip(*front, strict=True), color="0.7", linewidth=1, zorder=1)
+    for label, (latency, score, batch) in points.items():
+        axes.scatter(latency, score, s=45, zorder=2, label=f"{label}, batch {batch}")
+    axes.set_xlabel("latency of a whole call, median (ms)")
+    axes.set_ylabel("mAP (%)")
+    axes.set_xlim(left=0)
+    axes.margins(y=0.25)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        figure.savefig(partial, dpi=130)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+        pyplot.close(figure)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="report",
+        description=__doc__.split("\n\n", maxsplit=1)[0],
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--eval", type=Path, action="append", default=[], metavar="F", help="of eval_dota.py")
+    parser.add_argument("--bench", type=Path, action="append", default=[], metavar="F", help="of bench.py")
+    parser.add_argument("--out", type=Path, required=True, metavar="F.md", help="the table to write")
+    parser.add_argument("--plot", type=Path, metavar="F.png", help="mAP over latency")
+    arguments = parser.parse_args(argv)
+    return errors.run("report", lambda: report(arguments))
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """The command behind `main`, with parsed arguments."""
+    if not arguments.eval and not arguments.bench:
+        raise errors.InputError("nothing to report: give --eval and --bench files")
+    evaluations = [_read(path, ("model", "ap50"), "eval_dota.py --model") for path in arguments.eval]
+    benchmarks = [_read(path, ("results", "hardware"), "bench.py") for path in arguments.bench]
+    rows = merge(evaluations, benchmarks)
+    if arguments.plot:
+        plot(rows, arguments.plot)
+    text = markdown(rows, benchmarks)
+    if arguments.plot:
+        text += f"\n![mAP over latency]({_relative(arguments.plot, arguments.out)})\n"
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(arguments.out, text)
+    print(f"{arguments.out}: {len(rows)} rows")
+    return 0
+
+
+def _relative(target: Path, document: Path) -> str:
+    return Path(os.path.relpath(target, document.parent)).as_posix()
+
+
+def _read(path: Path, keys: tuple[str, ...], source: str) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise errors.InputError(f"{path}: no JSON ({error}); expected what {source} --json writes") from error
+    if not isinstance(record, dict) or any(key not in record for key in keys):
+        raise errors.InputError(f"{path}: expected what {source} --json writes, with {', '.join(keys)}")
+    return record
+
+
+if __name__ == "__main__":
+    sys.exit(main())
