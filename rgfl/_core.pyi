@@ -23,12 +23,14 @@ def rotated_nms(
     scores: NDArray[np.floating],
     labels: NDArray[np.int64] | None,
     iou_threshold: float,
+    instruction_set: str = "",
 ) -> NDArray[np.int64]: ...
 def _rotated_nms_quadratic(
     boxes: NDArray[np.floating],
     scores: NDArray[np.floating],
     labels: NDArray[np.int64] | None,
     iou_threshold: float,
+    instruction_set: str = "",
 ) -> NDArray[np.int64]: ...
 def instruction_sets() -> list[str]: ...
 def _sin_cos(angle: float) -> tuple[float, float]: ...

@@ -61,8 +61,8 @@ py::array_t<T> rotated_iou(const Array<T>& a, const Array<T>& b, const std::stri
     T* values = out.mutable_data();
     {
         py::gil_scoped_release released;
-        rgfl::iou_matrix(rgfl::BoxArrays<T>::prepared(boxes_a, rows(a)),
-                         rgfl::BoxArrays<T>::prepared(boxes_b, rows(b)), values, set);
+        rgfl::iou_matrix(rgfl::BoxArrays<T>(boxes_a, rows(a)),
+                         rgfl::BoxArrays<T>(boxes_b, rows(b)), values, set);
     }
     return out;
 }
@@ -75,8 +75,8 @@ py::array_t<T> rotated_iou_pairwise(const Array<T>& a, const Array<T>& b, const 
     T* values = out.mutable_data();
     {
         py::gil_scoped_release released;
-        const auto prepared_a = rgfl::BoxArrays<T>::prepared(boxes_a, rows(a));
-        const auto prepared_b = rgfl::BoxArrays<T>::prepared(boxes_b, rows(b));
+        const rgfl::BoxArrays<T> prepared_a(boxes_a, rows(a));
+        const rgfl::BoxArrays<T> prepared_b(boxes_b, rows(b));
         rgfl::iou_pairwise(prepared_a.columns(), prepared_b.columns(), rows(a), values, set);
     }
     return out;
@@ -115,17 +115,20 @@ py::array_t<double> min_area_rectangles(const Array<double>& quads) {
     return out;
 }
 
-using Nms = std::vector<std::int64_t> (*)(const float*, const float*, const std::int64_t*, std::size_t, float);
+using Nms = std::vector<std::int64_t> (*)(const float*, const float*, const std::int64_t*, std::size_t, float,
+                                          rgfl::InstructionSet);
 
 template <Nms nms>
 py::array_t<std::int64_t> kept_indices(const Array<float>& boxes, const Array<float>& scores,
-                                       const std::optional<Array<std::int64_t>>& labels, float threshold) {
+                                       const std::optional<Array<std::int64_t>>& labels, float threshold,
+                                       const std::string& set_name) {
+    const rgfl::InstructionSet set = instruction_set(set_name);
     const float *box_values = boxes.data(), *score_values = scores.data();
     const std::int64_t* label_values = labels ? labels->data() : nullptr;
     std::vector<std::int64_t> kept;
     {
         py::gil_scoped_release released;
-        kept = nms(box_values, score_values, label_values, rows(boxes), threshold);
+        kept = nms(box_values, score_values, label_values, rows(boxes), threshold, set);
     }
     return py::array_t<std::int64_t>(static_cast<py::ssize_t>(kept.size()), kept.data());
 }
@@ -146,9 +149,9 @@ PYBIND11_MODULE(_core, m) {
     m.def("quad_iou_pairwise", &quad_iou_pairwise, py::arg("a"), py::arg("b"));
     m.def("min_area_rectangles", &min_area_rectangles, py::arg("quads"));
     m.def("rotated_nms", &kept_indices<&rgfl::rotated_nms>, py::arg("boxes"), py::arg("scores"),
-          py::arg("labels").none(true), py::arg("iou_threshold"));
+          py::arg("labels").none(true), py::arg("iou_threshold"), py::arg("instruction_set") = "");
     m.def("_rotated_nms_quadratic", &kept_indices<&rgfl::rotated_nms_quadratic>, py::arg("boxes"),
-          py::arg("scores"), py::arg("labels").none(true), py::arg("iou_threshold"));
+          py::arg("scores"), py::arg("labels").none(true), py::arg("iou_threshold"), py::arg("instruction_set") = "");
     m.def("instruction_sets", &instruction_sets, "Those this machine and build can run, best last.");
     m.def(
         "_sin_cos",
