@@ -109,7 +109,7 @@ def _make_padding_static(net: nn.Module) -> None:
 
 
 def _modules_through_stage(net: nn.Module, stages: int) -> list[nn.Module]:
-    """Leaf modules up to the end of a stage: stage 1 ends at stride 4, each further one at twice that."""
+    """Modules with state up to the end of a stage: stage 1 ends at stride 4, each next at twice that."""
     if stages <= 0:
         return []
     ends = {entry["reduction"]: entry["module"] for entry in feature_info(net).info}
@@ -122,10 +122,12 @@ def _modules_through_stage(net: nn.Module, stages: int) -> list[nn.Module]:
     through: list[nn.Module] = []
     for name, module in net.named_modules():
         within = name == end or name.startswith(f"{end}.") or name.startswith(f"{end.replace('.', '_')}.")
-        if inside and not within and not any(module.children()):
+        # timm's BatchNormAct2d has both parameters and children.
+        has_state = any(True for _ in module.parameters(recurse=False))
+        if inside and not within and has_state:
             return through
         inside = inside or within
-        if not any(module.children()):
+        if has_state:
             through.append(module)
     if not inside:
         raise ValueError(f"frozen_stages: module {end!r} was not found in the backbone")

@@ -79,4 +79,4 @@ def _intersection(a: Tensor, b: Tensor) -> Tensor:
     rise = hi - lo
     rise = torch.where(rise <= _TINY, torch.ones_like(rise), rise)
     mean = middle + (above * (half_h - middle) - below * (half_h + middle)) / rise
-    return -(mean * (x1 - x0)).sum(-1).clamp(max=0)
+    return (mean * (x0 - x1)).sum(-1).clamp(min=0)

@@ -95,12 +95,15 @@ def circular_distribution_focal_loss(logits: Tensor, angle: Tensor) -> Tensor:
     return -((1 - share) * low + share * high)
 
 
-def nearer_description(
+def nearest_description(
     sides: Tensor, angle: Tensor, predicted_angle: Tensor, square_ratio: float
 ) -> tuple[Tensor, Tensor]:
-    """Of the two descriptions of a near-square, (θ; l, t, r, b) and (θ + π/2; t, r, b, l), the one nearer.
+    """Of the descriptions (θ + kπ/2; l, t, r, b rolled by k) of one box, the one nearest to a prediction.
 
-    They lie opposite on the doubled circle, so one fixed choice would tear the angle's loss.
+    Every box has two, k = 0 and 2: the decoded angle has period π, so a prediction just beyond the seam
+    of [−π/4, 3π/4) needs l and r, t and b exchanged, or its box lands on the other side of the point.
+    A near-square has four: k = 1 and 3 exchange its nearly equal sides. They lie opposite on the doubled
+    circle, so one fixed choice would tear the angle's loss.
 
     Args:
         sides: (N, 4) l, t, r, b.
@@ -110,9 +113,10 @@ def nearer_description(
     """
     width, height = sides[:, 0] + sides[:, 2], sides[:, 1] + sides[:, 3]
     square = torch.maximum(width, height) <= square_ratio * torch.minimum(width, height)
-    turned = square & (torch.cos(2 * (predicted_angle - angle)) < 0)
-    sides = torch.where(turned[:, None], sides.roll(-1, -1), sides)
-    return sides, torch.where(turned, angle + math.pi / 2, angle)
+    quarters = (predicted_angle - angle) / (math.pi / 2)
+    turns = torch.where(square, quarters.round(), 2 * (quarters / 2).round())
+    order = torch.arange(4, device=sides.device) + turns.nan_to_num(0.0).long()[:, None]
+    return sides.gather(1, order % 4), angle + turns * (math.pi / 2)
 
 
 def detection_losses(
@@ -202,7 +206,8 @@ def _gfl_losses(
         weight = score if chosen_quality is None else score * chosen_quality.sigmoid()
         soft_label = iou.clamp(0, 1)
         counts = torch.stack((weight.new_tensor(float(len(weight))), weight.sum()))
-        positives, total_weight = averaged_over_replicas(counts).clamp(min=1)
+        positives, total_weight = averaged_over_replicas(counts)
+        positives, total_weight = positives.clamp(min=1), total_weight.clamp(min=1e-6)
 
     focal = quality_focal_loss(cls, torch.zeros((), device=cls.device), quality=quality).sum()
     positive = quality_focal_loss(chosen, soft_label, quality=chosen_quality)
@@ -210,7 +215,7 @@ def _gfl_losses(
     focal = focal + (positive - negative).sum()
 
     bins = config.reg_max + 1
-    sides, angle = nearer_description(sides, angle, predicted_angle, config.square_ratio)
+    sides, angle = nearest_description(sides, angle, predicted_angle, config.square_ratio)
     side_logits = reg[:, : 4 * bins].unflatten(1, (4, bins))
     side_loss = distribution_focal_loss(side_logits, sides.clamp(0, config.reg_max - 0.1)).mean(-1)
     angle_loss = circular_distribution_focal_loss(reg[:, 4 * bins :], angle)
