@@ -1,0 +1,142 @@
+"""The whole detector, tiny: both modes run, learn one image, refuse what cannot be."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from rgfl.nn.config import ModelConfig
+from rgfl.nn.detector import Detector, build_detector
+from rgfl.spec import DetectorSpec
+
+SPEC = DetectorSpec(classes=("a", "b", "c"), image_size=(128, 128), angle_bins=18)
+TINY = ModelConfig(
+    backbone="test_resnet",  # timm's own: .4 M parameters
+    pretrained=False,
+    frozen_stages=0,
+    norm_eval=False,
+    neck_channels=32,
+    head_channels=32,
+    head_convs=1,
+)
+INTEGRAL_SPEC = dataclasses.replace(SPEC, mode="integral", reg_max=8, angle_bins=0)
+VARIANTS = {
+    "gfl": (TINY, SPEC),
+    "gfl, quality, batch norm": (dataclasses.replace(TINY, quality=True, head_norm="batch"), SPEC),
+    "integral": (
+        dataclasses.replace(TINY, mode="integral", reg_max=8, anchor_scale=4.0, iou_loss_weight=1.0),
+        INTEGRAL_SPEC,
+    ),
+}
+BOXES = [torch.tensor([[40.0, 50.0, 60.0, 24.0, 0.4], [90.0, 90.0, 30.0, 29.0, 2.0]]), torch.zeros(0, 5)]
+LABELS = [torch.tensor([0, 2]), torch.zeros(0, dtype=torch.int64)]
+
+
+def build(name: str) -> Detector:
+    torch.manual_seed(0)
+    return build_detector(*VARIANTS[name])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_losses_and_gradients_are_finite_and_reach_every_parameter(name: str) -> None:
+    detector = build(name)
+    raw = detector(torch.randn(2, 3, 128, 128))
+    parts = detector.losses(raw, BOXES, LABELS)
+    assert set(parts) == ({"cls", "iou"} if "integral" in name else {"cls", "iou", "dfl", "angle"})
+    torch.stack(list(parts.values())).sum().backward()
+    for parameter_name, parameter in detector.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.isfinite().all(), parameter_name
+    boxes, scores = detector.decode(raw)
+    assert boxes.shape == (2, 341, 5)
+    assert scores.shape == (2, 341, 3)
+    assert scores.max() < 0.05  # the prior
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_batch_without_objects_still_has_a_gradient_everywhere(name: str) -> None:
+    detector = build(name)
+    parts = detector.losses(detector(torch.randn(2, 3, 128, 128)), [BOXES[1]] * 2, [LABELS[1]] * 2)
+    torch.stack(list(parts.values())).sum().backward()
+    assert parts["cls"] > 0
+    assert all(value == 0 for key, value in parts.items() if key != "cls")
+    for parameter_name, parameter in detector.named_parameters():
+        assert parameter.grad is not None, parameter_name  # distributed training waits for each
+        assert parameter.grad.isfinite().all(), parameter_name
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_one_image_is_learnt(name: str) -> None:
+    detector = build(name).train()
+    image = torch.randn(1, 3, 128, 128).repeat(2, 1, 1, 1)  # BatchNorm needs two values at 1×1 cells
+    optimizer = torch.optim.Adam([p for p in detector.parameters() if p.requires_grad], lr=1e-3)
+    losses = []
+    for _ in range(12):
+        parts = detector.losses(detector(image), BOXES[:1] * 2, LABELS[:1] * 2)
+        total = torch.stack(list(parts.values())).sum()
+        optimizer.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(detector.parameters(), 35)
+        optimizer.step()
+        losses.append(total.item())
+    assert np.isfinite(losses).all()
+    assert min(losses[-3:]) < 0.75 * losses[0]
+
+
+def test_losses_are_float32_under_autocast() -> None:
+    detector = build("gfl")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        raw = detector(torch.randn(2, 3, 128, 128))
+        parts = detector.losses(raw, BOXES, LABELS)
+    assert raw.cls[0].dtype == torch.bfloat16
+    assert all(part.dtype == torch.float32 for part in parts.values())
+    torch.stack(list(parts.values())).sum().backward()
+
+
+def test_predict_gives_canonical_detections_and_leaves_the_mode() -> None:
+    detector = build("gfl").train()
+    torch.nn.init.normal_(detector.head.cls.weight, std=0.3)
+    images = np.random.default_rng(0).integers(0, 256, (2, 128, 128, 3), dtype=np.uint8)
+    before = {key: value.clone() for key, value in detector.state_dict().items()}
+    found = detector.predict(images)
+    assert detector.training
+    assert all(torch.equal(value, before[key]) for key, value in detector.state_dict().items())
+    assert len(found) == 2
+    assert len(found[0]) > 0
+    assert (found[0].boxes[:, 2] >= found[0].boxes[:, 3]).all()
+    assert (np.diff(found[0].scores) <= 0).all()
+    assert [len(record) for record in detector.predict(np.zeros((1, 256, 128, 3), np.uint8))]  # another size
+
+
+def test_normalise_is_the_spec() -> None:
+    detector = build("gfl")
+    pixels = torch.tensor([[[[0, 128, 255]]]], dtype=torch.uint8)
+    expected = (np.array([0, 128, 255]) - SPEC.mean) / SPEC.std
+    np.testing.assert_allclose(detector.normalise(pixels)[0, :, 0, 0], expected, rtol=1e-5)
+
+
+def test_batch_norm_is_one_a_level_and_convolutions_are_shared() -> None:
+    head = build("gfl, quality, batch norm").head
+    assert len(head.cls_tower.convs) == 1
+    assert len(head.cls_tower.norms[0]) == 5
+    assert not any(isinstance(module, torch.nn.GroupNorm) for module in head.modules())
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"mode": "integral"}, "mode"),
+        ({"reg_max": 8}, "reg_max"),
+        ({"angle_bins": 12}, "angle_bins"),
+        ({"head_channels": 80}, "head_channels"),
+    ],
+)
+def test_contradictions_are_refused(change: dict, word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        build_detector(dataclasses.replace(TINY, **change), SPEC)
+
+
+def test_odd_image_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="multiples of 128"):
+        build("gfl")(torch.zeros(1, 3, 160, 128))
