@@ -161,8 +161,8 @@ def find_nvcc(given: Path | None = None) -> Path:
         _missing(
             "the CUDA compiler (nvcc)",
             looked,
-            "install the CUDA toolkit 12 or newer, or name it with --nvcc or CUDA_HOME, or add --fetch to take a "
-            "compiler from PyPI (about 90 MB)",
+            "install the CUDA toolkit 12 or newer, or name it with --nvcc or CUDA_HOME, or add --fetch to "
+            "take a compiler from PyPI (270 MB unpacked)",
         )
     )
 
@@ -185,8 +185,8 @@ def find_tensorrt_include(given: Path | None = None) -> Path:
         _missing(
             "the headers of TensorRT 10 or newer (NvInferRuntime.h)",
             looked,
-            "name their folder with --tensorrt-include or an SDK root with TENSORRT_ROOT, or add --fetch to take "
-            "the headers from PyPI (TensorRT's own wheels have none)",
+            "name their folder with --tensorrt-include or an SDK root with TENSORRT_ROOT, or add --fetch to "
+            "take the headers from PyPI (TensorRT's own wheels have none)",
             too_old,
         )
     )
@@ -229,7 +229,7 @@ def find_toolchain(
         BuildError: one of them is missing.
     """
     if may_fetch:
-        missing = []
+        missing: list[str] = []
         for find, given, packages in (
             (find_nvcc, nvcc, COMPILER_PACKAGES),
             (find_tensorrt_include, tensorrt_include, HEADER_PACKAGES),

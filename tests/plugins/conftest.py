@@ -1,0 +1,43 @@
+"""Libraries under test: the kernels and the plugin compiled for the CPU emulator, and the real build."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from plugin_libraries import KERNELS, PLUGINS, compile_cpp
+
+import rgfl.plugins
+from rgfl.plugins.build import BuildError, find_tensorrt_include
+
+
+@pytest.fixture(scope="session")
+def emulated_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The launcher and its kernels, to run on the CPU."""
+    return compile_cpp(tmp_path_factory.mktemp("emulated") / "libkernels.so", KERNELS, "-shared")
+
+
+@pytest.fixture(scope="session")
+def tensorrt_include() -> Path:
+    """TensorRT's headers."""
+    try:
+        return find_tensorrt_include()
+    except BuildError as error:
+        pytest.skip(f"no TensorRT headers; run `python -m rgfl.plugins.build --fetch`: {error}")
+
+
+@pytest.fixture(scope="session")
+def emulated_plugin(tmp_path_factory: pytest.TempPathFactory, tensorrt_include: Path) -> Path:
+    """The whole plugin library, with kernels that run on the CPU."""
+    sources = [*KERNELS, *sorted(PLUGINS.glob("tensorrt/*.cpp"))]
+    output = tmp_path_factory.mktemp("emulated") / "libplugin.so"
+    return compile_cpp(output, sources, "-shared", "-isystem", str(tensorrt_include))
+
+
+@pytest.fixture(scope="session")
+def built_library() -> Path:
+    """The library as it ships, with machine code for GPUs."""
+    try:
+        return rgfl.plugins.library()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))

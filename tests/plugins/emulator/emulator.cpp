@@ -1,0 +1,138 @@
+// See cuda_runtime.h in this folder.
+#include <stdio.h>
+#include <stdlib.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "cuda_runtime.h"
+
+thread_local dim3 threadIdx, blockIdx, gridDim;
+
+namespace emulator {
+namespace {
+
+constexpr unsigned os_threads = 3;
+constexpr size_t stack_bytes = 32 * 1024;
+
+struct Warp {
+    uint64_t slots[2][32];
+    unsigned arrived = 0, meetings = 0, left = 0;
+};
+
+struct Fiber {
+    ucontext_t context;
+    std::unique_ptr<char[]> stack{new char[stack_bytes]};
+    bool done = false;
+};
+
+// The block that this OS thread runs.
+struct Block {
+    const std::function<void()>* kernel;
+    std::vector<Fiber> fibers;
+    std::vector<Warp> warps;
+    ucontext_t scheduler;
+    unsigned current = 0;
+};
+thread_local Block* block = nullptr;
+
+void yield() { swapcontext(&block->fibers[block->current].context, &block->scheduler); }
+
+void fiber_main() {
+    (*block->kernel)();
+    block->fibers[block->current].done = true;
+    block->warps[block->current / 32].left += 1;
+    yield();
+}
+
+void prepare(Fiber& fiber) {
+    fiber.done = false;
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = stack_bytes;
+    makecontext(&fiber.context, fiber_main, 0);
+}
+
+void run_block(Block& run, unsigned seed) {
+    block = &run;
+    std::vector<unsigned> order(run.fibers.size());
+    std::iota(order.begin(), order.end(), 0u);
+    std::shuffle(order.begin(), order.end(), std::mt19937(seed));
+    for (Fiber& fiber : run.fibers) {
+        prepare(fiber);
+    }
+    run.warps.assign((run.fibers.size() + 31) / 32, Warp{});
+    for (bool running = true; running;) {
+        running = false;
+        for (unsigned i : order) {
+            if (!run.fibers[i].done) {
+                running = true;
+                run.current = i;
+                threadIdx = dim3(i);
+                swapcontext(&run.scheduler, &run.fibers[i].context);
+            }
+        }
+        std::this_thread::yield();  // another block may hold what this one waits for
+    }
+}
+
+unsigned seed_of_process() {
+    const char* text = getenv("RGFL_EMULATOR_SEED");
+    return text == nullptr ? 0u : static_cast<unsigned>(strtoul(text, nullptr, 10));
+}
+
+}  // namespace
+
+void launch(dim3 grid, dim3 threads, const std::function<void()>& kernel) {
+    static std::atomic<unsigned> launches{0};
+    const unsigned seed = seed_of_process() + 7919u * launches++;
+    std::atomic<unsigned> next{0};
+    const auto work = [&] {
+        Block run;
+        run.kernel = &kernel;
+        run.fibers = std::vector<Fiber>(threads.x);
+        gridDim = grid;
+        for (unsigned i = next++; i < grid.x; i = next++) {
+            blockIdx = dim3(i);
+            run_block(run, seed + i);
+        }
+    };
+    std::vector<std::thread> workers;
+    for (unsigned i = 0; i < std::min(os_threads, grid.x); ++i) {
+        workers.emplace_back(work);
+    }
+    for (std::thread& worker : workers) {
+        worker.join();
+    }
+}
+
+const uint64_t* exchange(unsigned mask, uint64_t value) {
+    if (mask != 0xffffffffu) {
+        fprintf(stderr, "emulator: only whole warps may meet, got mask %08x\n", mask);
+        abort();
+    }
+    Warp& warp = block->warps[block->current / 32];
+    const unsigned meeting = warp.meetings;
+    uint64_t* slots = warp.slots[meeting % 2];
+    slots[block->current % 32] = value;
+    if (++warp.arrived == 32) {
+        warp.arrived = 0;
+        warp.meetings += 1;
+    }
+    while (warp.meetings == meeting) {
+        if (warp.left != 0) {
+            fprintf(stderr, "emulator: %u lanes left while others wait for them\n", warp.left);
+            abort();
+        }
+        yield();
+    }
+    return slots;
+}
+
+}  // namespace emulator

@@ -1,0 +1,42 @@
+"""How the tests compile the plugins for a machine without a GPU, and when they skip."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from rgfl.plugins.build import HERE as PLUGINS
+
+EMULATOR = Path(__file__).parent / "emulator"
+# As the core on the CPU: no contraction, so that sums round as on the GPU.
+COMPILE = ["c++", "-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-pthread"]
+WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+
+
+def compile_cpp(output: Path, sources: list[Path], *arguments: str) -> Path:
+    """Compiles .cpp and .cu files against the emulated CUDA runtime."""
+    command = [
+        *COMPILE,
+        *WARNINGS,
+        f"-I{EMULATOR}",
+        f"-I{PLUGINS}",
+        *arguments,
+        "-x",
+        "c++",
+        *map(str, sources),
+    ]
+    done = subprocess.run([*command, "-x", "none", "-ldl", "-o", str(output)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+KERNELS = [PLUGINS / "cuda" / "rotated_nms.cu", PLUGINS / "cuda" / "c_api.cpp", EMULATOR / "emulator.cpp"]
+
+
+def skip_without_gpu() -> None:
+    """Skips the running test where PyTorch sees no GPU."""
+    torch = pytest.importorskip("torch", reason="the GPU tests allocate with PyTorch")
+    if not torch.cuda.is_available():
+        pytest.skip("needs an NVIDIA GPU; this machine has none")

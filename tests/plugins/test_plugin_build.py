@@ -1,0 +1,158 @@
+"""The build finds its tools or says what is missing, and does nothing when nothing changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from pathlib import Path
+
+import pytest
+
+from rgfl.plugins import LIBRARY, attributes, build
+from rgfl.plugins.build import ARCHITECTURES, BuildError, Toolchain
+from rgfl.spec import DetectorSpec
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A machine with neither a CUDA compiler nor TensorRT headers."""
+    for name in ("CUDACXX", "CUDA_HOME", "CUDA_PATH", "TENSORRT_ROOT", "TENSORRT_DIR", "TRT_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(build, "FETCHED", tmp_path / "fetched")
+    monkeypatch.setattr(build, "_site_folders", lambda package: [])
+    return tmp_path
+
+
+def write_nvcc(folder: Path, body: str) -> Path:
+    """A compiler of three lines, which answers as nvcc does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    nvcc = folder / "nvcc"
+    nvcc.write_text(
+        "#!/bin/sh\n"
+        'case "$1" in --version) echo "Build fake";; --list-gpu-code) echo sm_80; echo sm_90;;\n'
+        f"*) {body};; esac\n"
+    )
+    nvcc.chmod(nvcc.stat().st_mode | stat.S_IXUSR)
+    return nvcc
+
+
+def write_headers(folder: Path, major: int) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "NvInferRuntime.h").touch()
+    (folder / "NvInferVersion.h").write_text(f"#define TRT_MAJOR_ENTERPRISE {major}\n")
+    return folder
+
+
+def test_a_missing_compiler_is_named_with_the_places_and_the_remedies(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(bare / "cuda"))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(BuildError) as error:
+        build.find_nvcc()
+    for part in ("nvcc", str(bare / "cuda" / "bin" / "nvcc"), "CUDA_HOME", "--nvcc", "--fetch"):
+        assert part in str(error.value)
+
+
+def test_missing_headers_are_named_with_the_places_and_the_remedies(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "_tensorrt_major", lambda folder: None)
+    monkeypatch.setenv("TENSORRT_ROOT", str(bare / "sdk"))
+    with pytest.raises(BuildError) as error:
+        build.find_tensorrt_include()
+    for part in ("NvInferRuntime.h", str(bare / "sdk" / "include"), "--tensorrt-include", "--fetch"):
+        assert part in str(error.value)
+
+
+def test_headers_of_tensorrt_8_are_refused_by_name(bare: Path) -> None:
+    old = write_headers(bare / "old", 8)
+    with pytest.raises(BuildError, match="holds those of TensorRT 8"):
+        build.find_tensorrt_include(old)
+
+
+def test_headers_are_found_in_an_sdk_root(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    include = write_headers(bare / "sdk" / "include", 10)
+    monkeypatch.setenv("TENSORRT_ROOT", str(bare / "sdk"))
+    assert build.find_tensorrt_include() == include
+
+
+def test_fetches_only_what_is_missing(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[str] = []
+
+    def fetch(packages: list[str]) -> None:
+        fetched.extend(packages)
+        write_headers(build.FETCHED / "kernel_lens" / "include" / "tensorrt", 10)
+
+    monkeypatch.setattr(build, "fetch", fetch)
+    monkeypatch.setattr(
+        build,
+        "_header_candidates",
+        lambda given: [("--fetch", build.FETCHED / "kernel_lens/include/tensorrt")],
+    )
+    nvcc = write_nvcc(bare / "bin", "true")
+    tools = build.find_toolchain(nvcc, may_fetch=True)
+    assert fetched == list(build.HEADER_PACKAGES)
+    assert tools.nvcc == nvcc
+
+
+def test_builds_once_and_again_when_a_source_changed(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    calls = bare / "calls"
+    body = f'echo "$@" >> {calls}; for last; do :; done; echo library > "$last"'
+    tools = Toolchain(write_nvcc(bare / "bin", body), write_headers(bare / "include", 10))
+    output = bare / "out" / "plugin.so"
+    source = bare / "one.cu"
+    source.write_text("1")
+    monkeypatch.setattr(build, "sources", lambda: [source])
+    for _ in range(2):
+        build.build(tools, output=output)
+    assert len(calls.read_text().splitlines()) == 1
+    source.write_text("2")
+    build.build(tools, output=output)
+    assert len(calls.read_text().splitlines()) == 2
+    # This compiler knows two of the architectures; PTX of the newest goes along.
+    assert re.findall(r"code=(\w+)", calls.read_text().splitlines()[0]) == ["sm_80", "sm_90", "compute_90"]
+
+
+def test_a_failed_build_leaves_the_old_library(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    output = bare / "out" / "plugin.so"
+    output.parent.mkdir()
+    output.write_text("old")
+    tools = Toolchain(
+        write_nvcc(bare / "bin", "echo broken >&2; exit 2"), write_headers(bare / "include", 10)
+    )
+    with pytest.raises(BuildError, match="broken"):
+        build.build(tools, output=output)
+    assert output.read_text() == "old"
+    assert [file.name for file in output.parent.iterdir()] == ["plugin.so"]
+
+
+def test_built_for_every_architecture_without_a_warning(built_library: Path) -> None:
+    record = json.loads(LIBRARY.with_suffix(".json").read_text())
+    if "release" not in record["compiler"] and "cuda_13" not in record["compiler"]:
+        pytest.skip(f"the complete list is CUDA 13's; this library is of {record['compiler']}")
+    if tuple(record["architectures"]) != ARCHITECTURES:
+        pytest.skip(f"this library was built with --arch {record['architectures']}")
+    assert record["messages"] == ""
+
+
+def test_cmake_builds_the_same_architectures_with_the_same_rounding() -> None:
+    text = (build.HERE / "CMakeLists.txt").read_text()
+    listed = re.search(r"RGFL_ARCHITECTURES ([\d ]+) CACHE", text)
+    assert listed is not None
+    assert tuple(map(int, listed[1].split())) == ARCHITECTURES
+    assert "--fmad=false" in text
+    assert "--fmad=false" in build.FLAGS
+
+
+def test_attributes_are_fields_of_the_spec() -> None:
+    spec = DetectorSpec(classes=("plane",))
+    python_types = {"float32": float, "int32": int}
+    assert len(attributes()) == 4
+    for name, kind in attributes().items():
+        assert isinstance(getattr(spec, name), python_types[kind])
