@@ -57,14 +57,14 @@ def canonical(boxes: ArrayLike) -> NDArray[np.floating]:
     Raises:
         ValueError: the last axis is not 5.
     """
-    boxes = _columns("boxes", boxes, 5, "boxes `cx, cy, w, h, θ`").copy()
-    swap = boxes[..., 3] > boxes[..., 2]
-    w, h = boxes[..., 2].copy(), boxes[..., 3].copy()
-    boxes[..., 2], boxes[..., 3] = np.where(swap, h, w), np.where(swap, w, h)
-    theta = boxes[..., 4].astype(np.float64) + np.where(swap, PI / 2, 0.0)
-    square = boxes[..., 2] == boxes[..., 3]
-    boxes[..., 4] = _wrap(theta, -PI / 4, np.where(square, PI / 2, PI), boxes.dtype)
-    return boxes
+    rows = _columns("boxes", boxes, 5, "boxes `cx, cy, w, h, θ`").copy()
+    swap = rows[..., 3] > rows[..., 2]
+    w, h = rows[..., 2].copy(), rows[..., 3].copy()
+    rows[..., 2], rows[..., 3] = np.where(swap, h, w), np.where(swap, w, h)
+    theta = rows[..., 4].astype(np.float64) + np.where(swap, PI / 2, 0.0)
+    square = rows[..., 2] == rows[..., 3]
+    rows[..., 4] = _wrap(theta, -PI / 4, np.where(square, PI / 2, PI), rows.dtype)
+    return rows
 
 
 def to_quads(boxes: ArrayLike) -> NDArray[np.floating]:
@@ -76,15 +76,15 @@ def to_quads(boxes: ArrayLike) -> NDArray[np.floating]:
     Returns:
         (N, 8) or (8,): x1, y1, … x4, y4 in the type of the boxes, computed in float64.
     """
-    boxes = _columns("boxes", boxes, 5, "boxes `cx, cy, w, h, θ`")
-    cx, cy, w, h, theta = np.moveaxis(boxes.astype(np.float64), -1, 0)
+    rows = _columns("boxes", boxes, 5, "boxes `cx, cy, w, h, θ`")
+    cx, cy, w, h, theta = np.moveaxis(rows.astype(np.float64), -1, 0)
     cos, sin = np.cos(theta), np.sin(theta)
     ux, uy = w / 2 * cos, w / 2 * sin
     vx, vy = -h / 2 * sin, h / 2 * cos
     xs = [cx - ux - vx, cx + ux - vx, cx + ux + vx, cx - ux + vx]
     ys = [cy - uy - vy, cy + uy - vy, cy + uy + vy, cy - uy + vy]
     corners = [value for corner in zip(xs, ys, strict=True) for value in corner]
-    return np.stack(corners, axis=-1).astype(boxes.dtype)
+    return np.stack(corners, axis=-1).astype(rows.dtype)
 
 
 def from_quads(quads: ArrayLike) -> NDArray[np.float64]:
@@ -109,8 +109,8 @@ def from_quads_by_edges(quads: ArrayLike) -> NDArray[np.float64]:
     Returns:
         (N, 5) or (5,) float64.
     """
-    quads = _columns("quads", quads, 8, "quads `x1, y1, … x4, y4`").astype(np.float64)
-    p1, p2, p3 = quads[..., 0:2], quads[..., 2:4], quads[..., 4:6]
+    corners = _columns("quads", quads, 8, "quads `x1, y1, … x4, y4`").astype(np.float64)
+    p1, p2, p3 = corners[..., 0:2], corners[..., 2:4], corners[..., 4:6]
     first, second = p2 - p1, p3 - p2
     w, h = np.hypot(first[..., 0], first[..., 1]), np.hypot(second[..., 0], second[..., 1])
     along_first = np.arctan2(first[..., 1], first[..., 0])
@@ -124,7 +124,7 @@ def from_quads_by_edges(quads: ArrayLike) -> NDArray[np.float64]:
         np.minimum(w, h),
         theta,
     ]
-    return canonical(np.stack(boxes, axis=-1))
+    return canonical(np.stack(boxes, axis=-1)).astype(np.float64, copy=False)
 
 
 def from_le90(boxes: ArrayLike) -> NDArray[np.floating]:
@@ -134,29 +134,29 @@ def from_le90(boxes: ArrayLike) -> NDArray[np.floating]:
 
 def to_le90(boxes: ArrayLike) -> NDArray[np.floating]:
     """Boxes with w ≥ h and θ ∈ [−π/2, π/2) radians; squares keep θ ∈ [−π/4, π/4)."""
-    boxes = canonical(boxes)
-    boxes[..., 4] = _wrap(boxes[..., 4].astype(np.float64), -PI / 2, PI, boxes.dtype)
-    return boxes
+    rows = canonical(boxes)
+    rows[..., 4] = _wrap(rows[..., 4].astype(np.float64), -PI / 2, PI, rows.dtype)
+    return rows
 
 
 def from_opencv(boxes: ArrayLike) -> NDArray[np.floating]:
     """Canonical boxes from rows `cx, cy, w, h, angle` of `cv2.minAreaRect` of any version, in degrees."""
-    boxes = _columns("boxes", boxes, 5, "rows `cx, cy, w, h, degrees`").copy()
-    boxes[..., 4] = np.deg2rad(boxes[..., 4].astype(np.float64))
-    return canonical(boxes)
+    rows = _columns("boxes", boxes, 5, "rows `cx, cy, w, h, degrees`").copy()
+    rows[..., 4] = np.deg2rad(rows[..., 4].astype(np.float64))
+    return canonical(rows)
 
 
 def to_opencv(boxes: ArrayLike) -> NDArray[np.floating]:
     """Rows `cx, cy, w, h, angle` as OpenCV ≥ 4.5.1 writes them: degrees in (0, 90], any order of w and h."""
-    boxes = canonical(boxes)
+    rows = canonical(boxes)
     # (0, 90] mirrored is [−90, 0): wrap there, then count how often a quarter turn was taken.
-    degrees = np.rad2deg(boxes[..., 4].astype(np.float64))
-    wrapped = -_wrap(-degrees, -90.0, 90.0, boxes.dtype)
+    degrees = np.rad2deg(rows[..., 4].astype(np.float64))
+    wrapped = -_wrap(-degrees, -90.0, 90.0, rows.dtype)
     swap = np.round((degrees - wrapped) / 90.0).astype(np.int64) % 2 == 1
-    w, h = boxes[..., 2].copy(), boxes[..., 3].copy()
-    boxes[..., 2], boxes[..., 3] = np.where(swap, h, w), np.where(swap, w, h)
-    boxes[..., 4] = wrapped
-    return boxes
+    w, h = rows[..., 2].copy(), rows[..., 3].copy()
+    rows[..., 2], rows[..., 3] = np.where(swap, h, w), np.where(swap, w, h)
+    rows[..., 4] = wrapped
+    return rows
 
 
 def _wrap(

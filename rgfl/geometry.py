@@ -45,10 +45,10 @@ def rotated_iou(a: ArrayLike, b: ArrayLike) -> NDArray[np.floating]:
 
     Area by the integral of clamped edges (plugins/core/rotated_iou.hpp).
     """
-    a, b = _same_type(_boxes("a", a), _boxes("b", b))
-    if a.dtype == np.float32:
-        return _core.rotated_iou_float32(a, b)
-    return _core.rotated_iou_float64(a, b)
+    rows_a, rows_b = _same_type(_boxes("a", a), _boxes("b", b))
+    if rows_a.dtype == np.float32:
+        return _core.rotated_iou_float32(rows_a, rows_b)
+    return _core.rotated_iou_float64(rows_a, rows_b)
 
 
 def rotated_iou_pairwise(a: ArrayLike, b: ArrayLike) -> NDArray[np.floating]:
@@ -63,11 +63,11 @@ def rotated_iou_pairwise(a: ArrayLike, b: ArrayLike) -> NDArray[np.floating]:
     Raises:
         ValueError, TypeError: as `rotated_iou`, and where the lengths differ.
     """
-    a, b = _same_type(_boxes("a", a), _boxes("b", b))
-    _check_same_length(a, b)
-    if a.dtype == np.float32:
-        return _core.rotated_iou_pairwise_float32(a, b)
-    return _core.rotated_iou_pairwise_float64(a, b)
+    rows_a, rows_b = _same_type(_boxes("a", a), _boxes("b", b))
+    _check_same_length(rows_a, rows_b)
+    if rows_a.dtype == np.float32:
+        return _core.rotated_iou_pairwise_float32(rows_a, rows_b)
+    return _core.rotated_iou_pairwise_float64(rows_a, rows_b)
 
 
 def quad_iou(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
@@ -81,7 +81,7 @@ def quad_iou(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
         (N, M) float64. The intersection is ∫ wp·wq by winding numbers, each quad turned so that its signed
         area is ≥ 0, and the union |P| + |Q| − intersection; so the quotient of self-crossing quads may leave
         [0, 1], as it does in the devkit. 0 where a coordinate is NaN, infinite or beyond 1e150, and where
-        the union is 0.
+        the union is 0 up to rounding (the devkit then divides noise by noise).
 
     Raises:
         ValueError: a shape is not (·, 8).
@@ -92,9 +92,9 @@ def quad_iou(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
 
 def quad_iou_pairwise(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
     """IoU of each quad of `a` (N, 8) with the quad of `b` in the same row: (N,) float64, as `quad_iou`."""
-    a, b = _quads("a", a), _quads("b", b)
-    _check_same_length(a, b)
-    return _core.quad_iou_pairwise(a, b)
+    rows_a, rows_b = _quads("a", a), _quads("b", b)
+    _check_same_length(rows_a, rows_b)
+    return _core.quad_iou_pairwise(rows_a, rows_b)
 
 
 def rotated_nms(
@@ -120,20 +120,15 @@ def rotated_nms(
         ValueError: shapes disagree or the threshold is not in [0, 1].
         TypeError: labels are not integers, or the rest are not real numbers.
     """
-    boxes = _boxes("boxes", boxes).astype(np.float32, copy=False)
-    scores = _numbers("scores", scores).astype(np.float32, copy=False)
-    _check_count("scores", scores, len(boxes))
+    rows = _boxes("boxes", boxes).astype(np.float32, copy=False)
+    ranks = _numbers("scores", scores).astype(np.float32, copy=False)
+    _check_count("scores", ranks, len(rows))
     if not 0.0 <= iou_threshold <= 1.0:
         raise ValueError(f"iou_threshold: expected a number in [0, 1], got {iou_threshold!r}")
-    if labels is not None:
-        labels = np.asarray(labels)
-        if labels.size == 0:
-            labels = labels.astype(np.int64)
-        if not np.issubdtype(labels.dtype, np.integer):
-            raise TypeError(f"labels: expected integer class ids, got {labels.dtype}")
-        _check_count("labels", labels, len(boxes))
-        labels = labels.astype(np.int64, copy=False)
-    return _core.rotated_nms(boxes, scores, labels, iou_threshold)
+    classes = None if labels is None else _class_ids(labels)
+    if classes is not None:
+        _check_count("labels", classes, len(rows))
+    return _core.rotated_nms(rows, ranks, classes, iou_threshold)
 
 
 def min_area_rect(quads: ArrayLike) -> NDArray[np.float64]:
@@ -150,7 +145,7 @@ def min_area_rect(quads: ArrayLike) -> NDArray[np.float64]:
         ValueError: the shape is not (N, 8).
         TypeError: the values are not real numbers.
     """
-    return canonical(_core.min_area_rectangles(_quads("quads", quads)))
+    return canonical(_core.min_area_rectangles(_quads("quads", quads))).astype(np.float64, copy=False)
 
 
 def _numbers(name: str, values: ArrayLike) -> NDArray[np.floating]:
@@ -161,6 +156,13 @@ def _numbers(name: str, values: ArrayLike) -> NDArray[np.floating]:
     if array.size == 0 or np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating):
         return array.astype(np.float64)
     raise TypeError(f"{name}: expected real numbers, got an array of {array.dtype}")
+
+
+def _class_ids(labels: ArrayLike) -> NDArray[np.int64]:
+    array = np.asarray(labels)
+    if array.size and not np.issubdtype(array.dtype, np.integer):
+        raise TypeError(f"labels: expected integer class ids, got {array.dtype}")
+    return array.astype(np.int64, copy=False)
 
 
 def _boxes(name: str, values: ArrayLike) -> NDArray[np.floating]:

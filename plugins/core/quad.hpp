@@ -68,15 +68,17 @@ RGFL_HOST_DEVICE double winding_intersection(const Quad& p, double area_p, const
 
 // The DOTA devkit's IoU: intersection by winding numbers over |P| + |Q| − intersection. In [0, 1]
 // for quads that do not cross themselves; a self-crossing one may leave it. 0 for quads with a
-// coordinate that is NaN, infinite or beyond 1e150, and where the union is 0.
+// coordinate that is NaN, infinite or beyond 1e150, and where the union is 0 up to rounding.
 RGFL_HOST_DEVICE double quad_iou(const Quad& p, const Quad& q) {
     if (!is_finite(p) || !is_finite(q)) {
         return 0.0;
     }
     const double area_p = signed_area(p), area_q = signed_area(q);
     const double both = winding_intersection(p, area_p, q, area_q);
-    const double either = absolute(area_p) + absolute(area_q) - both;
-    return either != 0.0 ? both / either : 0.0;
+    const double areas = absolute(area_p) + absolute(area_q);
+    const double either = areas - both;
+    // Quads that cross themselves can have a union of 0, and then the quotient is rounding noise.
+    return absolute(either) > 1e-12 * (areas + absolute(both)) ? both / either : 0.0;
 }
 
 // A rectangle by its centre, its sides and the unit direction of its width.
