@@ -95,8 +95,8 @@ def load(path: Path | str, map_location: str | torch.device = "cpu") -> dict[str
     try:
         record = torch.load(io.BytesIO(data), map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:class|operand|global)[: ]+([\w.]+)", str(error))
-        what = f" ({next(name for name in found.groups() if name)})" if found else ""
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f" ({found[1]})" if found else ""
         raise CheckpointError(
             f"{path}: refused: it holds Python objects{what}, and reading those runs code of the file; "
             "only checkpoints of plain containers and tensors, as rgfl.train writes them, are read"

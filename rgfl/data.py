@@ -120,6 +120,10 @@ def _read_split(folder: Path, classes: Sequence[str]) -> list[Picture]:
             f"{folder / 'labelTxt' / without[0]}.txt: no image of this name in {folder / 'images'}"
             f"{_more(without)}"
         )
+    if spaced := [name for name in images if len(name.split()) != 1]:
+        raise DataError(
+            f"{images[spaced[0]]}: white space in an image's name, which Task 1 files cannot hold"
+        )
     return [Picture(name, path, *_image_size(path), objects[name]) for name, path in images.items()]
 
 
@@ -132,7 +136,8 @@ def _image_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5
+            # Asking a PNG would decode all of it.
+            turned = image.format != "PNG" and image.getexif().get(EXIF_ORIENTATION, 1) >= 5
     except UnidentifiedImageError as error:
         raise ImageError(f"{path}: not a readable image") from error
     except (OSError, SyntaxError) as error:

@@ -79,11 +79,11 @@ class ScheduleConfig:
     seed: int = 0  # of weights, sample order and augmentation
     epochs: float = 12  # passes over the training windows
     batch: int = 2  # tiles a step
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adamw"] = "sgd"  # method of descent
     lr: float = 0.0025  # learning rate of this batch size (not rescaled when --batch changes)
     backbone_lr: float = 1.0  # factor on the backbone's learning rate
     momentum: float = 0.9  # of SGD; AdamW: β1
-    weight_decay: float = 1e-4
+    weight_decay: float = 1e-4  # L2 penalty (sgd) or decoupled decay (adamw)
     decay_norms: bool = True  # weight decay on normalisation layers and biases too
     clip_norm: float = 35.0  # greatest L2 norm of the gradient; 0: no limit
     policy: Literal["step", "cosine"] = "step"  # learning rate after the warm-up

@@ -1,0 +1,138 @@
+"""Labels and pixels go through the same map; flips and right angles change no pixel."""
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rgfl import boxes
+from rgfl.augment import about, map_pixels, map_points, map_round, random_color, random_turn
+from rgfl.recipes import AugmentConfig
+
+ALL = AugmentConfig(flip_horizontal=0.5, flip_vertical=0.5, right_angle=0.5, rotate=0.7, scale=(0.6, 1.7))
+FINE = 16  # sub-pixels a side of a rendered mask
+
+
+def mask(quad, size):
+    """(size, size) share of each pixel inside a quad: pixel (i, j) is [i, i+1) × [j, j+1)."""
+    fine = np.zeros((size * FINE, size * FINE), np.uint8)
+    corners = np.round((quad.reshape(4, 2) * FINE - 0.5) * 256).astype(np.int32)
+    cv2.fillPoly(fine, [corners], 255, shift=8)
+    return cv2.resize(fine, (size, size), interpolation=cv2.INTER_AREA)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_mapped_labels_are_where_mapped_pixels_are(seed):
+    rng = np.random.default_rng(seed)
+    size = 128
+    quad = boxes.to_quads(np.array([[*rng.uniform(30, 98, 2), *rng.uniform(12, 50, 2), rng.uniform(-4, 4)]]))
+    affine = about(random_turn(rng, ALL).linear, rng.uniform(40, 90, 2), size)
+    seen = map_pixels(np.repeat(mask(quad, size)[..., None], 3, 2), affine, size, (0, 0, 0))[..., 0].astype(
+        float
+    )
+    drawn = mask(map_points(affine, quad), size).astype(float)
+    if drawn.sum() < 255 * 20:
+        return
+    assert np.abs(seen - drawn).sum() < 0.06 * drawn.sum() + 255 * 4
+    for index in np.indices(seen.shape):  # and by no fraction of a pixel beside it
+        assert (index * seen).sum() / seen.sum() == pytest.approx(
+            (index * drawn).sum() / drawn.sum(), abs=0.1
+        )
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_boxes_after_the_map_are_canonical_and_similar(seed):
+    rng = np.random.default_rng(seed)
+    before = np.column_stack(
+        [rng.uniform(0, 500, (20, 2)), rng.uniform(5, 90, (20, 2)), rng.uniform(-9, 9, 20)]
+    )
+    turn = random_turn(rng, ALL)
+    after = boxes.from_quads(
+        map_points(about(turn.linear, rng.uniform(0, 500, 2), 512), boxes.to_quads(before))
+    )
+    assert (after[:, 2] >= after[:, 3]).all()
+    assert ((after[:, 4] >= -np.pi / 4) & (after[:, 4] < 3 * np.pi / 4)).all()
+    sides = np.sort(before[:, 2:4], 1)[:, ::-1] * turn.factor
+    np.testing.assert_allclose(after[:, 2:4], sides, rtol=1e-4)  # the map is a similarity
+
+
+@pytest.mark.parametrize(
+    ("linear", "expected"),
+    [
+        ([[1, 0], [0, 1]], lambda image: image),
+        ([[-1, 0], [0, 1]], np.fliplr),
+        ([[1, 0], [0, -1]], np.flipud),
+        ([[0, -1], [1, 0]], lambda image: np.rot90(image, -1)),
+        ([[0, 1], [-1, 0]], np.rot90),
+        ([[-1, 0], [0, -1]], lambda image: np.rot90(image, 2)),
+    ],
+)
+def test_flips_and_right_angles_move_whole_pixels(linear, expected):
+    image = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    affine = about(np.array(linear, float), np.array([64.0, 64.0]), 128)
+    np.testing.assert_array_equal(map_pixels(image, affine, 128, (0, 0, 0)), expected(image))
+
+
+def test_a_window_of_a_larger_image_is_copied_and_padded():
+    image = np.random.default_rng(0).integers(1, 256, (90, 300, 3), dtype=np.uint8)
+    tile = map_pixels(image, about(np.eye(2), np.array([150.0 + 64, 64.0]), 128), 128, (7, 8, 9))
+    np.testing.assert_array_equal(tile[:90], image[:, 150:278])
+    assert (tile[90:] == [7, 8, 9]).all()
+
+
+def test_a_window_beside_the_image_is_padding():
+    image = np.full((64, 64, 3), 200, np.uint8)
+    tile = map_pixels(image, about(np.eye(2), np.array([5000.0, -900.0]), 128), 128, (1, 2, 3))
+    assert (tile == [1, 2, 3]).all()
+
+
+def test_colour_changes_the_image_and_not_the_padding():
+    image = np.full((64, 64, 3), 100, np.uint8)
+    color = random_color(np.random.default_rng(1), AugmentConfig(brightness=0.5))
+    tile = map_pixels(image, about(np.eye(2), np.array([64.0, 64.0]), 128), 128, (100, 100, 100), color)
+    assert (tile[:64, :64] != 100).any()
+    assert (tile[64:, 64:] == 100).all()
+
+
+def test_no_change_wanted_none_made():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        turn = random_turn(rng, AugmentConfig())
+        np.testing.assert_array_equal(turn.linear, np.eye(2))
+        assert turn.factor == 1
+        assert random_color(rng, AugmentConfig()) is None
+
+
+@pytest.mark.parametrize(
+    ("config", "property"),
+    [
+        (AugmentConfig(gray=1), lambda out: np.ptp(out, axis=-1).max() < 1e-6),
+        (AugmentConfig(hue=180), lambda out: np.allclose(out.mean(0), out.mean(0).mean(), atol=80)),
+        (AugmentConfig(saturation=1), lambda out: np.isfinite(out).all()),
+    ],
+)
+def test_colour_matrices(config, property):
+    colors = np.random.default_rng(0).uniform(0, 255, (500, 3))
+    for seed in range(5):
+        matrix = random_color(np.random.default_rng(seed), config)
+        assert property(colors @ matrix[:, :3].T + matrix[:, 3])
+
+
+def test_hue_and_saturation_leave_greys_alone():
+    greys = np.repeat(np.arange(0, 256.0)[:, None], 3, 1)
+    for seed in range(5):
+        matrix = random_color(np.random.default_rng(seed), AugmentConfig(hue=90, saturation=0.9, gray=0.3))
+        np.testing.assert_allclose(greys @ matrix[:, :3].T + matrix[:, 3], greys, atol=0.2)
+
+
+def test_round_objects_stay_upright_under_a_free_turn():
+    quad = boxes.to_quads(np.array([[50.0, 60.0, 20.0, 20.0, 0.0]]))
+    turn = random_turn(np.random.default_rng(3), AugmentConfig(rotate=1, scale=(2, 2)))
+    affine = about(turn.linear, np.array([50.0, 60.0]), 256)
+    mapped = map_round(affine, turn.upright, quad)
+    expected = boxes.to_quads(np.array([[128.0, 128.0, 40.0, 40.0, 0.0]]))
+    np.testing.assert_allclose(mapped, expected, atol=1e-9)
+    assert not np.allclose(map_points(affine, quad), expected, atol=1)

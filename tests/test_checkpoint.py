@@ -1,0 +1,134 @@
+"""Checkpoints come back as they were written, and what is no checkpoint is named in one line."""
+
+import argparse
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from rgfl import checkpoint
+from rgfl.checkpoint import CheckpointError, load_detector, save
+from rgfl.nn.config import ModelConfig
+from rgfl.nn.detector import build_detector
+from rgfl.spec import DetectorSpec
+
+CONFIG = ModelConfig(
+    backbone="test_efficientnet", pretrained=False, neck_channels=16, head_channels=16, head_convs=1,
+    head_norm="batch", norm_eval=False,
+)  # fmt: skip
+SPEC = DetectorSpec(classes=("plane", "ship"), image_size=(128, 128), angle_bins=CONFIG.angle_bins)
+
+
+@pytest.fixture(scope="module")
+def detector():
+    torch.manual_seed(0)
+    return build_detector(CONFIG, SPEC)
+
+
+@pytest.fixture
+def path(tmp_path, detector):
+    save(tmp_path / "run/best.pt", SPEC, CONFIG, detector.state_dict(), result={"map": 0.5})
+    return tmp_path / "run/best.pt"
+
+
+def test_a_detector_comes_back(path, detector):
+    loaded = load_detector(path)
+    assert not loaded.training
+    assert (loaded.spec, loaded.config) == (SPEC, CONFIG)
+    images = torch.randn(1, 3, 128, 128)
+    with torch.no_grad():
+        expected = detector.eval().decode(detector(images))
+        for ours, theirs in zip(loaded.decode(loaded(images)), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert checkpoint.load(path)["result"] == {"map": 0.5}
+
+
+def test_loading_needs_neither_the_hub_nor_the_backbone_s_weights(tmp_path, detector):
+    from dataclasses import replace
+
+    config = replace(CONFIG, pretrained=True, weights="/no/such/file.pth")
+    save(tmp_path / "c.pt", SPEC, config, detector.state_dict())
+    assert load_detector(tmp_path / "c.pt").config == CONFIG
+
+
+def test_one_line_that_says_what_came(path, tmp_path):
+    def refused(file):
+        with pytest.raises(CheckpointError) as error:
+            load_detector(file)
+        message = str(error.value)
+        assert message.startswith(f"{file}: ")
+        assert "\n" not in message
+        return message
+
+    data = path.read_bytes()
+    file = tmp_path / "x.pt"
+    assert "cannot be read: No such file" in refused(tmp_path / "missing.pt")
+    assert "is a folder; expected a checkpoint such as" in refused(path.parent)
+    file.write_bytes(b"")
+    assert "the file is empty" in refused(file)
+    file.write_bytes(data[: len(data) // 2])
+    assert f"cut off after {len(data) // 2:,} bytes" in refused(file)
+    file.write_bytes(b"\x89PNG and so on")
+    assert "not a checkpoint (it begins with b'\\x89PNG" in refused(file)
+    torch.save({"a": torch.zeros(1)}, file)
+    assert "no spec in it (keys a, …)" in refused(file)
+    torch.save(torch.zeros(3), file)
+    assert "no spec in it" in refused(file)
+    torch.save({**checkpoint.load(path), "format": "rgfl-checkpoint 9"}, file)
+    assert "format 'rgfl-checkpoint 9', this version reads" in refused(file)
+    broken = checkpoint.load(path)
+    broken["weights"].pop("head.cls.weight")
+    torch.save(broken, file)
+    assert "head.cls.weight" in refused(file)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch /tmp/rgfl-was-here",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_files_with_objects_are_refused_and_run_nothing(tmp_path, zipped):
+    file, trace = tmp_path / "x.pt", "/tmp/rgfl-was-here"
+    torch.save({"model": Evil()}, file, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match=r"refused: it holds Python objects.*runs code"):
+        load_detector(file)
+    assert not os.path.exists(trace)
+    torch.save({"args": argparse.Namespace(lr=1)}, file, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match=r"refused: it holds Python objects \(argparse.Namespace\)"):
+        load_detector(file)
+    file.write_bytes(pickle.dumps({"a": np.float64(1)}))
+    with pytest.raises(CheckpointError):
+        load_detector(file)
+
+
+def test_a_save_that_fails_leaves_the_old_file(path, detector):
+    before = path.read_bytes()
+    with pytest.raises(Exception, match="pickle"):
+        save(path, SPEC, CONFIG, detector.state_dict(), result={"function": lambda: 0})
+    assert path.read_bytes() == before
+    assert load_detector(path)
+
+
+def test_a_kill_while_saving_leaves_a_whole_file(path):
+    code = (
+        "import sys, torch\nfrom pathlib import Path\nfrom rgfl import checkpoint\n"
+        "path = Path(sys.argv[1]); record = checkpoint.load(path)\n"
+        "from rgfl.spec import DetectorSpec\nfrom rgfl.nn.config import ModelConfig\n"
+        "spec, model = DetectorSpec.from_json(record['spec']), ModelConfig(**record['model'])\n"
+        "print('ready', flush=True)\n"
+        "while True: checkpoint.save(path, spec, model, record['weights'])\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.3)
+    process.kill()
+    process.wait()
+    assert load_detector(path)
+    assert len(list(path.parent.iterdir())) <= 2  # one hidden leftover at most

