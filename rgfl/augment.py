@@ -81,7 +81,7 @@ def map_pixels(
     Only the part of the image under the tile is touched, so a 30,000-pixel scene costs no more than a
     tile. Flips and right angles at magnification 1 move whole pixels and change none.
     """
-    inverse = cv2.invertAffineTransform(affine)
+    inverse = np.asarray(cv2.invertAffineTransform(affine), np.float64)
     corners = map_points(inverse, np.array([[0, 0], [size, 0], [size, size], [0, size]], np.float64))
     height, width = image.shape[:2]
     x0, y0 = np.clip(np.floor(corners.min(0)).astype(int) - 2, 0, [width, height])
@@ -90,11 +90,11 @@ def map_pixels(
     if part.size == 0:
         return np.full((size, size, 3), pad_value, np.uint8)
     if color is not None:
-        part = cv2.transform(part, color)
+        part = np.asarray(cv2.transform(part, color), np.uint8)
     # OpenCV's coordinates are those of pixel centres: x_cv = x − ½, in the part and in the tile.
     shifted = affine.copy()
     shifted[:, 2] = affine[:, 2] + affine[:, :2] @ np.array([x0 + 0.5, y0 + 0.5]) - 0.5
-    return cv2.warpAffine(
+    tile = cv2.warpAffine(
         np.ascontiguousarray(part),
         shifted,
         (size, size),
@@ -102,6 +102,7 @@ def map_pixels(
         borderMode=cv2.BORDER_CONSTANT,
         borderValue=pad_value,
     )
+    return np.asarray(tile, np.uint8)
 
 
 def random_color(rng: np.random.Generator, config: AugmentConfig) -> NDArray[np.float64] | None:

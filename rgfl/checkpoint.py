@@ -105,11 +105,11 @@ def load(path: Path | str, map_location: str | torch.device = "cpu") -> dict[str
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path}: not a checkpoint that torch reads: {reason}") from error
     if not isinstance(record, dict) or "spec" not in record or "weights" not in record:
-        found = (
+        keys = (
             f"keys {', '.join(map(str, list(record)[:4]))}, …" if isinstance(record, dict) else type(record)
         )
         raise CheckpointError(
-            f"{path}: no spec in it ({found}), so its classes and scales are unknown; "
+            f"{path}: no spec in it ({keys}), so its classes and scales are unknown; "
             "expected a checkpoint of rgfl.train. Weights of a backbone go by --weights"
         )
     if record.get("format") != FORMAT:

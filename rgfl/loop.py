@@ -106,7 +106,9 @@ def train(recipe: Recipe, root: Path, out: Path, classes: str = "", resume: bool
         mean.load_state_dict(last["weights"])
         optimizer.load_state_dict(last["optimizer"])
         scaler.load_state_dict(last["scaler"])
-        torch.set_rng_state(last["rng"].cpu())
+        torch.set_rng_state(last["rng"])
+        if on_cuda and last["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(last["cuda_rng"], device)
         del last
     out.mkdir(parents=True, exist_ok=True)
     workers = run.workers if run.workers >= 0 else _workers(on_cuda)
@@ -139,6 +141,7 @@ def train(recipe: Recipe, root: Path, out: Path, classes: str = "", resume: bool
                 "optimizer": optimizer.state_dict(),
                 "scaler": scaler.state_dict(),
                 "rng": torch.get_rng_state(),
+                "cuda_rng": torch.cuda.get_rng_state(device) if on_cuda else None,
             },
         )
 
@@ -176,9 +179,9 @@ def train(recipe: Recipe, root: Path, out: Path, classes: str = "", resume: bool
     def due() -> bool:
         return evaluating and step > evaluated and (step % evaluation_steps == 0 or step == total)
 
-    loader = DataLoader(
+    loader: DataLoader = DataLoader(
         tiles,  # type: ignore[arg-type]
-        batch_sampler=batches(len(tiles), schedule.batch, schedule.seed, step, total),  # type: ignore[arg-type]
+        batch_sampler=batches(len(tiles), schedule.batch, schedule.seed, step, total),
         collate_fn=collate,
         num_workers=workers,
         worker_init_fn=_start_worker,

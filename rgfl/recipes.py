@@ -365,7 +365,7 @@ def add_flags(parser: argparse.ArgumentParser, recipe: Recipe) -> None:
         if group not in groups:
             title = (type(owner).__doc__ or "").splitlines()[0].rstrip(".")
             groups[group] = parser.add_argument_group(f"{group}: {title}")
-        text = f"{_help(type(owner))[name]} [{_show(getattr(owner, name))}]".replace("%", "%%").strip()
+        text = f"{_help(GROUPS[group])[name]} [{_show(getattr(owner, name))}]".replace("%", "%%").strip()
         options: dict[str, Any] = {"default": argparse.SUPPRESS, "dest": name, "help": text}
         if hint is bool:
             options["action"] = argparse.BooleanOptionalAction

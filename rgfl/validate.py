@@ -58,7 +58,8 @@ def draw(picture: Picture, found: Detections, classes: Sequence[str]) -> NDArray
     image = read_image(picture.path)
     scale = min(1.0, LONGEST_SIDE / max(image.shape[:2]))
     if scale < 1:
-        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        size = (round(scale * image.shape[1]), round(scale * image.shape[0]))
+        image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
     for quad in picture.objects.quads:
         _outline(image, quad * scale, TRUTH)
     for row in np.flatnonzero(found.scores >= DRAWN_SCORE):
@@ -71,5 +72,5 @@ def draw(picture: Picture, found: Detections, classes: Sequence[str]) -> NDArray
 
 
 def _outline(image: NDArray[np.uint8], quad: NDArray[np.floating], color: tuple[int, int, int]) -> None:
-    points = np.round(quad.reshape(1, 4, 2) * 8).astype(np.int32)
-    cv2.polylines(image, points, True, color, 1, cv2.LINE_AA, shift=3)
+    points = np.round(quad.reshape(4, 2) * 8).astype(np.int32)
+    cv2.polylines(image, [points], True, color, 1, cv2.LINE_AA, shift=3)

@@ -1,4 +1,4 @@
-"""Recipes: the published row against an independent table, the schedule step by step, flags and their help."""
+"""Recipes: the published row against an independent table, schedules step by step, flags and their help."""
 
 import argparse
 import dataclasses

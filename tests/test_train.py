@@ -18,12 +18,13 @@ from rgfl.nn.detector import Detector
 from rgfl.train import main
 
 CLASSES = ("plane", "ship")
-TINY = """
+FLAGS = """
     --recipe gfl_lite --backbone test_efficientnet --weights= --no-pretrained --frozen-stages 0 --no-norm-eval
     --neck-channels 16 --head-channels 16 --head-convs 1 --reg-max 8 --angle-bins 8 --tile-size 128
     --test-size 128 --test-stride 64 --batch 2 --epochs 4 --warmup-steps 3 --log-every 1 --eval-every 2
     --threads 1 --workers 0 --level-topk 50 --device cpu --pictures 1
-""".split()
+"""
+TINY = FLAGS.split()
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +107,7 @@ def test_the_detector_of_a_run_is_slim_and_finds_through_its_spec(whole):
 
 
 def test_the_loss_falls(data, tmp_path):
-    assert run(data, tmp_path, "--epochs", "15", "--lr", "0.003", "--eval-every", "0") == 0
+    assert run(data, tmp_path, "--epochs", "10", "--lr", "0.003", "--eval-every", "0") == 0
     losses = [record["loss"] for record in records(tmp_path, "step")]
     assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
     assert (tmp_path / "best.pt").is_file()  # never evaluated: the last weights
