@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rgfl import atomic
-from rgfl.trt_runtime import errors
+from rgfl.trt_runtime import errors, machine
 
 if TYPE_CHECKING:
     from rgfl.trt_runtime.runners import Runner
@@ -164,10 +164,12 @@ def benchmark(arguments: argparse.Namespace) -> int:
         if getattr(arguments, flag) < least:
             raise errors.InputError(f"--{flag} {getattr(arguments, flag)}: expected {least} or more")
     batches = errors.positive_integers(arguments.batch, "--batch")
+    busy = machine.hardware().get("load_average", 0.0)
+    if busy > 1:
+        print(f"bench: note: the machine is busy (load {busy:g} before the start)", file=sys.stderr)
     if arguments.images:
         errors.existing_directory(arguments.images, "--images")
 
-    from rgfl.trt_runtime import machine
     from rgfl.trt_runtime.runners import load_runner
 
     runners: list[Runner] = []
@@ -188,7 +190,7 @@ def benchmark(arguments: argparse.Namespace) -> int:
             runner.close()
     record = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "hardware": machine.hardware(),
+        "hardware": {**machine.hardware(), "load_before": busy},
         "versions": machine.versions(),
         "settings": {
             "warmup": arguments.warmup,

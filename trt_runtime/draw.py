@@ -62,7 +62,7 @@ def picture(
     if truth is not None:
         for quad, difficult in zip(truth.quads, truth.difficult, strict=True):
             colour = (160, 160, 160) if difficult else TRUTH
-            _outline(canvas, quad * scale, colour, 1 if difficult else thickness + 2)
+            _outline(canvas, quad * scale, colour, 1 if difficult else thickness + 1)
     shown = detections[detections.scores >= min_score]
     shown = shown[np.argsort(shown.scores, kind="stable")]  # the best on top
     quads = to_quads(shown.boxes.astype(np.float64)).reshape(-1, 8) * scale

@@ -186,6 +186,8 @@ class OnnxRunner(Runner):
             providers.insert(0, "CUDAExecutionProvider")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        # Between calls its threads leave the cores to NMS, or to the next model of a benchmark.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         if threads:
             options.intra_op_num_threads = threads
         try:

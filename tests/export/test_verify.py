@@ -81,6 +81,24 @@ def test_nan_is_never_equal() -> None:
     assert not report.passed
 
 
+def test_where_nothing_is_seen_one_box_in_a_thousand_may_turn() -> None:
+    boxes, scores = some_points(2000)
+    scores[0, :1000] *= 0.01  # below the threshold
+    other = boxes.copy()
+    other[0, 7, 4] += 0.5
+    levels = [Level(2000, cut=False)]
+    blind = compare((boxes, scores), (other, scores), levels, score_threshold=0.05)
+    assert blind.worst_corner > 1
+    assert verify.Report(batches={1: blind}).passed
+    other[0, 8:12, 4] += 0.5  # five in two thousand are too many
+    several = compare((boxes, scores), (other, scores), levels, score_threshold=0.05)
+    assert not verify.Report(batches={1: several}).passed
+    other = boxes.copy()
+    other[0, 1500, 4] += 0.5  # and one that can be a detection is, too
+    seen = compare((boxes, scores), (other, scores), levels, score_threshold=0.05)
+    assert not verify.Report(batches={1: seen}).passed
+
+
 def test_levels_come_from_the_spec() -> None:
     spec = DetectorSpec(classes=("a",), image_size=(1024, 1024), level_topk=2000)
     levels = verify.level_sizes(spec)
