@@ -117,6 +117,8 @@ def train(recipe: Recipe, root: Path, out: Path, classes: str = "", resume: bool
         f"{len(tiles)} windows of {recipe.data.tile_size}², batch {schedule.batch}: {total} steps of "
         f"{schedule.epochs:g} epochs on {_name(device)}, {str(amp or torch.float32)[6:]}, {workers} workers"
     )
+    for warning in recipe.warnings():
+        _say(f"warning: {warning}")
     if step:
         _say(f"resuming {out / 'last.pt'} at step {step} of {total} (--no-resume starts anew)")
     log = _open_log(out, step, evaluated)

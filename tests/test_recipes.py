@@ -153,6 +153,13 @@ def test_bad_values_are_refused_by_flag_and_value(changes, message):
     assert str(error.value) == message
 
 
+def test_batch_norm_is_told_when_it_sees_other_sizes_than_it_was_trained_on():
+    assert not any(recipe().warnings() for recipe in RECIPES.values())
+    (warning,) = RECIPES["gfl_lite"]().replace(test_size=1024).warnings()
+    assert warning.startswith("--test-size 1024 is not --tile-size 512: ")
+    assert not RECIPES["gfl_r50_dota_1x"]().replace(tile_size=512, test_size=1024).warnings()
+
+
 def test_unknown_field_is_refused():
     with pytest.raises(RecipeError, match="unknown field 'learning_rate'"):
         RECIPES["demo"]().replace(learning_rate=1)
