@@ -106,7 +106,9 @@ class DetectorSpec:
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(record) - known):
             raise SpecError(f"unknown spec fields {unknown}: the file comes from a newer rgfl")
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in record.items()
+        }
         try:
             return cls(**values)
         except TypeError as error:
