@@ -53,7 +53,7 @@ struct Problem {
     int32_t words;     // W
 
     // Zero at the start.
-    int32_t* ticket;            // the next candidate that has no warp
+    int32_t* ticket;            // the next place that no warp has drawn
     int32_t* counts;            // (S) candidates
     unsigned long long* state;  // (S, W) Decided: kept in the low half, dropped in the high half
 
@@ -365,33 +365,43 @@ __device__ __forceinline__ int rank_in_image(const Problem& problem, int32_t ima
     return warp_sum(before);
 }
 
+__device__ __forceinline__ void decide(const Problem& problem, const Segment& segment, int place,
+                                       volatile int* pending) {
+    const Candidate candidate = problem.ordered[segment.begin + place];
+    const int topk = problem.settings.pre_nms_topk;
+    // Those beyond the limit rank after all within it, so dropping them first changes nothing else.
+    const bool dropped =
+        (topk > 0 && rank_in_image(problem, segment.image, candidate) >= topk) ||
+        is_suppressed(problem, segment, place, box_of(problem, segment, candidate), pending);
+    if (lane_id() == 0) {
+        const unsigned long long bit = 1ull << (place % 32 + (dropped ? 32 : 0));
+        atomicOr(problem.state + segment.word + place / 32, bit);
+    }
+}
+
 // Warps draw candidates in order of rank within each segment, and wait only for candidates that were
 // drawn before: the first undecided one never waits, so all are decided, in any schedule. The answer
 // does not depend on the schedule, because it is a function of decisions that never change.
-__global__ void __launch_bounds__(block_threads) suppress(Problem problem) {
+__global__ void __launch_bounds__(block_threads, 4) suppress(Problem problem) {
     __shared__ volatile int pending[block_warps][64];
     const int lane = lane_id();
-    const int tickets = problem.first_chunk[problem.segments] * 32;
+    const int places = problem.first_chunk[problem.segments] * 32;
+    // Few candidates: one a draw, all at once. Many: up to 8 a draw, or the draws queue up.
+    int draw = 1;
+    while (draw < 8 && places / (2 * draw) >= 4 * warp_count()) {
+        draw *= 2;
+    }
     while (true) {
-        int ticket = lane == 0 ? atomicAdd(problem.ticket, 1) : 0;
-        ticket = __shfl_sync(all_lanes, ticket, 0);
-        if (ticket >= tickets) {
+        int first = lane == 0 ? atomicAdd(problem.ticket, draw) : 0;
+        first = __shfl_sync(all_lanes, first, 0);
+        if (first >= places) {
             return;
         }
-        const Segment segment = segment_of_chunk(problem, ticket / 32);
-        const int place = ticket - problem.first_chunk[segment.id] * 32;
-        if (place >= segment.count) {
-            continue;
-        }
-        const Candidate candidate = problem.ordered[segment.begin + place];
-        const int topk = problem.settings.pre_nms_topk;
-        // Those beyond the limit rank after all within it, so dropping them first changes nothing else.
-        const bool dropped = (topk > 0 && rank_in_image(problem, segment.image, candidate) >= topk) ||
-                             is_suppressed(problem, segment, place, box_of(problem, segment, candidate),
-                                           pending[warp_in_block()]);
-        if (lane == 0) {
-            const unsigned long long bit = 1ull << (place % 32 + (dropped ? 32 : 0));
-            atomicOr(problem.state + segment.word + place / 32, bit);
+        const Segment segment = segment_of_chunk(problem, first / 32);
+        const int begin = first - problem.first_chunk[segment.id] * 32;
+        const int end = smaller(begin + draw, segment.count);
+        for (int place = begin; place < end; ++place) {
+            decide(problem, segment, place, pending[warp_in_block()]);
         }
     }
 }
