@@ -27,11 +27,14 @@ def tensorrt_include() -> Path:
 
 
 @pytest.fixture(scope="session")
-def emulated_plugin(tmp_path_factory: pytest.TempPathFactory, tensorrt_include: Path) -> Path:
-    """The whole plugin library, with kernels that run on the CPU."""
-    sources = [*KERNELS, *sorted(PLUGINS.glob("tensorrt/*.cpp"))]
+def emulated_plugin(
+    tmp_path_factory: pytest.TempPathFactory, tensorrt_include: Path, emulated_kernels: Path
+) -> Path:
+    """The plugin library, on kernels that run on the CPU."""
+    sources = sorted(PLUGINS.glob("tensorrt/*.cpp"))
     output = tmp_path_factory.mktemp("emulated") / "libplugin.so"
-    return compile_cpp(output, sources, "-shared", "-isystem", str(tensorrt_include))
+    arguments = ["-shared", "-isystem", str(tensorrt_include)]
+    return compile_cpp(output, sources, *arguments, libraries=[emulated_kernels])
 
 
 @pytest.fixture(scope="session")

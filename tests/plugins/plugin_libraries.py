@@ -11,23 +11,19 @@ from rgfl.plugins.build import HERE as PLUGINS
 
 EMULATOR = Path(__file__).parent / "emulator"
 # As the core on the CPU: no contraction, so that sums round as on the GPU.
-COMPILE = ["c++", "-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-pthread"]
+COMPILE = ["c++", "-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-pthread"]
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
 
 
-def compile_cpp(output: Path, sources: list[Path], *arguments: str) -> Path:
+def compile_cpp(
+    output: Path, sources: list[Path], *arguments: str, libraries: list[Path] | None = None
+) -> Path:
     """Compiles .cpp and .cu files against the emulated CUDA runtime."""
-    command = [
-        *COMPILE,
-        *WARNINGS,
-        f"-I{EMULATOR}",
-        f"-I{PLUGINS}",
-        *arguments,
-        "-x",
-        "c++",
-        *map(str, sources),
-    ]
-    done = subprocess.run([*command, "-x", "none", "-ldl", "-o", str(output)], capture_output=True, text=True)
+    command = [*COMPILE, *WARNINGS, f"-I{EMULATOR}", f"-I{PLUGINS}", *arguments]
+    command += ["-x", "c++", *map(str, sources), "-x", "none", "-ldl", "-o", str(output)]
+    for library in libraries or []:
+        command += [str(library), f"-Wl,-rpath,{library.parent}"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return output
 

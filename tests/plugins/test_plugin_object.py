@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from plugin_libraries import EMULATOR, compile_cpp, skip_without_gpu
+from plugin_libraries import compile_cpp, skip_without_gpu
 
 from rgfl.plugins.build import find_toolchain
 
@@ -23,7 +23,7 @@ def run(harness: Path, library: Path, check: str) -> None:
 def harness(tmp_path_factory: pytest.TempPathFactory, tensorrt_include: Path) -> Path:
     """On the CPU: memory and launches are the emulator's."""
     output = tmp_path_factory.mktemp("harness") / "harness"
-    return compile_cpp(output, [HARNESS, EMULATOR / "emulator.cpp"], "-isystem", str(tensorrt_include))
+    return compile_cpp(output, [HARNESS], "-isystem", str(tensorrt_include))
 
 
 @pytest.mark.parametrize("check", CHECKS)

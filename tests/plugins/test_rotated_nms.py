@@ -190,7 +190,7 @@ def all_in_one_class(batch: int) -> tuple[NDArray[np.float32], NDArray[np.float3
 
 def chain(batch: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Each box overlaps the next alone, scores falling: every second is kept, each waits for all before."""
-    n = 100
+    n = 70
     boxes = np.zeros((batch, n, 5), np.float32)
     boxes[..., 0] = np.arange(n) * 10
     boxes[..., 2:4] = 16, 8
@@ -211,9 +211,9 @@ def mixed_images(batch: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
 
 CASES = {
-    "random": lambda batch: clustered(batch, 170, 3, spread=60),
-    "clustered": lambda batch: clustered(batch, 260, 4),
-    "tied": lambda batch: clustered(batch, 200, 3, levels=4),
+    "random": lambda batch: clustered(batch, 120, 3, spread=60),
+    "clustered": lambda batch: clustered(batch, 160, 4),
+    "tied": lambda batch: clustered(batch, 120, 3, levels=4),
     "all equal": lambda batch: (
         np.tile(np.float32([50, 50, 20, 10, 0.3]), (batch, 70, 1)),
         np.full((batch, 70, 2), 0.7, np.float32),
