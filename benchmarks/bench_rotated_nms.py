@@ -325,7 +325,7 @@ def main() -> int:
         "tests": tests,
         "rows": rows,
     }
-    name = re.sub(r"\W+", "_", f"rotated_nms_{record['gpu']}_{record['date']}".lower())
+    name = re.sub(r"[^a-z0-9]+", "-", f"{record['date']}-rotated-nms-{record['gpu']}".lower())
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     (options.out / f"{name}.md").write_text(table(record), encoding="utf-8")
