@@ -1,0 +1,354 @@
+"""Foreign labels become labelTxt: golden numbers, round trips, errors with their place, nothing expanded."""
+
+import json
+import math
+import os
+
+import cv2
+import numpy as np
+import pytest
+
+from rgfl.dota import convert as module
+from rgfl.dota.convert import ConvertError, main, parse_hrsc, parse_xml, parse_yolo
+from rgfl.dota.labels import Objects, read_classes, read_labels, write_labels
+
+YAML = "path: .\ntrain: images/train\nval: images/val\nnames:\n  0: plane\n  1: storage tank\n"
+
+
+def image(path, width=40, height=20, value=90):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.full((height, width, 3), value, np.uint8))
+
+
+def text(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content, encoding="utf-8")
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def yolo(tmp_path):
+    data = tmp_path / "yolo"
+    text(data / "data.yaml", YAML)
+    image(data / "images/train/a.png")
+    image(data / "images/train/empty.png")
+    image(data / "images/val/a.png", 100, 100)
+    text(data / "labels/train/a.txt", "1 0.25 0.5 0.5 0.5 0.5 0.75 0.25 0.75\n\n0 0 0 1 0 1 1 0 1.1\n")
+    text(data / "labels/val/a.txt", "0 0.1 0.2 0.3 0.2 0.3 0.4 0.1 0.4\n")
+    return data
+
+
+def test_yolo_golden(yolo, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run("--from", "yolo-obb", "--data", yolo, "--out", out) == 0
+    assert (out / "train/labelTxt/a.txt").read_text() == (
+        "10.0 10.0 20.0 10.0 20.0 15.0 10.0 15.0 storage-tank 0\n"
+        "0.0 0.0 40.0 0.0 40.0 20.0 0.0 22.0 plane 0\n"
+    )
+    assert (out / "train/labelTxt/empty.txt").read_text() == ""
+    assert (out / "classes.txt").read_text() == "plane\nstorage-tank\n"
+    assert (out / "val/images/a.png").read_bytes() == (yolo / "images/val/a.png").read_bytes()
+    assert "3 images, 3 objects of 2 classes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "names",
+    ["names: [plane, storage tank]", "names:\n- plane\n- storage tank", "names: {1: storage tank, 0: plane}"],
+)
+def test_yolo_names_in_every_form_and_folders_of_other_habits(names, tmp_path):
+    data, out = tmp_path / "data", tmp_path / "out"
+    text(data / "data.yaml", f"train: ../train/images\nval: ../valid/images\nnc: 2\n{names}\n")
+    for split in ("train", "valid"):
+        image(data / split / "images/b.jpg")
+        text(data / split / "labels/b.txt", "1 0 0 1 0 1 1 0 1\n")
+    assert run("--from", "yolo-obb", "--data", data, "--out", out) == 0
+    assert "storage-tank" in (out / "val/labelTxt/b.txt").read_text()
+
+
+def test_yolo_lists_of_images_and_classes_by_hand(yolo, tmp_path):
+    text(yolo / "data.yaml", "train: train.txt\n")
+    text(yolo / "train.txt", "./images/train/a.png\n")
+    out = tmp_path / "out"
+    assert run("--from", "yolo-obb", "--data", yolo, "--out", out, "--classes", "x,y") == 0
+    assert [path.name for path in (out / "train/images").iterdir()] == ["a.png"]
+    text(yolo / "train.txt", "images/train/a.png\nimages/train/no.png\n")
+    with pytest.raises(ConvertError, match=r"train\.txt:2: no such image"):
+        module.read_yolo(yolo, ["x", "y"])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("0 0.5 0.5 0.2 0.1", "expected `class x1 y1 … x4 y4`, got 5 fields; this is a horizontal box"),
+        ("0 0 0 1 0 1 1 0 1 0.5 0.5", "got 11 fields"),
+        ("2 0 0 1 0 1 1 0 1", "class must be a whole number in 0…1, got '2'"),
+        ("0.5 0 0 1 0 1 1 0 1", "class must be a whole number in 0…1, got '0.5'"),
+        ("0 0 0 1 nan 1 1 0 1", "y2 must be a finite number, got 'nan'"),
+        ("0 0 0 1 0 345 1 0 1", "x3 must be a share of the image's side (0…1), got 345; is it in pixels?"),
+    ],
+)
+def test_yolo_errors_name_file_and_line(line, message, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text(f"0 0 0 1 0 1 1 0 1\n{line}\n")
+    with pytest.raises(ConvertError) as error:
+        parse_yolo(path, 2, lambda: (10, 10))
+    assert str(error.value).startswith(f"{path}:2: ")
+    assert message in str(error.value)
+
+
+def test_one_bad_file_is_named_and_the_others_are_finished(yolo, tmp_path, capsys):
+    out = tmp_path / "out"
+    (yolo / "labels/train/a.txt").write_text("0 1 2\n")
+    assert run("--from", "yolo-obb", "--data", yolo, "--out", out) == 2
+    shown = capsys.readouterr().err
+    assert "labels/train/a.txt:1: expected" in shown
+    assert "1 of 3 images failed" in shown
+    assert (out / "val/labelTxt/a.txt").is_file()
+    assert not (out / "train/labelTxt/a.txt").exists()
+    (yolo / "labels/train/a.txt").write_text("0 0 0 1 0 1 1 0 1\n")
+    assert run("--from", "yolo-obb", "--data", yolo, "--out", out) == 0
+
+
+def test_resume_converts_only_what_changed_and_removes_what_is_gone(yolo, tmp_path, monkeypatch):
+    out, command = tmp_path / "out", ("--from", "yolo-obb", "--data", yolo, "--out", tmp_path / "out")
+    assert run(*command) == 0
+    worked = []
+    original = module._convert_image
+    monkeypatch.setattr(
+        module, "_convert_image", lambda item, *rest: worked.append(item.key) or original(item, *rest)
+    )
+    assert run(*command) == 0
+    assert worked == []
+    text(yolo / "labels/train/empty.txt", "0 0 0 1 0 1 1 0 1\n")
+    os.remove(yolo / "images/val/a.png")
+    image(yolo / "images/val/b.png")
+    (out / "train/labelTxt/a.txt").unlink()
+    with (out / module.JOURNAL).open("a") as journal:
+        journal.write('{"image": "train/a", "sou')  # a kill while this line was written
+    assert run(*command) == 0
+    assert sorted(worked) == ["train/a", "train/empty", "val/b"]
+    assert sorted(path.name for path in (out / "val/images").iterdir()) == ["b.png"]
+    assert sorted(path.name for path in (out / "val/labelTxt").iterdir()) == ["b.txt"]
+    assert not list(out.rglob("*.partial"))
+
+
+def test_foreign_folders_and_other_settings_are_refused(yolo, tmp_path, capsys):
+    out = tmp_path / "out"
+    text(out / "mine.txt", "")
+    assert run("--from", "yolo-obb", "--data", yolo, "--out", out) == 2
+    assert "holds files that were not converted here" in capsys.readouterr().err
+    assert run("--from", "yolo-obb", "--data", yolo, "--out", tmp_path / "o") == 0
+    assert run("--from", "yolo-obb", "--data", yolo, "--out", tmp_path / "o", "--classes", "a,b") == 2
+    assert "another --to or other classes" in capsys.readouterr().err
+    assert run("--from", "yolo-obb", "--data", yolo, "--out", yolo) == 2
+    with pytest.raises(SystemExit):
+        run("--from", "dota", "--data", yolo, "--out", out)
+
+
+def test_images_are_links_or_copies(yolo, tmp_path):
+    assert run("--from", "yolo-obb", "--data", yolo, "--out", tmp_path / "linked") == 0
+    assert run("--from", "yolo-obb", "--data", yolo, "--out", tmp_path / "copied", "--no-link") == 0
+    source = yolo / "images/val/a.png"
+    assert os.path.samefile(source, tmp_path / "linked/val/images/a.png")
+    assert not os.path.samefile(source, tmp_path / "copied/val/images/a.png")
+
+
+def test_dota_to_yolo_and_back(tmp_path):
+    rng = np.random.default_rng(0)
+    classes = read_classes("1.0")
+    data = tmp_path / "dota"
+    truth = {}
+    for split, width, height in (("train", 113, 57), ("val", 64, 301)):
+        image(data / split / "images/P1.png", width, height)
+        count = 20
+        truth[split] = Objects(
+            rng.uniform(-10, 80, (count, 8)),
+            rng.integers(0, 15, count).astype(np.int32),
+            (np.arange(count) % 3).astype(np.int32),
+        )
+        (data / split / "labelTxt").mkdir()
+        write_labels(data / split / "labelTxt/P1.txt", truth[split], classes)
+    middle, back = tmp_path / "yolo", tmp_path / "back"
+    # Their order of classes is theirs to choose; ours is official.
+    assert run("--from", "dota", "--to", "yolo-obb", "--data", data, "--out", middle, "--classes", "1.0") == 0
+    assert (
+        (middle / "data.yaml")
+        .read_text()
+        .startswith('train: images/train\nval: images/val\nnames:\n  0: "plane"')
+    )
+    assert run("--from", "yolo-obb", "--data", middle, "--out", back) == 0
+    for split, objects in truth.items():
+        kept = objects[objects.difficult != 2]
+        found = read_labels(back / split / "labelTxt/P1.txt", classes)
+        np.testing.assert_allclose(found.quads, kept.quads, rtol=1e-14, atol=1e-12)
+        np.testing.assert_array_equal(found.labels, kept.labels)
+        assert not found.difficult.any()
+
+
+# ---------------------------------------------------------------------------------------------
+# XML
+
+
+def hrsc(*objects, annotated=1):
+    body = "".join(
+        f"<HRSC_Object><Object_ID>{7 + i}</Object_ID><difficult>{difficult}</difficult>"
+        f"<mbox_cx>{cx}</mbox_cx><mbox_cy>{cy}</mbox_cy><mbox_w>{w}</mbox_w><mbox_h>{h}</mbox_h>"
+        f"<mbox_ang>{angle}</mbox_ang></HRSC_Object>\n"
+        for i, (cx, cy, w, h, angle, difficult) in enumerate(objects)
+    )
+    return f"<HRSC_Image>\n<Annotated>{annotated}</Annotated>\n<HRSC_Objects>\n{body}</HRSC_Objects>\n</HRSC_Image>\n"
+
+
+def test_hrsc_golden(tmp_path):
+    data, out = tmp_path / "HRSC", tmp_path / "out"
+    root = data / "FullDataSet"
+    # Turned by +30° the bow of the long side points right and down on the screen.
+    text(root / "Annotations/1001.xml", hrsc((20, 10, 16, 4, math.pi / 6, 0), (5, 5, 4, 2, 0, 1)))
+    text(root / "Annotations/1002.xml", hrsc())
+    text(root / "Annotations/1003.xml", hrsc(annotated=0))
+    for stem in ("1001", "1002", "1003"):
+        image(root / f"AllImages/{stem}.bmp")
+    text(data / "ImageSets/train.txt", "1001\n1003\n")
+    text(data / "ImageSets/trainval.txt", "1001\n1002\n")
+    text(data / "ImageSets/test.txt", "1002\n")
+    assert run("--from", "hrsc2016", "--data", data, "--out", out) == 0
+    found = read_labels(out / "train/labelTxt/1001.txt", ["ship"])
+    c, s = math.cos(math.pi / 6), 0.5
+    expected = [20 - 8 * c + 2 * s, 10 - 8 * s - 2 * c, 20 + 8 * c + 2 * s, 10 + 8 * s - 2 * c]
+    np.testing.assert_allclose(found.quads[0, :4], expected, rtol=1e-12)
+    assert found.quads[0, 3] > found.quads[0, 1]  # y grows along the long side
+    np.testing.assert_allclose(found.quads[1], [3, 4, 7, 4, 7, 6, 3, 6])
+    assert found.difficult.tolist() == [0, 1]
+    assert (out / "test/labelTxt/1002.txt").read_text() == ""
+    assert not (out / "train/labelTxt/1003.txt").exists()  # nobody looked: it may be full of ships
+    assert not (out / "trainval").exists()
+
+
+def test_hrsc_angle_is_opencv_s(tmp_path):
+    text(tmp_path / "a.xml", hrsc((30, 40, 20, 6, -0.7, 0)))
+    ours = parse_hrsc(tmp_path / "a.xml").quads.reshape(4, 2)
+    theirs = cv2.boxPoints(((30, 40), (20, 6), -0.7 * 180 / math.pi))
+    distance = np.linalg.norm(ours[:, None] - theirs[None], axis=-1)
+    assert distance.min(1).max() < 1e-4
+
+
+def test_hrsc_in_train_and_test_folders(tmp_path):
+    data = tmp_path / "HRSC"
+    for split in ("Train", "Test"):
+        text(data / split / "Annotations/1.xml", hrsc((5, 5, 4, 2, 0, 0)))
+        image(data / split / "AllImages/1.bmp")
+    assert run("--from", "hrsc2016", "--data", data, "--out", tmp_path / "out") == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir()) == ["test", "train"]
+
+
+def dior(name="Storagetank", difficult=0, **changes):
+    corners = {
+        "x_left_top": 1, "y_left_top": 2, "x_right_top": 11, "y_right_top": 3, "x_right_bottom": 10.5,
+        "y_right_bottom": 8, "x_left_bottom": 0.5, "y_left_bottom": 7, **changes,
+    }  # fmt: skip
+    inner = "".join(f"<{key}>{value}</{key}>" for key, value in corners.items() if value is not None)
+    return (
+        "<annotation><filename>00001.jpg</filename>\n<object>\n<name>Ship</name><difficult>0</difficult>"
+        "<robndbox><x_left_top>0</x_left_top><y_left_top>0</y_left_top><x_right_top>9</x_right_top>"
+        "<y_right_top>0</y_right_top><x_right_bottom>9</x_right_bottom><y_right_bottom>4</y_right_bottom>"
+        "<x_left_bottom>0</x_left_bottom><y_left_bottom>4</y_left_bottom></robndbox></object>\n"
+        f"<object><name>{name}</name><difficult>{difficult}</difficult><robndbox>{inner}</robndbox></object>"
+        "</annotation>"
+    )
+
+
+def test_dior_golden(tmp_path):
+    data, out = tmp_path / "DIOR-R", tmp_path / "out"
+    text(data / "Annotations/Oriented Bounding Boxes/00001.xml", dior(difficult=1))
+    text(data / "Annotations/Oriented Bounding Boxes/00002.xml", dior())
+    text(data / "Annotations/Horizontal Bounding Boxes/00001.xml", "<annotation/>")
+    image(data / "JPEGImages-trainval/00001.jpg")
+    image(data / "JPEGImages-test/00002.jpg")
+    text(data / "ImageSets/Main/train.txt", "00001\n")
+    text(data / "ImageSets/Main/test.txt", "00002\n")
+    assert run("--from", "dior-r", "--data", data, "--out", out) == 0
+    assert (out / "train/labelTxt/00001.txt").read_text() == (
+        "0.0 0.0 9.0 0.0 9.0 4.0 0.0 4.0 ship 0\n1.0 2.0 11.0 3.0 10.5 8.0 0.5 7.0 storagetank 1\n"
+    )
+    assert (out / "test/images/00002.jpg").is_file()
+    assert len((out / "classes.txt").read_text().split()) == 20
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (dior(x_left_top=None), "object 2 (storagetank): x_left_top must be a finite number, it is missing"),
+        (dior(y_right_top="inf"), "object 2 (storagetank): y_right_top must be a finite number, got 'inf'"),
+        (dior(name="submarine"), "object 2 (submarine): unknown class, expected one of airplane, "),
+        (dior(difficult=3), "object 2 (storagetank): difficult must be 0 or 1, got '3'"),
+        (
+            dior().replace("robndbox", "bndbox"),
+            "object 1 (ship): no element robndbox; this is the data set's",
+        ),
+        (dior().replace("</object>\n", "</objekt>\n"), "a.xml:3: not XML: mismatched tag"),
+    ],
+)
+def test_xml_errors_name_file_and_element(content, message, tmp_path):
+    text(tmp_path / "a.xml", content)
+    with pytest.raises(ConvertError) as error:
+        module.parse_dior(tmp_path / "a.xml", dict.fromkeys(module.DIOR_CLASSES, 0))
+    assert str(error.value).startswith(f"{tmp_path / 'a.xml'}:")
+    assert message in str(error.value)
+
+
+def test_hrsc_errors_name_the_object(tmp_path):
+    text(tmp_path / "a.xml", hrsc((1, 1, "wide", 1, 0, 0)))
+    with pytest.raises(ConvertError, match=r"HRSC_Object 7: mbox_w must be a finite number, got 'wide'"):
+        parse_hrsc(tmp_path / "a.xml")
+    text(tmp_path / "a.xml", hrsc((1, 1, 1, 1, 0, 0), (1, 1, -2, 1, 0, 0)))
+    with pytest.raises(ConvertError, match=r"HRSC_Object 8: mbox_w and mbox_h must not be negative"):
+        parse_hrsc(tmp_path / "a.xml")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_entities_are_refused_before_anything_is_expanded(encoding, tmp_path):
+    secret = tmp_path / "secret.txt"
+    secret.write_text("secret")
+    bombs = {
+        "laughs": '<!DOCTYPE a [<!ENTITY x "ha"><!ENTITY y "&x;&x;&x;">]><a>&y;</a>',
+        "file": f'<!DOCTYPE a [<!ENTITY x SYSTEM "file://{secret}">]><a>&x;</a>',
+        "dtd": f'<!DOCTYPE a SYSTEM "file://{secret}"><a/>',
+    }
+    for name, bomb in bombs.items():
+        path = tmp_path / f"{name}.xml"
+        path.write_bytes(f'<?xml version="1.0" encoding="{encoding}"?>{bomb}'.encode(encoding))
+        with pytest.raises(ConvertError, match="DOCTYPE") as error:
+            parse_xml(path)
+        assert "secret\n" not in str(error.value)
+
+
+def test_what_is_missing_is_named(tmp_path, capsys):
+    data = tmp_path / "d"
+    assert run("--from", "dior-r", "--data", data, "--out", tmp_path / "o") == 2
+    assert "no such folder" in capsys.readouterr().err
+    data.mkdir()
+    assert run("--from", "hrsc2016", "--data", data, "--out", tmp_path / "o") == 2
+    assert "no folder Annotations with .xml files" in capsys.readouterr().err
+    assert run("--from", "yolo-obb", "--data", data, "--out", tmp_path / "o") == 2
+    assert "no data.yaml with `names`" in capsys.readouterr().err
+    text(data / "Annotations/5.xml", hrsc())
+    assert run("--from", "hrsc2016", "--data", data, "--out", tmp_path / "o") == 2
+    assert "no image for 1 of 1 annotations, the first is 5" in capsys.readouterr().err
+    text(data / "ImageSets/train.txt", "5\n6\n")
+    assert run("--from", "hrsc2016", "--data", data, "--out", tmp_path / "o") == 2
+    assert "train.txt:2: no " in capsys.readouterr().err
+    text(data / "data.yaml", "names: [a\n")
+    assert run("--from", "yolo-obb", "--data", data, "--out", tmp_path / "o") == 2
+    assert "data.yaml:2: not YAML" in capsys.readouterr().err
+
+
+def test_journal_counts_add_up(yolo, tmp_path):
+    dataset = module.read_yolo(yolo)
+    first = module.convert(dataset, tmp_path / "o", workers=2)
+    assert first == module.convert(dataset, tmp_path / "o") == module.Converted(images=3, objects=3)
+    head, *entries = map(json.loads, (tmp_path / "o" / module.JOURNAL).read_text().splitlines())
+    assert head == {"convert": 1, "to": "dota", "classes": ["plane", "storage-tank"]}
+    assert sorted(entry["image"] for entry in entries) == ["train/a", "train/empty", "val/a"]
