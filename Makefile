@@ -40,6 +40,15 @@ $(VENV)/.built: $(VENV)/.installed setup.py $(CORE_SOURCES)
 	$(PY) setup.py --quiet build_ext --inplace
 	@touch $@
 
+# --- the TensorRT plugin: nvcc and headers where they are, else from PyPI; no GPU needed ------------
+
+PLUGIN := plugins/lib/librgfl_plugins.so
+PLUGIN_SOURCES := $(wildcard plugins/core/*.hpp plugins/cuda/* plugins/tensorrt/*) plugins/build.py
+
+$(PLUGIN): $(VENV)/.built $(PLUGIN_SOURCES)
+	$(PY) -m rgfl.plugins.build --fetch --strict
+	@touch $@
+
 # --- the main job ---------------------------------------------------------------------------------
 
 demo: $(DEMO)/report.md
@@ -73,7 +82,7 @@ $(DEMO)/report.md: $(DEMO)/eval-torch.json $(DEMO)/eval-onnx.json $(DEMO)/bench.
 
 # --- checks -----------------------------------------------------------------------------------------
 
-test: $(VENV)/.built lint
+test: $(VENV)/.built $(PLUGIN) lint
 	$(PY) -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.built
@@ -82,4 +91,4 @@ lint: $(VENV)/.built
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(DEMO) build
+	rm -rf $(DEMO)

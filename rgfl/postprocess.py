@@ -13,6 +13,9 @@ from rgfl.detections import Detections
 from rgfl.geometry import rotated_nms
 from rgfl.spec import DetectorSpec
 
+# Sides outside make a box degenerate: Limits<float> of plugins/core/scalar.hpp, as the CUDA kernel has it.
+SIDE_RANGE = (np.float32(1e-18), np.float32(1e18))
+
 
 def select(boxes: NDArray[np.float32], scores: NDArray[np.float32], spec: DetectorSpec) -> list[Detections]:
     """Detections of each image, by falling score; equal scores by point, then class.
@@ -22,7 +25,7 @@ def select(boxes: NDArray[np.float32], scores: NDArray[np.float32], spec: Detect
         scores: (B, P, C).
         spec: score_threshold, iou_threshold, pre_nms_topk and max_detections are read.
 
-    A score or box that is not a number never wins.
+    A score or box that is not a number never wins, nor does a degenerate box (plugins/core/rotated_iou.hpp).
     """
     if boxes.ndim != 3 or boxes.shape[2] != 5 or scores.shape != (*boxes.shape[:2], len(spec.classes)):
         raise ValueError(
@@ -37,9 +40,10 @@ def _select_one(boxes: NDArray[np.float32], scores: NDArray[np.float32], spec: D
     candidate = np.flatnonzero(flat > np.float32(spec.score_threshold))
     point, label = np.divmod(candidate, scores.shape[1])
     box, score = np.asarray(boxes, dtype=np.float32)[point], flat[candidate]
-    finite = np.isfinite(box).all(1) & np.isfinite(score)
-    if not finite.all():
-        box, score, label = box[finite], score[finite], label[finite]
+    low, high = SIDE_RANGE
+    valid = np.isfinite(box).all(1) & np.isfinite(score) & ((box[:, 2:4] >= low) & (box[:, 2:4] <= high)).all(1)
+    if not valid.all():
+        box, score, label = box[valid], score[valid], label[valid]
     if 0 < spec.pre_nms_topk < len(score):
         best = np.sort(np.argsort(-score, kind="stable")[: spec.pre_nms_topk])
         box, score, label = box[best], score[best], label[best]
