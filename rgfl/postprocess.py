@@ -41,7 +41,8 @@ def _select_one(boxes: NDArray[np.float32], scores: NDArray[np.float32], spec: D
     point, label = np.divmod(candidate, scores.shape[1])
     box, score = np.asarray(boxes, dtype=np.float32)[point], flat[candidate]
     low, high = SIDE_RANGE
-    valid = np.isfinite(box).all(1) & np.isfinite(score) & ((box[:, 2:4] >= low) & (box[:, 2:4] <= high)).all(1)
+    sides = box[:, 2:4]
+    valid = np.isfinite(box).all(1) & np.isfinite(score) & ((sides >= low) & (sides <= high)).all(1)
     if not valid.all():
         box, score, label = box[valid], score[valid], label[valid]
     if 0 < spec.pre_nms_topk < len(score):
