@@ -1,22 +1,67 @@
-"""The exported graph as an object: spec in the metadata, folding, names, files.
+"""The exported graph as an object: spec, folding, names, files, types, and the NMS node.
+
+    python export/graph.py model.onnx --fp16 --out model.fp16.onnx      for TensorRT 10, 11 and RTX
+    python export/graph.py model.onnx --rounding --out rounded.onnx     measures FP16 on any CPU
+    python export/graph.py model.onnx --nms --out model.nms.onnx        RotatedNMS as a node
 
 What travels with the file is in `metadata_props`: the spec under rgfl.spec.METADATA_KEY (which
 ONNX Runtime hands to consumers in any language), plus a few `rgfl_*` strings for people.
+
+FP16 is written into the graph, because TensorRT 11 knows no other way: from the first convolution to
+the head's outputs, weights and activations are float16; normalisation before and decode behind stay
+float32. ONNX Runtime on a CPU computes such a file in float32 and keeps the digits that FP16 drops,
+so it does not measure FP16. `--rounding` does: the float32 graph with each constant and each
+operator's output of that region rounded to float16 and back, which is what storing them in float16
+means. An engine that fuses operators rounds less often, never more.
 """
 
 from __future__ import annotations
 
+import argparse
+import fnmatch
+import sys
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rgfl import atomic
 from rgfl.spec import METADATA_KEY, DetectorSpec, SpecError
+from rgfl.trt_runtime import errors
 from rgfl.trt_runtime.errors import ModelError
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx
     import onnx_graphsurgeon
+
+PRECISION_KEY = "rgfl_precision"
+FP32, FP16, INT8, ROUNDED = "fp32", "fp16", "int8", "fp16-rounded"
+FP16_MAX = 65504.0
+ISLAND = "decoder"  # the module whose nodes stay float32: scores, top-k and boxes
+# NVIDIA's domain for nodes that are TensorRT plugins; the parser looks under the namespace of the
+# attribute first, and only then under the domain.
+PLUGIN_DOMAIN = "trt.plugins"
+NMS_OUTPUTS = ("num_detections", "boxes", "scores", "labels")
+BEFORE_NMS = "_before_nms"  # what boxes and scores are called where a RotatedNMS takes them
+
+# Operators whose output holds only numbers of their inputs (and 0): in float16 they round nothing.
+EXACT = frozenset(
+    ("Concat", "Expand", "Flatten", "Gather", "GatherElements", "Identity", "Max", "MaxPool", "Min")
+    + ("ReduceMax", "ReduceMin", "Relu", "Reshape", "Slice", "Split", "Squeeze", "Tile", "TopK")
+    + ("Transpose", "Unsqueeze", "Where")
+)
+
+EXAMPLES = """\
+examples:
+  python export/graph.py model.onnx --fp16 --out model.fp16.onnx
+  python export/graph.py model.onnx --rounding --out model.rounded.onnx
+  python trt_runtime/eval_dota.py --model model.rounded.onnx --images DIR --labels DIR    FP16's AP, on a CPU
+  python export/graph.py model.onnx --fp16 --keep-fp32 'backbone.net.layer4*' --out model.fp16.onnx
+
+exit status: 0 written, 2 bad input
+"""
 
 SCOPES_KEY = "pkg.torch.onnx.name_scopes"  # where torch says which module a node comes from
 
@@ -47,6 +92,23 @@ def read_spec(model: onnx.ModelProto) -> DetectorSpec:
         "no rgfl spec in the model's metadata; export the checkpoint with: "
         "python export/to_onnx.py CHECKPOINT --out MODEL.onnx"
     )
+
+
+def precision(model: onnx.ModelProto) -> str:
+    """FP32, FP16, INT8 or ROUNDED, as whoever wrote the file noted it."""
+    for prop in model.metadata_props:
+        if prop.key == PRECISION_KEY:
+            return str(prop.value)
+    return FP32
+
+
+def write_note(model: onnx.ModelProto, name: str, text: str) -> None:
+    """Set the metadata string `rgfl_<name>`."""
+    for prop in model.metadata_props:
+        if prop.key == f"rgfl_{name}":
+            prop.value = text
+            return
+    model.metadata_props.add(key=f"rgfl_{name}", value=text)
 
 
 # --- files -----------------------------------------------------------------------------------------------
@@ -171,3 +233,394 @@ def fold_batch_norm(graph: onnx_graphsurgeon.Graph) -> int:
         folded += 1
     graph.cleanup()
     return folded
+
+
+# --- types -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Typing:
+    """What became of the nodes when a graph was typed.
+
+    Attributes:
+        fp16: names of the nodes that compute in float16.
+        refused: name of each node that stays float32 although it lies in the region, and why.
+        vanished: weights that were not 0 and are in float16.
+        weights: weights in float16.
+    """
+
+    fp16: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    vanished: int = 0
+    weights: int = 0
+
+    def text(self) -> str:
+        lines = [f"{len(self.fp16)} nodes and {self.weights:,} weights in FP16"]
+        if self.vanished:
+            lines.append(f"{self.vanished:,} weights are below FP16's least number and became 0")
+        for reason, count in Counter(self.refused.values()).items():
+            first = next(name for name, value in self.refused.items() if value == reason)
+            lines.append(f"{count} nodes stay FP32, {reason}: {first}{', …' if count > 1 else ''}")
+        return "\n".join(lines)
+
+
+def to_fp16(model: onnx.ModelProto, keep_fp32: Sequence[str] = ()) -> tuple[onnx.ModelProto, Typing]:
+    """A copy of `model` whose region is float16: FP16 as TensorRT 10, 11 and RTX build it.
+
+    Args:
+        model: float32, as export/to_onnx.py writes it, with or without a RotatedNMS node.
+        keep_fp32: glob patterns of node names that stay float32.
+
+    Raises:
+        ModelError: the file is typed already, or is not one of ours.
+    """
+    return _retype(model, keep_fp32, FP16)
+
+
+def to_rounded(model: onnx.ModelProto, keep_fp32: Sequence[str] = ()) -> tuple[onnx.ModelProto, Typing]:
+    """A float32 copy of `model` that rounds where `to_fp16` stores float16; see the module's text."""
+    return _retype(model, keep_fp32, ROUNDED)
+
+
+def _retype(model: onnx.ModelProto, keep_fp32: Sequence[str], target: str) -> tuple[onnx.ModelProto, Typing]:
+    import numpy as np
+    import onnx
+    import onnx_graphsurgeon as gs
+
+    if precision(model) not in (FP32, INT8):
+        raise ModelError(f"the model is {precision(model)} already, expected an FP32 file")
+    graph = gs.import_onnx(onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True))
+    nodes, typing = _region(graph, keep_fp32)
+    ports = {id(node): _half_ports(node, graph.opset) for node in nodes}
+    half = {  # tensors that float16 nodes give
+        id(node.outputs[index])
+        for node in nodes
+        for index in ports[id(node)][1]
+        if node.outputs[index].dtype == np.float32
+    }
+    casts = _Casts(graph, rounded=target == ROUNDED)
+    inside = {id(node) for node in nodes}
+    for node in list(graph.nodes):
+        halves = ports[id(node)][0] if id(node) in inside else ()
+        for index, tensor in enumerate(node.inputs):
+            if tensor.dtype != np.float32:
+                continue
+            if index in halves:
+                if isinstance(tensor, gs.Constant):
+                    node.inputs[index] = casts.constant(tensor)
+                elif id(tensor) not in half:
+                    node.inputs[index] = casts.narrow(tensor)
+            elif id(tensor) in half:
+                node.inputs[index] = casts.widen(tensor)
+    for index, tensor in enumerate(graph.outputs):
+        if id(tensor) in half:  # a network without decode behind it
+            wide = casts.widen(tensor)
+            wide.name, tensor.name = tensor.name, f"{tensor.name}.{FP16}"
+            wide.shape, wide.dtype = tensor.shape, np.dtype(np.float32)
+            graph.outputs[index] = wide
+    casts.finish(half)
+    typing.fp16 = [node.name for node in nodes]
+    typing.weights, typing.vanished = casts.weights, casts.vanished
+    typed = _finished(graph, model)
+    before = precision(model)
+    write_note(typed, "precision", target if before == FP32 else f"{before}-{target}")
+    return typed, typing
+
+
+def _region(
+    graph: onnx_graphsurgeon.Graph, keep_fp32: Sequence[str]
+) -> tuple[list[onnx_graphsurgeon.Node], Typing]:
+    """The nodes behind the first convolution that are neither decode nor NMS, and why others are not."""
+    import onnx_graphsurgeon as gs
+
+    import rgfl.plugins
+
+    graph.toposort()
+    modules = {node.name.rpartition("/")[0].partition(".")[0] for node in graph.nodes}
+    if ISLAND not in modules:
+        raise ModelError(
+            f"no node of the module {ISLAND!r}, so that decode cannot stay FP32; "
+            "export the checkpoint with: python export/to_onnx.py CHECKPOINT --out MODEL.onnx"
+        )
+    names = [node.name for node in graph.nodes]
+    for pattern in keep_fp32:
+        if not fnmatch.filter(names, pattern):
+            raise errors.InputError(f"--keep-fp32 {pattern}: no node has such a name; one is {names[-1]}")
+    typing = Typing()
+    nodes = []
+    behind: set[int] = set()
+    for node in graph.nodes:
+        started = node.op in ("Conv", "ConvTranspose") or any(id(tensor) in behind for tensor in node.inputs)
+        if not started:
+            continue
+        behind.update(id(tensor) for tensor in node.outputs)
+        if node.name.rpartition("/")[0].partition(".")[0] == ISLAND or node.op == rgfl.plugins.NAME:
+            continue
+        if any(fnmatch.fnmatch(node.name, pattern) for pattern in keep_fp32):
+            typing.refused[node.name] = "as asked"
+        elif not any(_half_ports(node, graph.opset)):
+            if any(tensor.dtype == "float32" for tensor in (*node.inputs, *node.outputs)):
+                typing.refused[node.name] = f"as {node.op} of opset {graph.opset} knows no FP16"
+        elif any(isinstance(tensor, gs.Constant) and _overflows(tensor.values) for tensor in node.inputs):
+            typing.refused[node.name] = f"as they hold constants beyond {FP16_MAX:.0f}"
+        else:
+            nodes.append(node)
+    return nodes, typing
+
+
+def _overflows(values: np.ndarray) -> bool:
+    import numpy as np
+
+    return values.dtype == np.float32 and bool((np.abs(values) > FP16_MAX).any())
+
+
+def _half_ports(node: onnx_graphsurgeon.Node, opset: int) -> tuple[list[int], list[int]]:
+    """Which inputs and which outputs of `node` its operator allows to be float16."""
+    import onnx
+
+    try:
+        schema = onnx.defs.get_schema(node.op, opset, node.domain or "")
+    except onnx.defs.SchemaError:
+        return [], []
+    allowed = {item.type_param_str: item.allowed_type_strs for item in schema.type_constraints}
+
+    def ports(formal: Sequence[onnx.defs.OpSchema.FormalParameter], count: int) -> list[int]:
+        found = []
+        for index in range(count):
+            item = formal[min(index, len(formal) - 1)]
+            if "tensor(float16)" in allowed.get(item.type_str, [item.type_str]):
+                found.append(index)
+        return found
+
+    if node.op == "Cast":  # its type is written in the node, whoever reads it
+        return [], []
+    return ports(schema.inputs, len(node.inputs)), ports(schema.outputs, len(node.outputs))
+
+
+class _Casts:
+    """Casts at the border of the float16 region, one a tensor; or rounding in place of them."""
+
+    def __init__(self, graph: onnx_graphsurgeon.Graph, *, rounded: bool) -> None:
+        self.graph = graph
+        self.rounded = rounded
+        self.weights = self.vanished = 0
+        self._done: dict[tuple[str, int], onnx_graphsurgeon.Tensor] = {}
+
+    def constant(self, tensor: onnx_graphsurgeon.Constant) -> onnx_graphsurgeon.Tensor:
+        """The constant as float16, or rounded to it."""
+        import numpy as np
+        import onnx_graphsurgeon as gs
+
+        key = ("constant", id(tensor))
+        if key not in self._done:
+            values = tensor.values.astype(np.float16)
+            self.weights += values.size
+            self.vanished += int(((values == 0) & (tensor.values != 0)).sum())
+            if self.rounded:
+                values = values.astype(np.float32)
+            self._done[key] = gs.Constant(f"{tensor.name}.{FP16}", values)
+        return self._done[key]
+
+    def narrow(self, tensor: onnx_graphsurgeon.Tensor) -> onnx_graphsurgeon.Tensor:
+        """`tensor` of a float32 node for a float16 node."""
+        key = ("narrow", id(tensor))
+        if key not in self._done:
+            cast = self._cast(tensor, FP16, f"{tensor.name}.{FP16}")
+            self._done[key] = self._cast(cast, FP32, f"{tensor.name}.{ROUNDED}") if self.rounded else cast
+        return self._done[key]
+
+    def widen(self, tensor: onnx_graphsurgeon.Tensor) -> onnx_graphsurgeon.Tensor:
+        """`tensor` of a float16 node for a float32 node."""
+        if self.rounded:
+            return tensor
+        key = ("widen", id(tensor))
+        if key not in self._done:
+            self._done[key] = self._cast(tensor, FP32, f"{tensor.name}.{FP32}")
+        return self._done[key]
+
+    def finish(self, half: set[int]) -> None:
+        """Mark what float16 nodes give as float16, or round it there."""
+        import numpy as np
+        import onnx_graphsurgeon as gs
+
+        for node in list(self.graph.nodes):
+            for index, tensor in enumerate(node.outputs):
+                if id(tensor) not in half:
+                    continue
+                if not self.rounded:
+                    tensor.dtype = np.dtype(np.float16)
+                    continue
+                if node.op in EXACT:
+                    continue
+                raw = gs.Variable(f"{tensor.name}.raw", np.float32, tensor.shape)
+                node.outputs[index] = raw
+                short = self._cast(raw, FP16, f"{tensor.name}.{FP16}")
+                self.graph.nodes.append(
+                    gs.Node("Cast", f"{tensor.name}/Round", {"to": _onnx_type(FP32)}, [short], [tensor])
+                )
+
+    def _cast(self, tensor: onnx_graphsurgeon.Tensor, to: str, name: str) -> onnx_graphsurgeon.Variable:
+        import numpy as np
+        import onnx_graphsurgeon as gs
+
+        output = gs.Variable(name, np.float16 if to == FP16 else np.float32, tensor.shape)
+        self.graph.nodes.append(
+            gs.Node("Cast", f"{tensor.name}/To{to.upper()}", {"to": _onnx_type(to)}, [tensor], [output])
+        )
+        return output
+
+
+def _onnx_type(name: str) -> int:
+    import onnx
+
+    return int(onnx.TensorProto.FLOAT16 if name == FP16 else onnx.TensorProto.FLOAT)
+
+
+def _finished(graph: onnx_graphsurgeon.Graph, source: onnx.ModelProto) -> onnx.ModelProto:
+    """The model of `graph`, with what gs does not keep taken from `source`; checked."""
+    import onnx
+    import onnx_graphsurgeon as gs
+
+    graph.cleanup().toposort()
+    model = gs.export_onnx(graph)
+    model.ir_version = source.ir_version
+    model.producer_name, model.producer_version = source.producer_name, source.producer_version
+    del model.metadata_props[:]
+    model.metadata_props.extend(source.metadata_props)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+# --- the NMS node ----------------------------------------------------------------------------------------
+
+
+def has_nms(model: onnx.ModelProto) -> bool:
+    """Whether a RotatedNMS node gives the outputs."""
+    import rgfl.plugins
+
+    return any(node.op_type == rgfl.plugins.NAME for node in model.graph.node)
+
+
+def add_nms(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of `model` that ends in a RotatedNMS node with the thresholds of its spec."""
+    import numpy as np
+    import onnx_graphsurgeon as gs
+
+    import rgfl.plugins
+
+    spec = read_spec(model)
+    graph = gs.import_onnx(model)
+    outputs = {tensor.name: tensor for tensor in graph.outputs}
+    if set(outputs) != {"boxes", "scores"}:
+        raise ModelError(
+            f"expected the outputs boxes and scores before NMS, found {sorted(outputs)}; "
+            "write the file anew with export/to_onnx.py"
+        )
+    for name, tensor in outputs.items():
+        tensor.name = name + BEFORE_NMS
+    batch, rows = outputs["boxes"].shape[0], spec.max_detections
+    types = {"float32": float, "int32": int}
+    attributes = {name: types[kind](getattr(spec, name)) for name, kind in rgfl.plugins.attributes().items()}
+    given = [
+        gs.Variable("num_detections", np.int32, (batch, 1)),
+        gs.Variable("boxes", np.float32, (batch, rows, 5)),
+        gs.Variable("scores", np.float32, (batch, rows)),
+        gs.Variable("labels", np.int32, (batch, rows)),
+    ]
+    node = gs.Node(
+        rgfl.plugins.NAME,
+        rgfl.plugins.NAME,
+        {**attributes, "plugin_version": rgfl.plugins.VERSION, "plugin_namespace": rgfl.plugins.NAMESPACE},
+        [outputs["boxes"], outputs["scores"]],
+        given,
+        domain=PLUGIN_DOMAIN,
+    )
+    graph.nodes.append(node)
+    graph.outputs = given
+    graph.import_domains = [*model.opset_import, _opset(PLUGIN_DOMAIN, 1)]
+    return _finished(graph, model)
+
+
+def cut_nms(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of `model` without its RotatedNMS node: outputs boxes and scores before NMS."""
+    import onnx_graphsurgeon as gs
+
+    import rgfl.plugins
+
+    graph = gs.import_onnx(model)
+    found = [node for node in graph.nodes if node.op == rgfl.plugins.NAME]
+    if len(found) != 1:
+        raise ModelError(f"expected one {rgfl.plugins.NAME} node to cut, found {len(found)}")
+    boxes, scores = found[0].inputs
+    for tensor in found[0].outputs:
+        tensor.name = f"{tensor.name}.cut"
+    found[0].outputs = []
+    boxes.name, scores.name = "boxes", "scores"
+    graph.outputs = [boxes, scores]
+    graph.import_domains = [entry for entry in model.opset_import if entry.domain != PLUGIN_DOMAIN]
+    return _finished(graph, model)
+
+
+def _opset(domain: str, version: int) -> onnx.OperatorSetIdProto:
+    import onnx
+
+    return onnx.helper.make_opsetid(domain, version)
+
+
+# --- command ---------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="graph",
+        description="Types and nodes of an exported model, written to another file.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL.onnx", help="FP32, from export/to_onnx.py")
+    parser.add_argument("--out", type=Path, required=True, metavar="OUT.onnx", help="the file to write")
+    types = parser.add_mutually_exclusive_group()
+    types.add_argument(
+        "--fp16", action="store_true", help="FP16 body, FP32 decode: what an engine is built of"
+    )
+    types.add_argument(
+        "--rounding", action="store_true", help="FP32 that rounds as FP16 does: measures it on a CPU"
+    )
+    parser.add_argument(
+        "--keep-fp32", default="", metavar="GLOB,…", help="nodes that stay FP32, by name, such as 'neck*'"
+    )
+    nodes = parser.add_mutually_exclusive_group()
+    nodes.add_argument(
+        "--nms", action="store_true", help="end in a RotatedNMS node (TensorRT with the plugin)"
+    )
+    nodes.add_argument("--no-nms", action="store_true", help="cut the RotatedNMS node")
+    arguments = parser.parse_args(argv)
+    return errors.run("graph", lambda: edit(arguments))
+
+
+def edit(arguments: argparse.Namespace) -> int:
+    """The command behind `main`, with parsed arguments."""
+    if not (arguments.fp16 or arguments.rounding or arguments.nms or arguments.no_nms):
+        raise errors.InputError("nothing to do; give --fp16, --rounding, --nms or --no-nms")
+    if arguments.out.suffix.lower() != ".onnx" or arguments.out.is_dir():
+        raise errors.InputError(f"--out {arguments.out}: expected a file name that ends in .onnx")
+    model = load(arguments.model)
+    try:
+        read_spec(model)
+        keep = [pattern for pattern in arguments.keep_fp32.split(",") if pattern]
+        if arguments.no_nms:
+            model = cut_nms(model)
+        if arguments.fp16 or arguments.rounding:
+            model, typing = (to_fp16 if arguments.fp16 else to_rounded)(model, keep)
+            print(typing.text())
+        if arguments.nms:
+            model = add_nms(model)
+    except (ModelError, SpecError) as error:
+        raise ModelError(f"{arguments.model}: {error}") from error
+    save(model, arguments.out)
+    print(f"{arguments.out}: {arguments.out.stat().st_size / 1e6:.1f} MB, {precision(model)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,433 @@
+"""TensorRT 10, TensorRT 11 and TensorRT for RTX behind one face: what differs between them is here.
+
+    version          typed networks         NMS plugin    timing cache   needs a GPU to build
+    TensorRT 10      flag STRONGLY_TYPED    in the graph  yes            yes
+    TensorRT 11      always                 in the graph  yes            yes
+    TensorRT-RTX 1   flag STRONGLY_TYPED    none          no-op          no
+
+All of them lack, or deprecate, precision flags and the INT8 calibrator, so nothing here uses them.
+Only TensorRT for RTX has run in this project's tests; the calls to 10 and 11 are checked by name
+against their Python bindings (tests/export/test_to_trt.py).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import json
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rgfl.trt_runtime.errors import InputError, ModelError
+
+BackendName = Literal["tensorrt", "rtx"]
+Compatibility = Literal["none", "ampere-plus", "same-compute-capability"]
+
+MODULES: dict[BackendName, str] = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
+NAMES: dict[BackendName, str] = {"tensorrt": "TensorRT", "rtx": "TensorRT for RTX"}
+INSTALL: dict[BackendName, str] = {
+    "tensorrt": "pip install 'rgfl[tensorrt]'",
+    "rtx": "pip install 'rgfl[rtx]'",
+}
+MAGIC: dict[bytes, BackendName] = {b"ftrt": "tensorrt", b"vtrt": "rtx"}
+
+
+# --- the GPU ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The first GPU; `capability` is (8, 6) and the like."""
+
+    name: str
+    capability: tuple[int, int]
+
+    def __str__(self) -> str:
+        return f"{self.name} (compute capability {self.capability[0]}.{self.capability[1]})"
+
+
+def find_gpu() -> Gpu | None:
+    """The first GPU that CUDA's driver sees; asks the driver alone, no CUDA package is needed."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return None
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    name = ctypes.create_string_buffer(256)
+    calls = (
+        lambda: driver.cuInit(0),
+        lambda: driver.cuDeviceGet(ctypes.byref(device), 0),
+        lambda: driver.cuDeviceGetName(name, len(name), device),
+        lambda: driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device),
+        lambda: driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device),
+    )
+    if any(call() != 0 for call in calls):
+        return None
+    return Gpu(name.value.decode(errors="replace"), (major.value, minor.value))
+
+
+# --- which TensorRT --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Api:
+    """A loaded TensorRT.
+
+    Attributes:
+        name: "tensorrt" or "rtx".
+        trt: its Python module.
+        version: (10, 16, 1) and the like.
+        reason: why this one, in one line.
+    """
+
+    name: BackendName
+    trt: Any
+    version: tuple[int, ...]
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{NAMES[self.name]} {'.'.join(map(str, self.version))}"
+
+    @property
+    def has_plugins(self) -> bool:
+        """Whether a network may hold a RotatedNMS layer."""
+        return self.name == "tensorrt"
+
+    def new_network(self, builder: Any) -> Any:
+        """An empty strongly typed network; TensorRT 11 has no other kind and ignores the flag."""
+        flag = self.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
+        always = self.name == "tensorrt" and self.version[0] >= 11
+        return builder.create_network(0 if always else 1 << int(flag))
+
+    def new_logger(self, verbose: bool = False) -> Any:
+        """A logger that keeps warnings and errors in `.messages`, and prints all of it if `verbose`."""
+        severity = self.trt.ILogger.Severity
+        kept = (severity.INTERNAL_ERROR, severity.ERROR, severity.WARNING)
+
+        class Log(self.trt.ILogger):  # type: ignore[name-defined]
+            def __init__(self) -> None:
+                super().__init__()
+                self.messages: list[tuple[bool, str]] = []
+
+            def log(self, level: Any, message: str) -> None:
+                if level in kept:
+                    self.messages.append((level != severity.WARNING, message))
+                if verbose:
+                    print(f"[{level.name.lower()}] {message}", file=sys.stderr)
+
+            def errors(self) -> str:
+                """The errors in one line, or that there are none."""
+                found = [message for is_error, message in self.messages if is_error]
+                return "; ".join(dict.fromkeys(found)) or "its log holds no error"
+
+        return Log()
+
+    def new_progress(self) -> Any:
+        """An IProgressMonitor with a bar for each phase on a terminal; `.cancelled = True` ends the build."""
+        from tqdm import tqdm
+
+        class Progress(self.trt.IProgressMonitor):  # type: ignore[name-defined]
+            def __init__(self) -> None:
+                super().__init__()
+                self.cancelled = False
+                self.steps = 0
+                self._bars: dict[str, Any] = {}
+
+            def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+                self._bars[phase] = tqdm(total=steps, desc=phase, leave=False, disable=None, unit="step")
+
+            def step_complete(self, phase: str, step: int) -> bool:
+                self.steps += 1
+                if phase in self._bars:
+                    self._bars[phase].update(step + 1 - self._bars[phase].n)
+                return not self.cancelled
+
+            def phase_finish(self, phase: str) -> None:
+                if phase in self._bars:
+                    self._bars.pop(phase).close()
+
+        return Progress()
+
+
+def open_api(backend: Literal["auto", "tensorrt", "rtx"], gpu: Gpu | None) -> Api:
+    """The TensorRT to build with.
+
+    "auto" is the standard one where it and a GPU are, else TensorRT for RTX, which builds without a GPU.
+
+    Raises:
+        InputError: it is not installed, or it needs a GPU and there is none.
+    """
+    if backend != "auto":
+        api = _load(backend, f"--backend {backend}")
+        if backend == "tensorrt" and gpu is None:
+            raise InputError(
+                f"{api} builds engines on the GPU that will run them, and CUDA's driver finds none here; "
+                "build on that machine, or with --backend rtx, which needs no GPU to build"
+            )
+        return api
+    standard, rtx = _installed("tensorrt"), _installed("rtx")
+    if standard and gpu is not None:
+        return _load("tensorrt", "installed, and there is a GPU")
+    if rtx:
+        why = "there is no GPU" if standard else "TensorRT is not installed"
+        return _load("rtx", why)
+    if standard:
+        raise InputError(
+            "TensorRT needs a GPU to build, and CUDA's driver finds none here; TensorRT for RTX does not: "
+            + INSTALL["rtx"]
+        )
+    raise InputError(
+        f"no TensorRT is installed; {INSTALL['tensorrt']}, or {INSTALL['rtx']} which builds without a GPU"
+    )
+
+
+def _installed(backend: BackendName) -> bool:
+    return importlib.util.find_spec(MODULES[backend]) is not None
+
+
+def _load(backend: BackendName, reason: str) -> Api:
+    if not _installed(backend):
+        raise InputError(f"{NAMES[backend]} is not installed: {INSTALL[backend]}")
+    try:
+        module = importlib.import_module(MODULES[backend])
+    except (ImportError, OSError) as error:
+        raise InputError(f"{NAMES[backend]} does not load ({error}); {INSTALL[backend]}") from error
+    return Api(backend, module, _numbers(module.__version__), reason)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:4] if part.isdigit())
+
+
+# --- options ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What a build may be told, the same for every TensorRT."""
+
+    batch: tuple[int, int, int] = (1, 1, 8)  # least, most frequent, greatest
+    compatibility: Compatibility = "none"
+    version_compatible: bool = False
+    tf32: bool = False
+    workspace: float = 0.0  # GiB, 0: all
+    optimization_level: int | None = None
+    timing_cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        least, usual, greatest = self.batch
+        if not 1 <= least <= usual <= greatest:
+            raise InputError(
+                f"expected 1 ≤ --min-batch ≤ --opt-batch ≤ --max-batch, got {least}, {usual}, {greatest}"
+            )
+        if self.workspace < 0:
+            raise InputError(f"--workspace {self.workspace:g}: expected GiB > 0")
+        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
+            raise InputError(f"--optimization-level {self.optimization_level}: expected 0 to 5")
+
+    def refuse_what_rtx_lacks(self) -> None:
+        asked = {
+            "--hardware-compatibility": self.compatibility != "none",
+            "--version-compatible": self.version_compatible,
+            "--timing-cache": self.timing_cache is not None,
+        }
+        if names := [name for name, given in asked.items() if given]:
+            raise InputError(
+                f"{', '.join(names)}: TensorRT for RTX has no such thing, as it compiles for the GPU when it "
+                "loads an engine; leave it away, or use --backend tensorrt"
+            )
+
+
+def configure(
+    api: Api, builder: Any, options: BuildOptions, input_shape: tuple[int, ...], plugin: Path | None
+) -> Any:
+    """An IBuilderConfig for one input `images` of `input_shape` (without batch)."""
+    trt = api.trt
+    config = builder.create_builder_config()
+    # TensorFloat-32 keeps ten bits: decode would place boxes of coarse levels a pixel off.
+    (config.set_flag if options.tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if options.workspace:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace * 2**30))
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    profile = builder.create_optimization_profile()
+    profile.set_shape("images", *((size, *input_shape) for size in options.batch))
+    if config.add_optimization_profile(profile) < 0:
+        raise ModelError(f"{api} refuses the batch sizes {options.batch}")
+    if api.name == "rtx":
+        options.refuse_what_rtx_lacks()
+        return config
+    if options.compatibility != "none":
+        level = options.compatibility.replace("-", "_").upper()
+        config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, level)
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+        if plugin is not None:  # the engine then brings the plugin along
+            config.plugins_to_serialize = [str(plugin)]
+    if options.timing_cache is not None:
+        data = options.timing_cache.read_bytes() if options.timing_cache.is_file() else b""
+        cache = config.create_timing_cache(data)
+        if cache is None or not config.set_timing_cache(cache, False):
+            raise InputError(
+                f"--timing-cache {options.timing_cache}: {api} cannot use it, it comes from another version "
+                "or GPU; delete the file or name another"
+            )
+    return config
+
+
+# --- engines ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Layers:
+    """How many layers of each kind give each type: of the engine where it can be read, else of the network."""
+
+    of: Literal["engine", "network"]
+    types: dict[str, Counter[str]] = field(default_factory=dict)
+
+    def add(self, kind: str, type_name: str) -> None:
+        self.types.setdefault(kind, Counter())[type_name] += 1
+
+    @property
+    def total(self) -> int:
+        return sum(sum(counts.values()) for counts in self.types.values())
+
+    def by_type(self) -> Counter[str]:
+        return sum(self.types.values(), Counter())
+
+    def text(self) -> str:
+        def listed(counts: Counter[str]) -> str:
+            return ", ".join(f"{count} {name}" for name, count in counts.most_common())
+
+        lines = [f"{self.total} layers of the {self.of}: {listed(self.by_type())}"]
+        order = sorted(self.types, key=lambda kind: -sum(self.types[kind].values()))
+        lines += [f"  {kind.lower():28s} {listed(self.types[kind])}" for kind in order[:12]]
+        return "\n".join(lines)
+
+    def record(self) -> dict[str, Any]:
+        return {"of": self.of, "types": {kind: dict(counts) for kind, counts in sorted(self.types.items())}}
+
+
+TYPE_NAMES = {"FLOAT": "FP32", "HALF": "FP16", "BF16": "BF16"}
+
+
+def network_layers(network: Any) -> Layers:
+    """Layers and the types of their first outputs, before TensorRT fuses them."""
+    layers = Layers("network")
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.num_outputs:
+            name = layer.get_output(0).dtype.name
+            layers.add(layer.type.name, TYPE_NAMES.get(name, name))
+    return layers
+
+
+def engine_layers(api: Api, engine: Any) -> Layers:
+    """Layers and the types of their first outputs as the engine runs them."""
+    inspector = engine.create_engine_inspector()
+    text = inspector.get_engine_information(api.trt.LayerInformationFormat.JSON)
+    return parse_inspection(text)
+
+
+def parse_inspection(text: str) -> Layers:
+    """Layers in an engine inspector's JSON: "Format/Datatype" in TensorRT 10, two fields since 11."""
+    layers = Layers("engine")
+    for layer in json.loads(text).get("Layers", []):
+        if not isinstance(layer, dict):  # an engine built with layer names only
+            layers.add("unknown", "unknown")
+            continue
+        outputs = layer.get("Outputs") or [{}]
+        keys = ("DataType", "Datatype", "Format/Datatype", "Format")
+        described = next((str(outputs[0][key]) for key in keys if key in outputs[0]), "unknown")
+        layers.add(str(layer.get("LayerType", "unknown")), _type_in(described))
+    return layers
+
+
+def _type_in(described: str) -> str:
+    """FP16 from "Channel major FP16 format where channel % 8 == 0", "Half" and the like."""
+    upper = described.upper()
+    for name in ("FP32", "FP16", "BF16", "FP8", "INT8", "INT32", "INT64", "UINT8", "BOOL"):
+        if name in upper.split() or name == upper:
+            return name
+    return TYPE_NAMES.get(upper, described)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the head of an engine file says."""
+
+    backend: BackendName
+    version: tuple[int, int, int, int]
+
+    def __str__(self) -> str:
+        return f"{NAMES[self.backend]} {'.'.join(map(str, self.version))}"
+
+
+def read_plan(path: Path) -> Plan:
+    """Backend and version that wrote the engine in `path`.
+
+    Raises:
+        ModelError: it is no engine.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file")
+    with path.open("rb") as file:
+        head = file.read(28)
+    if len(head) < 28 or head[:4] not in MAGIC:
+        raise ModelError(f"{path}: no TensorRT engine; build one with: {rebuild_command(path)}")
+    major, minor, patch, build = head[24:28]
+    return Plan(MAGIC[head[:4]], (major, minor, patch, build))
+
+
+def record_path(engine: Path) -> Path:
+    """Where the build record of `engine` lies: beside it."""
+    return engine.with_name(f"{engine.name}.json")
+
+
+def read_record(engine: Path) -> dict[str, Any]:
+    """How `engine` was built, from the file beside it; {} where there is none of this very engine."""
+    from rgfl.trt_runtime.machine import file_facts
+
+    try:
+        record = json.loads(record_path(engine).read_text(encoding="utf-8"))
+        return record if record["sha256"] == file_facts(engine)["sha256"] else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def rebuild_command(engine: Path, record: dict[str, Any] | None = None) -> str:
+    """What builds `engine` anew: its own command where it is known."""
+    return str((record or {}).get("command") or f"python export/to_trt.py MODEL.onnx --out {engine}")
+
+
+def check_engine(path: Path, api: Api, gpu: Gpu | None) -> dict[str, Any]:
+    """The build record of the engine in `path`, if `api` and `gpu` can run it; TensorRT is not asked.
+
+    Raises:
+        ModelError: they cannot; one line with the reason and the command that builds it anew.
+    """
+    plan, record = read_plan(path), read_record(path)
+    again = f"; build it anew with: {rebuild_command(path, record)}"
+    if plan.backend != api.name:
+        raise ModelError(f"{path}: an engine of {plan}, and this is {api}{again}")
+    same = plan.version[:3] == api.version[:3]
+    older = plan.version[:3] < api.version[:3]
+    if not same and not (record.get("version_compatible") and older):
+        raise ModelError(f"{path}: built with {plan}, and this is {api}{again}")
+    if gpu is None:
+        raise ModelError(
+            f"{path}: an engine needs an NVIDIA GPU, and CUDA's driver finds none here; run the .onnx"
+        )
+    built_for = tuple(record.get("gpu", {}).get("capability", ()))
+    level = record.get("hardware_compatibility", "none")
+    if plan.backend == "tensorrt" and built_for and built_for != gpu.capability:
+        if level == "ampere-plus" and gpu.capability >= (8, 0):
+            return record
+        name = record["gpu"].get("name", "another GPU")
+        raise ModelError(f"{path}: built for {Gpu(name, built_for)}, and this is {gpu}{again}")
+    return record

@@ -1,0 +1,463 @@
+"""ONNX to a TensorRT engine: strongly typed, batch of any size in a range, spec in the engine's name.
+
+    python export/to_trt.py model.onnx --fp16 --out model.fp16.engine
+
+FP16 and INT8 are written into the graph before TensorRT sees it (export/graph.py, export/quantize.py),
+so the same flag means the same on TensorRT 10, 11 and RTX. Standard TensorRT gets RotatedNMS into the
+engine; TensorRT for RTX has no plugin layers, so NMS runs behind it. Beside the engine lies
+ENGINE.json: versions, GPU, batch sizes, layers and types, and the command that builds it anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shlex
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rgfl.trt_runtime import errors
+from rgfl.trt_runtime.errors import InputError, ModelError
+
+if TYPE_CHECKING:
+    import onnx
+
+    from rgfl.export.tensorrt_api import Api, BuildOptions, Gpu, Layers
+    from rgfl.spec import DetectorSpec
+
+EXAMPLES = """\
+examples:
+  python export/to_trt.py --fp16                                          the newest export below this folder
+  python export/to_trt.py model.onnx --fp16 --max-batch 16
+  python export/to_trt.py model.onnx --int8 --calib train/images          calibrate, quantise, build
+  python export/to_trt.py model.onnx --backend rtx                        needs no GPU to build
+
+not run yet: building with standard TensorRT 10 and 11 (it needs a GPU). Those calls follow NVIDIA's
+documentation and are checked by name against the bindings of both; TensorRT for RTX builds in the tests.
+
+exit status: 0 written, 2 refused, with the reason in one line; nothing is left half-written
+"""
+
+
+# --- from the model to a typed graph ---------------------------------------------------------------------
+
+
+def newest_export(folder: Path) -> Path:
+    """The FP32 file with a spec below `folder` that was written last."""
+    from rgfl.export import graph
+    from rgfl.spec import SpecError
+
+    def hidden(path: Path) -> bool:
+        return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+    found = [path for path in folder.rglob("*.onnx") if path.is_file() and not hidden(path)]
+    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            model = graph.load(path)
+            graph.read_spec(model)
+        except (ModelError, SpecError, OSError):
+            continue
+        if graph.precision(model) == graph.FP32 and not graph.has_nms(model):
+            return path
+    raise InputError(
+        f"no exported model below {folder}; name one, or export with: "
+        "python export/to_onnx.py CHECKPOINT --out MODEL.onnx"
+    )
+
+
+def typed_model(path: Path, *, fp16: bool, calibration: Path | None, keep_fp32: list[str]) -> onnx.ModelProto:
+    """The graph that TensorRT gets, before NMS: quantised or FP16 as asked, where the file is not already.
+
+    Raises:
+        ModelError, SpecError: the file is no model of ours, or FP16 does not hold its numbers.
+    """
+    from rgfl.export import graph
+
+    model = graph.load(path)
+    graph.read_spec(model)
+    precision = graph.precision(model)
+    if graph.ROUNDED in precision:
+        raise ModelError(
+            f"{path}: this file measures FP16 on a CPU; build from the file it was made of, --fp16"
+        )
+    if graph.has_nms(model):
+        model = graph.cut_nms(model)
+    if calibration is not None:
+        if precision != graph.FP32:
+            raise ModelError(f"{path}: {precision} already; --int8 takes the FP32 file of export/to_onnx.py")
+        return _quantised(path, calibration)
+    if fp16 and precision == graph.FP32:
+        _check_range(model, keep_fp32)
+        model, typing = graph.to_fp16(model, keep_fp32)
+        print(typing.text())
+    elif keep_fp32:
+        raise InputError(
+            f"--keep-fp32: {path.name} is {precision}; this flag goes with --fp16 and an FP32 file"
+        )
+    return model
+
+
+def _quantised(path: Path, calibration: Path) -> onnx.ModelProto:
+    """`path` with Q/DQ nodes, as export/quantize.py makes it."""
+    from rgfl.export import graph
+
+    try:
+        from rgfl.export import quantize  # type: ignore[attr-defined,unused-ignore]
+    except ImportError as error:
+        raise InputError(f"--int8: this installation lacks rgfl.export.quantize ({error})") from error
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / path.name
+        quantize.quantize(path, out, calibration_images=calibration)
+        return graph.load(out)
+
+
+def _check_range(model: onnx.ModelProto, keep_fp32: list[str]) -> None:
+    """Refuse a model whose activations leave FP16's range on a tile, where ONNX Runtime can tell."""
+    try:
+        import onnxruntime
+    except ImportError:
+        print("ONNX Runtime is not installed, so whether FP16 overflows was not tried")
+        return
+    import numpy as np
+
+    from rgfl.export import graph
+    from rgfl.trt_runtime.sample_tiles import sample_tiles
+
+    rounded, _ = graph.to_rounded(model, keep_fp32)
+    spec = graph.read_spec(model)
+    tiles = sample_tiles(spec, 1)
+    if rounded.graph.input[0].type.tensor_type.elem_type != 2:  # not uint8: normalised outside
+        mean, std = np.float32(spec.mean), np.float32(spec.std)
+        tiles = ((tiles.astype(np.float32) - mean) / std).transpose(0, 3, 1, 2)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(rounded.SerializeToString(), options, ["CPUExecutionProvider"])
+    if not all(np.isfinite(values).all() for values in session.run(None, {"images": tiles})):
+        raise ModelError(
+            "FP16 overflows in this model: its outputs are not finite where FP16 is rounded to; "
+            "keep the layers with large values FP32, such as --keep-fp32 'backbone*'"
+        )
+
+
+# --- building --------------------------------------------------------------------------------------------
+
+
+def build_plan(
+    api: Api,
+    model: onnx.ModelProto,
+    options: BuildOptions,
+    *,
+    plugin: Path | None = None,
+    verbose: bool = False,
+) -> tuple[bytes, Layers]:
+    """The engine's bytes and its layers.
+
+    Args:
+        api: the TensorRT that builds.
+        model: typed; with a RotatedNMS node where `plugin` is given.
+        options: batch sizes and switches.
+        plugin: library of RotatedNMS.
+        verbose: TensorRT's whole log to stderr.
+
+    Raises:
+        ModelError: TensorRT refuses the model, or the engine does not carry the spec.
+    """
+    from rgfl import atomic
+    from rgfl.export import graph, tensorrt_api
+
+    spec = graph.read_spec(model)
+    log = api.new_logger(verbose)
+    builder = _made(api, log, "builder", lambda: api.trt.Builder(log))
+    if plugin is not None:
+        builder.get_plugin_registry().load_library(str(plugin))
+    network = api.new_network(builder)
+    parser = api.trt.OnnxParser(network, log)
+    if not parser.parse(model.SerializeToString()):
+        raise ModelError(f"{api} cannot read the graph: {_parser_errors(parser)}")
+    # setName only logs a name that is too long, so the name is read back.
+    network.name = spec.to_json()
+    if network.name != spec.to_json():
+        raise ModelError(f"{api} does not take the spec as the network's name: {log.errors()}")
+    shape = tuple(dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim)[1:]
+    config = tensorrt_api.configure(api, builder, options, shape, plugin)
+    progress = api.new_progress()
+    config.progress_monitor = progress
+    layers = tensorrt_api.network_layers(network)
+
+    plan = _interruptible(progress, lambda: builder.build_serialized_network(network, config))
+    if plan is None:
+        raise ModelError(f"{api} cannot build the engine: {log.errors()}")
+    data = bytes(plan)
+    if options.timing_cache is not None:
+        atomic.write_bytes(options.timing_cache, bytes(config.get_timing_cache().serialize()))
+    if api.name == "tensorrt":
+        return data, _read_back(api, log, data, spec, options)
+    if spec.to_json().encode() not in data:  # reading it back through an engine needs a GPU
+        raise ModelError(f"{api} left the spec out of the engine; nothing was written")
+    return data, layers
+
+
+def _made(api: Api, log: Any, what: str, make: Any) -> Any:
+    """What `make` gives; TensorRT throws or gives None where it cannot."""
+    try:
+        made = make()
+    except Exception as error:  # pybind11 raises TypeError where the C++ factory gave null
+        raise ModelError(f"{api} cannot make a {what}: {log.errors()} ({errors.one_line(error)})") from error
+    if made is None:
+        raise ModelError(f"{api} cannot make a {what}: {log.errors()}")
+    return made
+
+
+def _interruptible(progress: Any, build: Any) -> Any:
+    """The result of `build`, in a thread of its own so that Ctrl-C ends it at TensorRT's next step."""
+    result: list[Any] = []
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            result.append(build())
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=work, name="build", daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.1)
+    except KeyboardInterrupt:
+        progress.cancelled = True
+        thread.join()
+        raise
+    if failure:
+        raise failure[0]
+    return result[0]
+
+
+def _parser_errors(parser: Any) -> str:
+    found = [parser.get_error(index) for index in range(parser.num_errors)]
+    return "; ".join(
+        f"node {error.node()}: {errors.one_line(Exception(error.desc()))}" for error in found[:3]
+    )
+
+
+def _read_back(api: Api, log: Any, data: bytes, spec: DetectorSpec, options: BuildOptions) -> Layers:
+    """The layers of the engine in `data`, whose name and outputs must be right. Needs a GPU."""
+    from rgfl.export import graph, tensorrt_api
+
+    runtime = _made(api, log, "runtime", lambda: api.trt.Runtime(log))
+    runtime.engine_host_code_allowed = options.version_compatible
+    engine = _made(api, log, "engine from its plan", lambda: runtime.deserialize_cuda_engine(data))
+    if engine.name != spec.to_json():
+        raise ModelError(f"{api} changed the spec in the engine's name; nothing was written")
+    names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
+    if names != {"images", *graph.NMS_OUTPUTS}:
+        raise ModelError(f"the engine's tensors are {sorted(names)}; nothing was written")
+    return tensorrt_api.engine_layers(api, engine)
+
+
+# --- command ---------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="to_trt",
+        description=__doc__.split("\n\n", maxsplit=1)[0],
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "model",
+        type=Path,
+        nargs="?",
+        metavar="MODEL.onnx",
+        help="default: the newest export below this folder",
+    )
+    precision = parser.add_mutually_exclusive_group()
+    precision.add_argument("--fp16", action="store_true", help="FP16 body, FP32 decode and NMS")
+    precision.add_argument("--int8", action="store_true", help="INT8 by Q/DQ nodes, calibrated on --calib")
+    parser.add_argument("--calib", type=Path, metavar="DIR", help="images to calibrate INT8 on")
+    parser.add_argument("--keep-fp32", default="", metavar="GLOB,…", help="with --fp16: nodes that stay FP32")
+    parser.add_argument(
+        "--out", type=Path, metavar="MODEL.engine", help="default: beside the model, by precision"
+    )
+    parser.add_argument(
+        "--backend",
+        choices=("auto", "tensorrt", "rtx"),
+        default="auto",
+        help="auto: TensorRT where it and a GPU are, else TensorRT for RTX",
+    )
+    batch = parser.add_argument_group("batch sizes the engine takes")
+    batch.add_argument("--min-batch", type=int, default=1, metavar="N", help="default: %(default)s")
+    batch.add_argument("--opt-batch", type=int, metavar="N", help="tuned for this one; default: --min-batch")
+    batch.add_argument(
+        "--max-batch", type=int, metavar="N", help="default: 8, or --opt-batch if that is more"
+    )
+    tuning = parser.add_argument_group("building (switches marked * are for standard TensorRT, not run yet)")
+    tuning.add_argument(
+        "--timing-cache", type=Path, metavar="FILE", help="* read before, written after the build"
+    )
+    tuning.add_argument(
+        "--hardware-compatibility",
+        choices=("none", "ampere-plus", "same-compute-capability"),
+        default="none",
+        help="* let the engine run on other GPUs than this one (default: %(default)s)",
+    )
+    tuning.add_argument(
+        "--version-compatible",
+        action="store_true",
+        help="* let newer versions run it; the plugin goes inside",
+    )
+    tuning.add_argument(
+        "--tf32",
+        action="store_true",
+        help="allow TensorFloat-32 in FP32 layers: faster, boxes up to a pixel off",
+    )
+    tuning.add_argument("--workspace", type=float, default=0.0, metavar="GiB", help="scratch memory at most")
+    tuning.add_argument("--optimization-level", type=int, metavar="0-5", help="TensorRT's default is 3")
+    tuning.add_argument("--verbose", action="store_true", help="TensorRT's whole log")
+    arguments = parser.parse_args(argv)
+    return errors.run("to_trt", lambda: convert(arguments))
+
+
+def convert(arguments: argparse.Namespace) -> int:
+    """The command behind `main`, with parsed arguments."""
+    import rgfl.plugins
+    from rgfl.export import graph, tensorrt_api
+
+    # Everything that can be refused is refused before the first slow step.
+    if arguments.int8 and arguments.calib is None:
+        raise InputError("--int8 needs images to calibrate on: --calib DIR, a few hundred training tiles")
+    if arguments.calib is not None and not arguments.int8:
+        raise InputError("--calib goes with --int8")
+    if arguments.calib is not None:
+        errors.existing_directory(arguments.calib, "--calib")
+    options = _options(arguments)
+    path: Path = arguments.model or newest_export(Path.cwd())
+    if arguments.model is None:
+        print(f"model: {path} (the newest export below {Path.cwd()})")
+    out = arguments.out or _default_out(path, arguments)
+    if out.suffix.lower() not in (".engine", ".plan") or out.is_dir():
+        raise InputError(f"--out {out}: expected a file name that ends in .engine")
+    if not out.parent.is_dir():
+        raise InputError(f"--out {out}: the folder {out.parent} does not exist")
+    try:
+        graph.read_spec(graph.load(path))
+    except ValueError as error:
+        raise ModelError(_named(path, error)) from error
+    gpu = tensorrt_api.find_gpu()
+    api = tensorrt_api.open_api(arguments.backend, gpu)
+    print(f"backend: {api} ({api.reason}); NMS {'inside' if api.has_plugins else 'behind'} the engine")
+    if api.name == "rtx":
+        options.refuse_what_rtx_lacks()
+    plugin = rgfl.plugins.library() if api.has_plugins else None
+
+    keep = [pattern for pattern in arguments.keep_fp32.split(",") if pattern]
+    try:
+        model = typed_model(path, fp16=arguments.fp16, calibration=arguments.calib, keep_fp32=keep)
+        if api.has_plugins:
+            model = graph.add_nms(model)
+        started = time.perf_counter()
+        data, layers = build_plan(api, model, options, plugin=plugin, verbose=arguments.verbose)
+    except ModelError as error:
+        raise ModelError(_named(path, error)) from error
+    seconds = time.perf_counter() - started
+    record = _record(api, gpu, path, model, options, data, layers, _command(path, out, arguments))
+    _write(out, data, record)
+    print(layers.text())
+    spec = graph.read_spec(model)
+    print(
+        f"{out}: {len(data) / 1e6:.1f} MB, {graph.precision(model)}, built in {seconds:.0f} s, "
+        f"batch {'/'.join(map(str, options.batch))}, spec {spec.digest}"
+    )
+    return 0
+
+
+def _options(arguments: argparse.Namespace) -> BuildOptions:
+    from rgfl.export.tensorrt_api import BuildOptions
+
+    usual = arguments.min_batch if arguments.opt_batch is None else arguments.opt_batch
+    greatest = max(8, usual) if arguments.max_batch is None else arguments.max_batch
+    return BuildOptions(
+        batch=(arguments.min_batch, usual, greatest),
+        compatibility=arguments.hardware_compatibility,
+        version_compatible=arguments.version_compatible,
+        tf32=arguments.tf32,
+        workspace=arguments.workspace,
+        optimization_level=arguments.optimization_level,
+        timing_cache=arguments.timing_cache,
+    )
+
+
+def _named(path: Path, error: Exception) -> str:
+    text = str(error)
+    return text if text.startswith(str(path)) else f"{path}: {text}"
+
+
+def _default_out(path: Path, arguments: argparse.Namespace) -> Path:
+    """model.onnx → model.fp16.engine; a file that names its precision keeps its name."""
+    flag = "fp16" if arguments.fp16 else "int8" if arguments.int8 else ""
+    name = f"{path.stem}.{flag}" if flag and not path.stem.endswith(flag) else path.stem
+    return path.with_name(f"{name}.engine")
+
+
+def _command(path: Path, out: Path, arguments: argparse.Namespace) -> str:
+    """The command line that builds this engine again, with the model named."""
+    words = ["python", "export/to_trt.py", str(path), "--out", str(out)]
+    for name, value in vars(arguments).items():
+        flag = f"--{name.replace('_', '-')}"
+        if name in ("model", "out", "verbose") or value in (None, False, "", 0.0, "auto", "none"):
+            continue
+        words += [flag] if value is True else [flag, str(value)]
+    return shlex.join(words)
+
+
+def _record(
+    api: Api,
+    gpu: Gpu | None,
+    path: Path,
+    model: onnx.ModelProto,
+    options: BuildOptions,
+    data: bytes,
+    layers: Layers,
+    command: str,
+) -> dict[str, Any]:
+    """What lies beside the engine."""
+    from rgfl.export import graph
+    from rgfl.trt_runtime.machine import file_facts
+
+    spec = graph.read_spec(model)
+    return {
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "bytes": len(data),
+        "backend": api.name,
+        "version": list(api.version),
+        "gpu": {"name": gpu.name, "capability": list(gpu.capability)} if gpu else {},
+        "precision": graph.precision(model),
+        "nms": "inside" if graph.has_nms(model) else "behind",
+        "batch": list(options.batch),
+        "hardware_compatibility": options.compatibility,
+        "version_compatible": options.version_compatible,
+        "tf32": options.tf32,
+        "spec_digest": spec.digest,
+        "source": file_facts(path),
+        "layers": layers.record(),
+        "command": command,
+    }
+
+
+def _write(out: Path, data: bytes, record: dict[str, Any]) -> None:
+    """The engine, then its record; the record names its engine by digest, so a kill between is harmless."""
+    from rgfl import atomic
+    from rgfl.export.tensorrt_api import record_path
+
+    atomic.write_bytes(out, data)
+    atomic.write_text(record_path(out), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
