@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 PRECISION_KEY = "rgfl_precision"
 FP32, FP16, INT8, ROUNDED = "fp32", "fp16", "int8", "fp16-rounded"
 FP16_MAX = 65504.0
+QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
+QUANTISED_OPSET = 19
+BEGINNINGS = ("Conv", "ConvTranspose", *QUANTISERS)  # the FP16 region starts at the first of them
 ISLAND = "decoder"  # the module whose nodes stay float32: scores, top-k and boxes
 # NVIDIA's domain for nodes that are TensorRT plugins; the parser looks under the namespace of the
 # attribute first, and only then under the domain.
@@ -47,11 +50,11 @@ NMS_OUTPUTS = ("num_detections", "boxes", "scores", "labels")
 BEFORE_NMS = "_before_nms"  # what boxes and scores are called where a RotatedNMS takes them
 
 # Operators whose output holds only numbers of their inputs (and 0): in float16 they round nothing.
-EXACT = frozenset(
-    ("Concat", "Expand", "Flatten", "Gather", "GatherElements", "Identity", "Max", "MaxPool", "Min")
-    + ("ReduceMax", "ReduceMin", "Relu", "Reshape", "Slice", "Split", "Squeeze", "Tile", "TopK")
-    + ("Transpose", "Unsqueeze", "Where")
-)
+EXACT = {
+    *("Concat", "Expand", "Flatten", "Gather", "GatherElements", "Identity", "Max", "MaxPool", "Min"),
+    *("ReduceMax", "ReduceMin", "Relu", "Reshape", "Slice", "Split", "Squeeze", "Tile", "TopK"),
+    *("Transpose", "Unsqueeze", "Where"),
+}
 
 EXAMPLES = """\
 examples:
@@ -289,7 +292,9 @@ def _retype(model: onnx.ModelProto, keep_fp32: Sequence[str], target: str) -> tu
 
     if precision(model) not in (FP32, INT8):
         raise ModelError(f"the model is {precision(model)} already, expected an FP32 file")
-    graph = gs.import_onnx(onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True))
+    graph = gs.import_onnx(
+        onnx.shape_inference.infer_shapes(_with_half_scales(model), strict_mode=True, data_prop=True)
+    )
     nodes, typing = _region(graph, keep_fp32)
     ports = {id(node): _half_ports(node, graph.opset) for node in nodes}
     half = {  # tensors that float16 nodes give
@@ -307,7 +312,7 @@ def _retype(model: onnx.ModelProto, keep_fp32: Sequence[str], target: str) -> tu
                 continue
             if index in halves:
                 if isinstance(tensor, gs.Constant):
-                    node.inputs[index] = casts.constant(tensor)
+                    node.inputs[index] = casts.constant(tensor, is_scale=node.op in QUANTISERS)
                 elif id(tensor) not in half:
                     node.inputs[index] = casts.narrow(tensor)
             elif id(tensor) in half:
@@ -325,6 +330,20 @@ def _retype(model: onnx.ModelProto, keep_fp32: Sequence[str], target: str) -> tu
     before = precision(model)
     write_note(typed, "precision", target if before == FP32 else f"{before}-{target}")
     return typed, typing
+
+
+def _with_half_scales(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` in an opset whose Q/DQ nodes take float16: 19 only adds types to the operators of 18."""
+    import onnx
+
+    if not any(node.op_type in QUANTISERS for node in model.graph.node):
+        return model
+    raised = onnx.ModelProto()
+    raised.CopyFrom(model)
+    for entry in raised.opset_import:
+        if entry.domain == "":
+            entry.version = max(entry.version, QUANTISED_OPSET)
+    return raised
 
 
 def _region(
@@ -350,7 +369,7 @@ def _region(
     nodes = []
     behind: set[int] = set()
     for node in graph.nodes:
-        started = node.op in ("Conv", "ConvTranspose") or any(id(tensor) in behind for tensor in node.inputs)
+        started = node.op in BEGINNINGS or any(id(tensor) in behind for tensor in node.inputs)
         if not started:
             continue
         behind.update(id(tensor) for tensor in node.outputs)
@@ -406,14 +425,16 @@ class _Casts:
         self.weights = self.vanished = 0
         self._done: dict[tuple[str, int], onnx_graphsurgeon.Tensor] = {}
 
-    def constant(self, tensor: onnx_graphsurgeon.Constant) -> onnx_graphsurgeon.Tensor:
-        """The constant as float16, or rounded to it."""
+    def constant(self, tensor: onnx_graphsurgeon.Constant, is_scale: bool) -> onnx_graphsurgeon.Tensor:
+        """The constant as float16, or rounded to it; scales of Q/DQ stay positive, as TensorRT demands."""
         import numpy as np
         import onnx_graphsurgeon as gs
 
         key = ("constant", id(tensor))
         if key not in self._done:
-            values = tensor.values.astype(np.float16)
+            values = np.asarray(tensor.values, np.float16)
+            if is_scale:
+                values = np.asarray(np.maximum(values, np.finfo(np.float16).smallest_subnormal))
             self.weights += values.size
             self.vanished += int(((values == 0) & (tensor.values != 0)).sum())
             if self.rounded:

@@ -285,7 +285,7 @@ def configure(
 
 @dataclass
 class Layers:
-    """How many layers of each kind give each type: of the engine where it can be read, else of the network."""
+    """How many layers of each kind give each type: of the engine if it can be read, else of the network."""
 
     of: Literal["engine", "network"]
     types: dict[str, Counter[str]] = field(default_factory=dict)

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,8 +71,16 @@ def newest_export(folder: Path) -> Path:
     )
 
 
-def typed_model(path: Path, *, fp16: bool, calibration: Path | None, keep_fp32: list[str]) -> onnx.ModelProto:
-    """The graph that TensorRT gets, before NMS: quantised or FP16 as asked, where the file is not already.
+def typed_model(
+    path: Path, *, fp16: bool = False, calibration: Path | None = None, keep_fp32: Sequence[str] = ()
+) -> onnx.ModelProto:
+    """The graph that TensorRT gets, before NMS: quantised, then FP16, as asked and not done already.
+
+    Args:
+        path: from export/to_onnx.py, graph.py or quantize.py.
+        fp16: FP16 where the file is FP32. INT8 engines want it too: what is not INT8 is then FP16.
+        calibration: quantise on these images.
+        keep_fp32: patterns of nodes that stay FP32 in spite of `fp16`.
 
     Raises:
         ModelError, SpecError: the file is no model of ours, or FP16 does not hold its numbers.
@@ -80,43 +89,36 @@ def typed_model(path: Path, *, fp16: bool, calibration: Path | None, keep_fp32: 
 
     model = graph.load(path)
     graph.read_spec(model)
-    precision = graph.precision(model)
-    if graph.ROUNDED in precision:
+    if graph.ROUNDED in graph.precision(model):
         raise ModelError(
-            f"{path}: this file measures FP16 on a CPU; build from the file it was made of, --fp16"
+            f"{path}: this file measures FP16 on a CPU; build from the file it was made of, with --fp16"
         )
     if graph.has_nms(model):
         model = graph.cut_nms(model)
     if calibration is not None:
-        if precision != graph.FP32:
-            raise ModelError(f"{path}: {precision} already; --int8 takes the FP32 file of export/to_onnx.py")
-        return _quantised(path, calibration)
-    if fp16 and precision == graph.FP32:
+        if graph.precision(model) != graph.FP32:
+            raise InputError(f"--calib: {path} is {graph.precision(model)} already; leave it away")
+        model = _quantised(path, calibration)
+    if fp16 and graph.FP16 not in graph.precision(model):
         _check_range(model, keep_fp32)
         model, typing = graph.to_fp16(model, keep_fp32)
         print(typing.text())
     elif keep_fp32:
-        raise InputError(
-            f"--keep-fp32: {path.name} is {precision}; this flag goes with --fp16 and an FP32 file"
-        )
+        raise InputError("--keep-fp32 goes with --fp16 or --int8, and a file that is not FP16 yet")
     return model
 
 
 def _quantised(path: Path, calibration: Path) -> onnx.ModelProto:
     """`path` with Q/DQ nodes, as export/quantize.py makes it."""
-    from rgfl.export import graph
+    from rgfl.export import graph, quantize
 
-    try:
-        from rgfl.export import quantize  # type: ignore[attr-defined,unused-ignore]
-    except ImportError as error:
-        raise InputError(f"--int8: this installation lacks rgfl.export.quantize ({error})") from error
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / path.name
-        quantize.quantize(path, out, calibration_images=calibration)
+        print(quantize.quantize(path, out, calibration_images=calibration).text())
         return graph.load(out)
 
 
-def _check_range(model: onnx.ModelProto, keep_fp32: list[str]) -> None:
+def _check_range(model: onnx.ModelProto, keep_fp32: Sequence[str]) -> None:
     """Refuse a model whose activations leave FP16's range on a tile, where ONNX Runtime can tell."""
     try:
         import onnxruntime
@@ -279,9 +281,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument("--fp16", action="store_true", help="FP16 body, FP32 decode and NMS")
-    precision.add_argument("--int8", action="store_true", help="INT8 by Q/DQ nodes, calibrated on --calib")
-    parser.add_argument("--calib", type=Path, metavar="DIR", help="images to calibrate INT8 on")
-    parser.add_argument("--keep-fp32", default="", metavar="GLOB,…", help="with --fp16: nodes that stay FP32")
+    precision.add_argument("--int8", action="store_true", help="INT8 by Q/DQ nodes, the rest FP16")
+    parser.add_argument(
+        "--calib", type=Path, metavar="DIR", help="images to calibrate INT8 on; not for a quantised file"
+    )
+    parser.add_argument(
+        "--keep-fp32", default="", metavar="GLOB,…", help="nodes that stay FP32 in spite of it"
+    )
     parser.add_argument(
         "--out", type=Path, metavar="MODEL.engine", help="default: beside the model, by precision"
     )
@@ -330,8 +336,6 @@ def convert(arguments: argparse.Namespace) -> int:
     from rgfl.export import graph, tensorrt_api
 
     # Everything that can be refused is refused before the first slow step.
-    if arguments.int8 and arguments.calib is None:
-        raise InputError("--int8 needs images to calibrate on: --calib DIR, a few hundred training tiles")
     if arguments.calib is not None and not arguments.int8:
         raise InputError("--calib goes with --int8")
     if arguments.calib is not None:
@@ -346,9 +350,14 @@ def convert(arguments: argparse.Namespace) -> int:
     if not out.parent.is_dir():
         raise InputError(f"--out {out}: the folder {out.parent} does not exist")
     try:
-        graph.read_spec(graph.load(path))
+        model = graph.load(path)
+        graph.read_spec(model)
     except ValueError as error:
         raise ModelError(_named(path, error)) from error
+    if arguments.int8 and arguments.calib is None and not graph.precision(model).startswith(graph.INT8):
+        raise InputError(
+            f"--int8: {path} is not quantised yet and needs images to calibrate on: --calib DIR, training images"
+        )
     gpu = tensorrt_api.find_gpu()
     api = tensorrt_api.open_api(arguments.backend, gpu)
     print(f"backend: {api} ({api.reason}); NMS {'inside' if api.has_plugins else 'behind'} the engine")
@@ -358,7 +367,9 @@ def convert(arguments: argparse.Namespace) -> int:
 
     keep = [pattern for pattern in arguments.keep_fp32.split(",") if pattern]
     try:
-        model = typed_model(path, fp16=arguments.fp16, calibration=arguments.calib, keep_fp32=keep)
+        model = typed_model(
+            path, fp16=arguments.fp16 or arguments.int8, calibration=arguments.calib, keep_fp32=keep
+        )
         if api.has_plugins:
             model = graph.add_nms(model)
         started = time.perf_counter()
