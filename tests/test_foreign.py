@@ -1,0 +1,205 @@
+"""Files of the original repository become checkpoints, number by number, and nothing in them runs."""
+
+import dataclasses
+import os
+import pickle
+import re
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+
+from rgfl import checkpoint, foreign
+from rgfl.checkpoint import CheckpointError
+from rgfl.dota.labels import CLASSES
+from rgfl.nn.detector import build_detector
+from rgfl.recipes import RECIPES
+
+
+def theirs(key):
+    """Their name of one of our keys, written down from their modules' attributes."""
+    if key.startswith("backbone.net."):
+        return "backbone." + key.removeprefix("backbone.net.")
+    if match := re.fullmatch(r"neck\.laterals\.(\d)\.(\w+)", key):
+        return f"neck.lateral_convs.{match[1]}.conv.{match[2]}"
+    if match := re.fullmatch(r"neck\.(outputs|extras)\.(\d)\.(\w+)", key):
+        level = int(match[2]) + (3 if match[1] == "extras" else 0)
+        return f"neck.fpn_convs.{level}.conv.{match[3]}"
+    if match := re.fullmatch(r"head\.(cls|reg)_tower\.convs\.(\d)\.weight", key):
+        return f"bbox_head.{match[1]}_convs.{match[2]}.conv.weight"
+    if match := re.fullmatch(r"head\.(cls|reg)_tower\.norms\.(\d)\.0\.(\w+)", key):
+        return f"bbox_head.{match[1]}_convs.{match[2]}.gn.{match[3]}"
+    match = re.fullmatch(r"head\.(cls|reg)\.(\w+)", key)
+    return f"bbox_head.gfl_{match[1]}.{match[2]}"
+
+
+def their_state(detector):
+    named = OrderedDict((theirs(key), value) for key, value in detector.state_dict().items())
+    named["bbox_head.integral.project"] = torch.linspace(-2, 2, 9)
+    named["bbox_head.integral_angle.project"] = torch.linspace(-5, 2, 9)
+    return named
+
+
+def build(recipe):
+    torch.manual_seed(0)
+    model = dataclasses.replace(recipe.model, pretrained=False)
+    built = build_detector(model, recipe.spec(CLASSES["1.0"])).eval()
+    torch.nn.init.normal_(built.head.reg.weight, std=0.1)  # so that the boxes are not all alike
+    return built
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The published network with everything narrow, in its recipe's place: a second instead of ten."""
+    recipe = RECIPES["rgfl_r50_dota_1x"]().replace(backbone="test_resnet", neck_channels=32, head_channels=64)
+    monkeypatch.setitem(RECIPES, "rgfl_r50_dota_1x", lambda: recipe)
+    return recipe
+
+
+@pytest.fixture
+def detector(small):
+    return build(small)
+
+
+@pytest.fixture
+def state(detector):
+    return their_state(detector)
+
+
+def write(path, state, meta=None, **options):
+    meta = {"epoch": 12, "CLASSES": CLASSES["1.0"]} if meta is None else meta
+    torch.save({"meta": meta, "state_dict": state, "optimizer": {}}, path, **options)
+    return path
+
+
+def assert_same_outputs(first, second):
+    images = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for ours, expected in zip(first.decode(first(images)), second.decode(second(images)), strict=True):
+            torch.testing.assert_close(ours, expected, rtol=0, atol=0)
+
+
+def test_outputs_of_the_published_network_are_equal_through_the_command(tmp_path, capsys):
+    detector = build(RECIPES["rgfl_r50_dota_1x"]())
+    extra = {
+        **their_state(detector),
+        "backbone.fc.weight": torch.zeros(1000, 2048),
+        "bbox_head.other": torch.zeros(1),
+    }
+    file = write(tmp_path / "epoch_12.pth", {f"module.{key}": value for key, value in extra.items()})
+    assert foreign.main(["import", str(file), "--out", str(tmp_path / "best.pt")]) == 0
+    shown = capsys.readouterr().out
+    assert "2 keys without a place here: backbone.fc.weight, bbox_head.other\n" in shown
+    loaded = checkpoint.load_detector(tmp_path / "best.pt")
+    assert loaded.spec == detector.spec
+    assert loaded.config == detector.config
+    assert_same_outputs(loaded, detector)
+
+
+def test_projection_and_channels_are_theirs(detector, state, tmp_path):
+    """Their decoding of a point, in NumPy from their description, against ours on the imported network."""
+    loaded = foreign.import_detector(write(tmp_path / "a.pth", state)).detector
+    logits = np.random.default_rng(0).normal(0, 2, 45)
+
+    def integral(row, project):
+        weights = np.exp(logits.reshape(5, 9)[row])
+        return (weights * project).sum() / weights.sum()
+
+    dx, dy, dw, dh = (integral(row, np.linspace(-2, 2, 9)) for row in range(4))
+    turn = integral(4, np.linspace(-5, 2, 9)) * np.pi
+    expected = [
+        64 + dx * 32, 72 + dy * 32, 32 * np.exp(dw), 32 * np.exp(dh), (turn + np.pi / 4) % np.pi - np.pi / 4,
+    ]  # fmt: skip
+    point, stride = torch.tensor([64.0, 72.0]), torch.tensor([8.0])
+    ours = loaded.decoder.box(torch.from_numpy(logits).float(), point, stride)
+    np.testing.assert_allclose(ours.numpy(), expected, rtol=2e-5, atol=1e-5)
+
+
+class Evil:
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.trace}",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_nothing_in_the_file_is_run(detector, state, tmp_path, zipped, capsys):
+    trace = tmp_path / "ran"
+    meta = {
+        "CLASSES": [name.replace("-", " ") for name in CLASSES["1.0"]],
+        "loss": np.float64(0.5),
+        "seed": np.int64(3),
+        "evil": Evil(trace),
+        "more": {Evil(trace)},
+    }
+    file = write(tmp_path / "evil.pth", state, meta, _use_new_zipfile_serialization=zipped)
+    assert foreign.main(["import", str(file), "--out", str(tmp_path / "best.pt")]) == 0
+    assert not trace.exists()
+    assert f"{os.system.__module__}.system" in capsys.readouterr().out
+    assert_same_outputs(checkpoint.load_detector(tmp_path / "best.pt"), detector)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_hostile_files_end_in_one_line_and_run_nothing(tmp_path, capsys):
+    trace = tmp_path / "ran"
+    torch.save({"state_dict": Evil(trace)}, tmp_path / "a.pth")
+    torch.save(Evil(trace), tmp_path / "b.pth", _use_new_zipfile_serialization=False)
+    (tmp_path / "c.pth").write_bytes(pickle.dumps(Evil(trace)))
+    (tmp_path / "d.pth").write_bytes(pickle.dumps({"state_dict": {"a": getattr}}))
+    (tmp_path / "e.pth").write_bytes(b"PK\x03\x04 and no more")
+    (tmp_path / "f.pth").write_bytes(b"")
+    for name in "abcdefg":
+        assert foreign.main(["import", str(tmp_path / f"{name}.pth"), "--out", str(tmp_path / "o.pt")]) == 2
+        shown = capsys.readouterr().err
+        assert shown.startswith(f"error: {tmp_path / name}.pth: ")
+        assert shown.count("\n") == 1
+    assert not trace.exists()
+    assert not (tmp_path / "o.pt").exists()
+
+
+def test_a_file_leaves_no_traces_on_what_reads_the_next(tmp_path):
+    """BUILD sets attributes: on torch's function it would change how every later file is read."""
+    forged = (
+        b"\x80\x02"
+        b"ctorch._utils\n_rebuild_tensor_v2\n"
+        b"N}X\x0c\x00\x00\x00__defaults__N\x85s\x86b"  # BUILD with (None, {"__defaults__": (None,)})
+        b"cposix\nsystem\n}X\x05\x00\x00\x00stateNsb."
+    )
+    before = torch._utils._rebuild_tensor_v2.__defaults__
+    (tmp_path / "a.pth").write_bytes(forged)
+    with pytest.raises(CheckpointError):
+        foreign.read_inert(tmp_path / "a.pth")
+    assert torch._utils._rebuild_tensor_v2.__defaults__ == before
+    assert foreign._Inert.__dict__.get("state") is None
+
+
+def test_what_does_not_match_is_listed(state, tmp_path):
+    def refused(changed, meta=None, **options):
+        with pytest.raises(CheckpointError) as error:
+            foreign.import_detector(write(tmp_path / "x.pth", changed, meta), **options)
+        return str(error.value)
+
+    changed = dict(state)
+    wide = state["neck.lateral_convs.0.conv.weight"].shape[1]
+    changed["neck.lateral_convs.0.conv.weight"] = torch.zeros(32, 9, 1, 1)
+    del changed["bbox_head.cls_convs.3.gn.bias"]
+    message = refused(changed)
+    assert "1 missing: head.cls_tower.norms.3.0.bias" in message
+    assert f"neck.laterals.0.weight (32, 9, 1, 1) instead of (32, {wide}, 1, 1)" in message
+    assert "no bbox_head.gfl_cls in it (backbone.conv1.weight" in refused(
+        {"backbone.conv1.weight": torch.zeros(1)}
+    )
+    assert "no tensors in it" in refused({})
+    other = {**state, "bbox_head.integral_angle.project": torch.linspace(-2, 2, 9)}
+    assert "is -2 to 2 in 9 bins, ours -5 to 2 in 9" in refused(other)
+    assert "15 classes, but --classes names 2: a, b" in refused(state, classes=["a", "b"])
+    assert "15 classes, but its meta names 1: ship" in refused(state, {"CLASSES": ["ship"]})
+    assert "without names" in refused({**state, "bbox_head.gfl_cls.bias": torch.zeros(3)}, {})
+
+
+def test_classes_are_dota_s_where_the_file_is_silent(state, tmp_path):
+    imported = foreign.import_detector(write(tmp_path / "x.pth", state, {}))
+    assert imported.detector.spec.classes == CLASSES["1.0"]
+    assert imported.unused == imported.stand_ins == []
