@@ -412,7 +412,9 @@ class _Stop:
 
 
 def _start_worker(_index: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the loop, which then ends its workers
+    # Terminals and containers signal the whole group; stopping is for the loop, which then ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     cv2.setNumThreads(0)
 
 

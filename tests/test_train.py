@@ -168,6 +168,24 @@ def test_stopped_by_a_signal_it_saves_this_very_step_and_resumes(data, whole, tm
     assert_same_weights(tmp_path, whole)
 
 
+def test_a_signal_to_the_whole_group_does_not_kill_the_workers_first(data, tmp_path):
+    command = [sys.executable, "-m", "rgfl.train", *TINY, "--data", str(data), "--out", str(tmp_path)]
+    command += ["--workers", "1", "--epochs", "400"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    log, deadline = tmp_path / "log.jsonl", time.monotonic() + 60
+    while not log.is_file() or log.read_text().count('"step_s"') < 3:
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    told = process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + signal.SIGTERM, told
+    assert "by SIGTERM; the same command goes on" in told
+    assert "Traceback" not in told
+
+
 def test_killed_before_an_evaluation_it_is_made_up_for(data, whole, tmp_path, monkeypatch):
     class Killed(BaseException):
         pass
