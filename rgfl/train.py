@@ -27,7 +27,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Recipe, argparse.Namespace
     shown = named or "gfl_r50_dota_1x"
 
     listing = "\n".join(
-        f"  {name:<20}{(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in RECIPES.items()
+        f"  {name:<26}{(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in RECIPES.items()
     )
     parser = argparse.ArgumentParser(
         prog="python -m rgfl.train",

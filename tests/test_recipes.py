@@ -93,6 +93,53 @@ def test_published_row_is_what_was_published():
         assert {name: ours[name] for name in values} == values
 
 
+def test_published_trainval_row_differs_in_the_stride_alone():
+    row, twin = (RECIPES[f"rgfl_r50_dota_1x{name}"]().result_fields() for name in ("", "_trainval"))
+    assert twin["stride"] == 824
+    assert {name for name in row if row[name] != twin[name]} == {"recipe", "stride"}
+
+
+# Full Generalized Focal Loss, typed from DESIGN §4 and its paper, and not from the code.
+FULL = {
+    "mode": "gfl",
+    "backbone": "resnet50.tv_in1k",
+    "neck_channels": 256,
+    "head_channels": 256,
+    "head_convs": 4,
+    "head_norm": "group",
+    "reg_max": 16,
+    "anchor_scale": 8,
+    "atss_topk": 9,
+    "cls_loss_weight": 1,
+    "iou_loss_weight": 2,
+    "dfl_loss_weight": 0.25,
+    "quality": False,
+}
+
+
+@pytest.mark.parametrize("name", ["gfl_r50_dota_1x", "gfl_r50_dota_3x"])
+def test_full_loss_is_the_paper_s(name):
+    recipe = RECIPES[name]()
+    model = dataclasses.asdict(recipe.model)
+    assert {key: model[key] for key in FULL} == FULL
+    assert recipe.data.boxes_from == "min_area"
+    for group in ("schedule", "evaluation"):
+        ours = dataclasses.asdict(getattr(recipe, group))
+        same = set(PUBLISHED[group]) - {"epochs", "policy", "lr_factor", "ema"}
+        assert {key: ours[key] for key in same} == {key: PUBLISHED[group][key] for key in same}
+
+
+def test_long_schedule_sees_every_scale_and_angle_and_ends_low():
+    recipe = RECIPES["gfl_r50_dota_3x"]()
+    assert recipe.data.windows == "random"
+    assert recipe.augment.scale == (0.5, 1.5)
+    assert min(recipe.augment.rotate, recipe.augment.flip_horizontal, recipe.augment.flip_vertical) > 0
+    schedule = recipe.schedule
+    assert (schedule.epochs, schedule.policy, schedule.ema) == (36, "cosine", 0.9998)
+    assert learning_rate(18 * 1000, 1000, schedule) == pytest.approx(0.0025 * (1 + 0.01) / 2)
+    assert learning_rate(36 * 1000, 1000, schedule) == pytest.approx(0.0025 * 0.01)
+
+
 def test_spec_of_the_published_row():
     spec = RECIPES["rgfl_r50_dota_1x"]().spec(["plane", "ship"])
     assert (spec.mode, spec.reg_max, spec.angle_bins) == ("integral", 8, 0)

@@ -51,7 +51,9 @@ class Backbone(nn.Module):
         name = config.backbone
         download = config.pretrained and not config.weights
         # timm's Swin takes the size it was trained at, unless told to make its masks as they are needed.
-        anysize = {"strict_img_size": False, "dynamic_img_size": True} if name.startswith("swin_") else {}
+        anysize: dict[str, Any] = {}
+        if name.startswith("swin_"):
+            anysize = {"strict_img_size": False, "dynamic_img_size": True}
         try:
             with torch.device("meta"):
                 reductions = feature_info(timm.create_model(name, features_only=True, **anysize)).reduction()
