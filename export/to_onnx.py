@@ -29,17 +29,20 @@ examples:
   python export/to_onnx.py runs/demo/best.pt --out demo.onnx
   python export/to_onnx.py best.pt --out model.onnx --images val/images   verify on real tiles
   python export/to_onnx.py best.pt --out model.onnx --float-input         float32 (B, 3, H, W), normalised
+  python export/to_onnx.py best.pt --out model.onnx --uncertainty         also how sure each side and angle is
 
 exit status: 0 written and verified, 1 PyTorch and ONNX differ (nothing is written), 2 bad input
 """
 
 
-def export(detector: Detector, *, float_input: bool = False) -> onnx.ModelProto:
+def export(detector: Detector, *, float_input: bool = False, uncertainty: bool = False) -> onnx.ModelProto:
     """The graph of `detector` with its decode.
 
     Args:
         detector: in eval mode.
         float_input: take float32 (B, 3, H, W), already normalised, in place of uint8 (B, H, W, 3).
+        uncertainty: a third output `uncertainty` (B, P, 5): spread of l, t, r, b in pixels, of θ in radians
+            (Detector.decode_with_uncertainty). It is not for graphs with NMS inside; runners ignore it.
     """
     import torch
     from torch import nn
@@ -54,10 +57,11 @@ def export(detector: Detector, *, float_input: bool = False) -> onnx.ModelProto:
             super().__init__()
             self.detector = detector
 
-        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
             if not float_input:
                 images = self.detector.normalise(images)
-            return self.detector.decode(self.detector(images))
+            raw = self.detector(images)
+            return self.detector.decode_with_uncertainty(raw) if uncertainty else self.detector.decode(raw)
 
     height, width = detector.spec.image_size
     device = next(detector.parameters()).device
@@ -69,7 +73,7 @@ def export(detector: Detector, *, float_input: bool = False) -> onnx.ModelProto:
         Deployed().to(device).eval(),
         (example,),
         input_names=["images"],
-        output_names=["boxes", "scores"],
+        output_names=["boxes", "scores", *(["uncertainty"] if uncertainty else [])],
         dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
         opset_version=OPSET,
         dynamo=True,
@@ -91,6 +95,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a .pt file of rgfl.train")
     parser.add_argument("--out", type=Path, required=True, metavar="MODEL.onnx", help="the file to write")
     parser.add_argument("--float-input", action="store_true", help="input float32 (B, 3, H, W), normalised")
+    parser.add_argument(
+        "--uncertainty", action="store_true", help="a third output: spread of l, t, r, b (px) and θ (rad)"
+    )
     parser.add_argument(
         "--verify",
         action=argparse.BooleanOptionalAction,
@@ -122,8 +129,13 @@ def convert(arguments: argparse.Namespace) -> int:
         detector = load_detector(arguments.checkpoint)
     except CheckpointError as error:
         raise errors.ModelError(str(error)) from error
+    if arguments.uncertainty and detector.spec.mode != "gfl":
+        raise errors.InputError(
+            f"--uncertainty: {arguments.checkpoint} has mode {detector.spec.mode!r}, whose training sees "
+            "only the means of its distributions; their spread says nothing"
+        )
     started = time.perf_counter()
-    model = export(detector, float_input=arguments.float_input)
+    model = export(detector, float_input=arguments.float_input, uncertainty=arguments.uncertainty)
     print(f"exported in {time.perf_counter() - started:.0f} s: {len(model.graph.node)} nodes, opset {OPSET}")
 
     unverified = arguments.out.with_name(f".{arguments.out.stem}.unverified.onnx")

@@ -217,7 +217,7 @@ class OnnxRunner(Runner):
         """Whether the input is uint8 NHWC; raises where names differ from the contract."""
         inputs = {node.name: node.type for node in self._session.get_inputs()}
         outputs = [node.name for node in self._session.get_outputs()]
-        if list(inputs) != [INPUT_NAME] or outputs != OUTPUT_NAMES:
+        if list(inputs) != [INPUT_NAME] or outputs not in (OUTPUT_NAMES, [*OUTPUT_NAMES, "uncertainty"]):
             raise ModelError(
                 f"{self.path}: expected input {INPUT_NAME!r} and outputs {OUTPUT_NAMES}, found "
                 f"{list(inputs)} and {outputs}; write it anew with export/to_onnx.py"

@@ -95,6 +95,41 @@ class BoxDecoder(nn.Module):
                 else self._gfl(reg, points, strides)
             )
 
+    def uncertainty(self, reg: Tensor, strides: Tensor) -> Tensor:
+        """How wide the distributions are (`gfl`): of l, t, r, b in pixels, of θ in radians.
+
+            side    √Σ pₖ (k − Σ pₖ k)² · stride               standard deviation
+            angle   ½ √(2 (1 − R)), R = |Σ pₖ (cos 2θₖ, sin 2θₖ)|    angular deviation on the doubled circle
+
+        The angle's is the standard deviation where the distribution is narrow, and never more than
+        1/√2 (40.5°), which says that every angle is as likely. Training aims at the two bins around the
+        truth, so what is certain still has up to half a stride, and up to half a bin of angle.
+
+        Args:
+            reg: (…, R) logits, any floating type.
+            strides: (…, 1) pixels, or a shape that broadcasts.
+
+        Returns:
+            (…, 5) float32, ≥ 0.
+
+        Raises:
+            ValueError: mode `integral`, whose training sees the means of its distributions only.
+        """
+        if self.mode != "gfl":
+            raise ValueError(
+                "uncertainty: only mode 'gfl' trains the shape of its distributions, "
+                "'integral' nothing but their means"
+            )
+        with full_precision(reg):
+            reg = reg.float()
+            prob = reg[..., : 4 * self.bins].unflatten(-1, (4, self.bins)).softmax(-1)
+            off = self.project - torch.matmul(prob, self.project).unsqueeze(-1)  # (…, 4, bins)
+            sides = torch.sqrt((prob * off * off).sum(-1)) * strides
+            resultant = torch.matmul(reg[..., 4 * self.bins :].softmax(-1), self.circle)
+            length = torch.sqrt((resultant * resultant).sum(-1, keepdim=True))
+            angle = 0.5 * torch.sqrt(2 * (1 - length).clamp(min=0))
+            return torch.cat((sides, angle), -1)
+
     def _integral(self, reg: Tensor, points: Tensor, strides: Tensor) -> Tensor:
         prob = reg.unflatten(-1, (5, self.bins)).softmax(-1)
         delta = (prob * self.project).sum(-1)  # (…, 5)
@@ -152,14 +187,26 @@ class LevelDecoder(nn.Module):
 
     def forward(self, raw: Raw) -> tuple[Tensor, Tensor]:
         with full_precision(raw.cls[0]):
-            levels = [
-                self._best_of_level(
-                    level, raw.cls[level], raw.reg[level], raw.quality[level] if raw.quality else None
-                )
-                for level in range(len(raw.cls))
-            ]
-            score, reg, places = (torch.cat(parts, 1) for parts in zip(*levels, strict=True))
+            score, reg, places = self._best(raw)
             return self.box(reg, places[..., :2], places[..., 2:]), score
+
+    def with_uncertainty(self, raw: Raw) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes and scores of the same points, and (B, P, 5) `BoxDecoder.uncertainty`."""
+        with full_precision(raw.cls[0]):
+            score, reg, places = self._best(raw)
+            strides = places[..., 2:]
+            return self.box(reg, places[..., :2], strides), score, self.box.uncertainty(reg, strides)
+
+    def _best(self, raw: Raw) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores (B, P, C), logits (B, P, R) and places (B, P, 3) of all levels' best points."""
+        levels = [
+            self._best_of_level(
+                level, raw.cls[level], raw.reg[level], raw.quality[level] if raw.quality else None
+            )
+            for level in range(len(raw.cls))
+        ]
+        score, reg, places = (torch.cat(parts, 1) for parts in zip(*levels, strict=True))
+        return score, reg, places
 
     def _best_of_level(
         self, level: int, cls: Tensor, reg: Tensor, quality: Tensor | None

@@ -61,6 +61,14 @@ class Detector(nn.Module):
         """Boxes (B, P, 5) and scores (B, P, C), float32, before NMS; `spec.level_topk` is applied."""
         return self.decoder(raw)
 
+    def decode_with_uncertainty(self, raw: Raw) -> tuple[Tensor, Tensor, Tensor]:
+        """`decode`, and how wide each box's distributions are: (B, P, 5), l, t, r, b in pixels, θ in radians.
+
+        See `BoxDecoder.uncertainty`; mode `gfl` only. The sides are those of the box as decoded, before
+        it is made canonical.
+        """
+        return self.decoder.with_uncertainty(raw)
+
     def losses(self, raw: Raw, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> dict[str, Tensor]:
         """Weighted parts of the loss; the total is their sum.
 
