@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     import onnx
 
 Method = Literal["entropy", "percentile", "max"]
-METHOD: Method = "entropy"
+METHOD: Method = "percentile"
 PERCENTILE = 99.99
 IMAGES = 64
 TILES_PER_IMAGE = 4
@@ -56,6 +56,7 @@ OUTPUT_MODULES = ("head.cls", "head.reg")
 ADDITION_MODULES = ("backbone", "neck")
 LEVELS = 127  # steps from 0 to the threshold
 BINS = 4096
+LEAST_KEPT = 0.99  # of the values, by entropy calibration
 CALIBRATION_FORMAT = 1  # raise it when histograms or tiles change: older caches are then collected anew
 CPU_OFFSET = 128
 
@@ -311,7 +312,8 @@ def entropy_edge(counts: NDArray[np.int64], levels: int = LEVELS + 1, stride: in
 
     For each candidate, P is the histogram with what lies beyond in its last bin, Q what is left of it after
     quantisation; the least Kullback-Leibler divergence of Q from P wins, the greater of equals. The
-    first bin counts as its neighbour: after ReLU it holds mostly zeros, which any scale keeps.
+    first bin counts as its neighbour: after ReLU it holds mostly zeros, which any scale keeps. At least
+    LEAST_KEPT of the values are kept: where few lie near 0, P and Q agree on a histogram of outliers.
     """
     histogram = counts.astype(np.float64)
     histogram[0] = histogram[1]
@@ -319,7 +321,8 @@ def entropy_edge(counts: NDArray[np.int64], levels: int = LEVELS + 1, stride: in
     if last <= levels or not histogram.any():
         return max(last, 1)
     best, best_edge = math.inf, last
-    for edge in [*range(levels, last, stride), last]:
+    kept = int(np.searchsorted(np.cumsum(counts), LEAST_KEPT * counts.sum())) + 1
+    for edge in [*range(max(levels, kept), last, stride), last]:
         inside = histogram[:edge]
         p = inside.copy()
         p[-1] += histogram[edge:].sum()
@@ -477,44 +480,6 @@ def save_cache(path: Path, key: str, histograms: Mapping[str, Histogram], tiles:
 
 
 # --- surgery ---------------------------------------------------------------------------------------------
-
-
-def fold_padding(model: onnx.ModelProto) -> int:
-    """Move zero padding in front of a convolution into it, exactly; returns how many.
-
-    Between DequantizeLinear and Conv a Pad would keep the two apart.
-    """
-    import onnx
-
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    producer = {output: node for node in model.graph.node for output in node.output}
-    consumers = _consumers(model)
-    folded = []
-    for node in model.graph.node:
-        pad = producer.get(node.input[0]) if node.op_type == "Conv" else None
-        if pad is None or pad.op_type != "Pad" or len(consumers[pad.output[0]]) != 1:
-            continue
-        if _attribute(pad, "mode", b"constant") != b"constant" or pad.input[1] not in constants:
-            continue
-        if len(pad.input) > 3 and pad.input[3]:
-            continue
-        if len(pad.input) > 2 and pad.input[2]:
-            value = constants.get(pad.input[2])
-            if value is None or onnx.numpy_helper.to_array(value).any():
-                continue
-        amounts = onnx.numpy_helper.to_array(constants[pad.input[1]]).reshape(2, -1)
-        if _attribute(node, "auto_pad", b"NOTSET") != b"NOTSET" or amounts[:, :2].any() or amounts.min() < 0:
-            continue
-        spatial = amounts[:, 2:].ravel()
-        own = np.array(_attribute(node, "pads", [0] * len(spatial)))
-        kept = [attribute for attribute in node.attribute if attribute.name != "pads"]
-        del node.attribute[:]
-        node.attribute.extend([*kept, onnx.helper.make_attribute("pads", (own + spatial).tolist())])
-        node.input[0] = pad.input[0]
-        folded.append(pad)
-    for pad in folded:
-        model.graph.node.remove(pad)
-    return len(folded)
 
 
 def _consumers(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
@@ -869,7 +834,6 @@ def read_float_model(path: Path) -> tuple[onnx.ModelProto, DetectorSpec]:
     halves = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
     if any(tensor.data_type in halves for tensor in model.graph.initializer):
         raise errors.ModelError(f"{path}: its weights are FP16; give the FP32 file of export/to_onnx.py")
-    fold_padding(model)
     if not place(model).weights:
         raise errors.ModelError(
             f"{path}: no layer to quantise: none is named {', '.join(QUANTISED_MODULES)}…; "
