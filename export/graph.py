@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     import onnx
     import onnx_graphsurgeon
 
-PRECISION_KEY = "rgfl_precision"
 FP32, FP16, INT8, ROUNDED = "fp32", "fp16", "int8", "fp16-rounded"
 FP16_MAX = 65504.0
 QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
@@ -99,10 +98,12 @@ def read_spec(model: onnx.ModelProto) -> DetectorSpec:
 
 def precision(model: onnx.ModelProto) -> str:
     """FP32, FP16, INT8 or ROUNDED, as whoever wrote the file noted it."""
-    for prop in model.metadata_props:
-        if prop.key == PRECISION_KEY:
-            return str(prop.value)
-    return FP32
+    return read_note(model, "precision") or FP32
+
+
+def read_note(model: onnx.ModelProto, name: str) -> str:
+    """The metadata string `rgfl_<name>`, or nothing."""
+    return next((prop.value for prop in model.metadata_props if prop.key == f"rgfl_{name}"), "")
 
 
 def write_note(model: onnx.ModelProto, name: str, text: str) -> None:

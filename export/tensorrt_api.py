@@ -264,6 +264,8 @@ def configure(
         return config
     if options.compatibility != "none":
         level = options.compatibility.replace("-", "_").upper()
+        if not hasattr(trt.HardwareCompatibilityLevel, level):
+            raise InputError(f"--hardware-compatibility {options.compatibility}: {api} is too old for it")
         config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, level)
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)

@@ -93,6 +93,10 @@ def typed_model(
         raise ModelError(
             f"{path}: this file measures FP16 on a CPU; build from the file it was made of, with --fp16"
         )
+    if graph.read_note(model, "variant") == "cpu":
+        raise ModelError(
+            f"{path}: this INT8 file is written for ONNX Runtime's CPU kernels; build from the other"
+        )
     if graph.has_nms(model):
         model = graph.cut_nms(model)
     if calibration is not None:
@@ -356,7 +360,7 @@ def convert(arguments: argparse.Namespace) -> int:
         raise ModelError(_named(path, error)) from error
     if arguments.int8 and arguments.calib is None and not graph.precision(model).startswith(graph.INT8):
         raise InputError(
-            f"--int8: {path} is not quantised yet and needs images to calibrate on: --calib DIR, training images"
+            f"--int8: {path} is not quantised yet; give training images to calibrate on: --calib DIR"
         )
     gpu = tensorrt_api.find_gpu()
     api = tensorrt_api.open_api(arguments.backend, gpu)
@@ -421,7 +425,8 @@ def _command(path: Path, out: Path, arguments: argparse.Namespace) -> str:
     words = ["python", "export/to_trt.py", str(path), "--out", str(out)]
     for name, value in vars(arguments).items():
         flag = f"--{name.replace('_', '-')}"
-        if name in ("model", "out", "verbose") or value in (None, False, "", 0.0, "auto", "none"):
+        unset = value is None or value is False or value in ("", "auto", "none")
+        if unset or name in ("model", "out", "verbose") or (name == "workspace" and not value):
             continue
         words += [flag] if value is True else [flag, str(value)]
     return shlex.join(words)

@@ -1,0 +1,468 @@
+"""Engines: built for real by TensorRT for RTX on the CPU; refusals; names of TensorRT 10 and 11."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+onnx = pytest.importorskip("onnx", reason="needs onnx: pip install 'rgfl[export]'")
+trt = pytest.importorskip("tensorrt_rtx", reason="needs TensorRT for RTX: pip install 'rgfl[rtx]'")
+
+import rgfl.plugins  # noqa: E402
+from rgfl.export import graph, tensorrt_api, to_trt  # noqa: E402
+from rgfl.export.tensorrt_api import Api, BuildOptions, Gpu, open_api  # noqa: E402
+from rgfl.trt_runtime import draw  # noqa: E402
+from rgfl.trt_runtime.errors import InputError, ModelError  # noqa: E402
+from rgfl.trt_runtime.sample_tiles import patterned_tiles  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+RTX = open_api("rtx", None)
+# The module of TensorRT for RTX has the classes of the standard one: enough to run the Python around them.
+STANDARD = Api("tensorrt", trt, (10, 16, 1, 11), "stands in")
+H200, A10 = Gpu("NVIDIA H200", (9, 0)), Gpu("NVIDIA A10", (8, 6))
+
+
+@pytest.fixture
+def model(tiny_onnx: Path, tmp_path: Path) -> Path:
+    """A copy in a folder of its own."""
+    return Path(shutil.copy(tiny_onnx, tmp_path / "model.onnx"))
+
+
+@pytest.fixture(scope="module")
+def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("calibration")
+    for index, tile in enumerate(patterned_tiles((128, 128), 2)):
+        draw.save(tile, folder / f"{index}.png")
+    return folder
+
+
+def error_of(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
+    """The one line of a refused command."""
+    capsys.readouterr()
+    assert to_trt.main(arguments) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("to_trt: error: ")
+    assert message.count("\n") == 1, message
+    return message
+
+
+# --- engines, for real -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_an_engine_is_built_on_the_cpu(
+    precision: str, model: Path, calibration: Path, capsys: pytest.CaptureFixture
+) -> None:
+    flags = {"fp32": [], "fp16": ["--fp16"], "int8": ["--int8", "--calib", str(calibration)]}[precision]
+    assert to_trt.main([str(model), "--backend", "rtx", "--max-batch", "4", *flags]) == 0
+    engine = model.with_name("model.engine" if precision == "fp32" else f"model.{precision}.engine")
+    printed = capsys.readouterr().out
+    assert "NMS behind the engine" in printed
+    assert str(engine) in printed
+
+    spec = graph.read_spec(graph.load(model))
+    assert spec.to_json().encode() in engine.read_bytes()
+    assert str(tensorrt_api.read_plan(engine)) == str(RTX)
+    record = tensorrt_api.read_record(engine)
+    assert record["bytes"] == engine.stat().st_size > model.stat().st_size
+    assert record["precision"] == ("int8-fp16" if precision == "int8" else precision)
+    assert record["batch"] == [1, 1, 4]
+    assert record["spec_digest"] == spec.digest
+    assert record["command"].startswith(f"python export/to_trt.py {model} --out {engine}")
+
+    types = record["layers"]["types"]
+    wide = "FP32" if precision == "fp32" else "FP16"
+    assert set(types["CONVOLUTION"]) == {wide}
+    assert set(types["NORMALIZATION"]) == {wide}
+    assert types["SOFTMAX"] == {"FP32": 2}  # of decode, in every precision
+    assert ("QUANTIZE" in types) == (precision == "int8")
+    if precision == "int8":
+        assert set(types["QUANTIZE"]) == {"INT8"}
+        assert set(types["DEQUANTIZE"]) == {"FP16"}
+    assert {path.name for path in model.parent.iterdir()} == {model.name, engine.name, f"{engine.name}.json"}
+
+
+def test_a_typed_or_nms_file_builds_too(model: Path, tmp_path: Path) -> None:
+    """What graph.py writes; NMS is cut again, as TensorRT for RTX has no plugins."""
+    typed = tmp_path / "typed.onnx"
+    assert graph.main([str(model), "--fp16", "--nms", "--out", str(typed)]) == 0
+    assert to_trt.main([str(typed), "--backend", "rtx"]) == 0
+    assert tensorrt_api.read_record(tmp_path / "typed.engine")["precision"] == "fp16"
+
+
+def test_without_a_model_the_newest_export_is_taken_and_named(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    older, newer = tmp_path / "a" / "older.onnx", tmp_path / "b" / "newer.onnx"
+    rounded = tmp_path / "b" / "rounded.onnx"
+    for path in (older, newer):
+        path.parent.mkdir()
+        shutil.copy(model, path)
+    graph.main([str(model), "--rounding", "--out", str(rounded)])
+    (tmp_path / "b" / "foreign.onnx").write_bytes(b"something else")
+    (tmp_path / ".hidden.onnx").write_bytes(model.read_bytes())
+    for second, path in enumerate((model, older, newer, rounded, tmp_path / "b" / "foreign.onnx")):
+        os.utime(path, (1e9 + second, 1e9 + second))
+    assert to_trt.newest_export(tmp_path) == newer
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "out.engine"
+    assert to_trt.main(["--backend", "rtx", "--out", str(out)]) == 0
+    assert f"model: {newer}" in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path / "a")
+    older.unlink()
+    assert "python export/to_onnx.py CHECKPOINT" in error_of([], capsys)
+
+
+def test_ctrl_c_ends_a_build_and_leaves_nothing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    progress = RTX.new_progress()
+    monkeypatch.setattr(progress, "cancelled", True)
+    monkeypatch.setattr(Api, "new_progress", lambda self: progress)
+    with pytest.raises(
+        ModelError, match="cannot build the engine"
+    ):  # TensorRT gives no plan where it was cancelled
+        to_trt.build_plan(RTX, graph.load(model), BuildOptions())
+    assert progress.steps > 0
+    assert list(model.parent.iterdir()) == [model]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGKILL")
+def test_a_killed_build_leaves_the_old_engine(model: Path) -> None:
+    engine = model.with_suffix(".engine")
+    engine.write_bytes(b"the old one")
+    code = (
+        "import os, signal\n"
+        "from rgfl.export import to_trt\n"
+        "whole = to_trt.build_plan\n"
+        "def killed(*arguments, **options):\n"
+        "    whole(*arguments, **options)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "to_trt.build_plan = killed\n"
+        f"to_trt.main([{str(model)!r}, '--fp16', '--backend', 'rtx', '--out', {str(engine)!r}])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert engine.read_bytes() == b"the old one"
+    assert {path.name for path in model.parent.iterdir()} == {model.name, engine.name}
+
+
+# --- refusals --------------------------------------------------------------------------------------------
+
+
+def test_files_that_are_no_models_of_ours(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    data = model.read_bytes()
+    bare = graph.load(model)
+    del bare.metadata_props[:]
+    graph.save(bare, tmp_path / "bare.onnx")
+    (tmp_path / "half.onnx").write_bytes(data[: len(data) // 2])
+    (tmp_path / "last.onnx").write_bytes(data[:-1])
+    (tmp_path / "flipped.onnx").write_bytes(bytes(byte ^ 0x5A for byte in data[:4000]) + data[4000:])
+    (tmp_path / "noise.onnx").write_bytes(b"\x00\x01noise" * 100)
+    (tmp_path / "empty.onnx").touch()
+    graph.main([str(model), "--rounding", "--out", str(tmp_path / "rounded.onnx")])
+    other = graph.load(model)
+    graph.write_spec(other, graph.read_spec(other), precision="int8", variant="cpu")
+    graph.save(other, tmp_path / "cpu.onnx")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    for name, reason in {
+        "bare.onnx": "no rgfl spec in the model's metadata; export the checkpoint with: python export/",
+        "half.onnx": "no ONNX model",
+        "last.onnx": "no ONNX model",
+        "flipped.onnx": "no ONNX model",
+        "noise.onnx": "no ONNX model",
+        "empty.onnx": "no ONNX model",
+        "missing.onnx": "no such file",
+        "rounded.onnx": "measures FP16 on a CPU",
+        "cpu.onnx": "written for ONNX Runtime's CPU kernels",
+    }.items():
+        message = error_of([str(tmp_path / name), "--fp16", "--backend", "rtx"], capsys)
+        assert str(tmp_path / name) in message
+        assert reason in message
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--min-batch", "0"], "expected 1 ≤ --min-batch ≤ --opt-batch ≤ --max-batch, got 0, 0, 8"),
+        (["--min-batch", "4", "--opt-batch", "2"], "got 4, 2, 8"),
+        (["--opt-batch", "4", "--max-batch", "2"], "got 1, 4, 2"),
+        (["--max-batch", "-1"], "got 1, 1, -1"),
+        (["--workspace", "-1"], "--workspace -1: expected GiB > 0"),
+        (["--optimization-level", "9"], "expected 0 to 5"),
+        (["--int8"], "give training images to calibrate on: --calib DIR"),
+        (["--fp16", "--calib", "."], "--calib goes with --int8"),
+        (["--int8", "--calib", "nowhere"], "--calib nowhere: no such directory"),
+        (["--keep-fp32", "neck*"], "--keep-fp32 goes with --fp16"),
+        (["--fp16", "--keep-fp32", "nick*"], "no node has such a name"),
+        (["--out", "engine.onnx"], "ends in .engine"),
+        (["--out", "nowhere/model.engine"], "the folder nowhere does not exist"),
+        (["--version-compatible"], "TensorRT for RTX has no such thing"),
+        (["--hardware-compatibility", "ampere-plus"], "--hardware-compatibility"),
+        (["--timing-cache", "cache"], "--timing-cache"),
+    ],
+)
+def test_flags_that_make_no_sense(
+    flags: list[str], reason: str, model: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert reason in error_of([str(model), "--backend", "rtx", *flags], capsys)
+    assert list(model.parent.iterdir()) == [model]
+
+
+def test_fp16_that_overflows_is_refused(model: Path, capsys: pytest.CaptureFixture) -> None:
+    loaded = graph.load(model)
+    first = next(node for node in loaded.graph.node if node.op_type == "Conv")
+    for item in loaded.graph.initializer:
+        if item.name == first.input[1]:
+            weights = onnx.numpy_helper.to_array(item) * 1e5
+            item.CopyFrom(onnx.numpy_helper.from_array(weights.clip(-6e4, 6e4), item.name))
+    graph.save(loaded, model)
+    assert "FP16 overflows in this model" in error_of([str(model), "--fp16", "--backend", "rtx"], capsys)
+    assert list(model.parent.iterdir()) == [model]
+
+
+def use_standard(monkeypatch: pytest.MonkeyPatch, gpu: Gpu | None) -> None:
+    """As if TensorRT 10 were installed on a machine with `gpu`."""
+    monkeypatch.setattr(tensorrt_api, "_installed", lambda backend: True)
+    monkeypatch.setattr(
+        tensorrt_api, "_load", lambda backend, reason: STANDARD if backend == "tensorrt" else RTX
+    )
+    monkeypatch.setattr(tensorrt_api, "find_gpu", lambda: gpu)
+
+
+def test_standard_tensorrt_without_a_gpu(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    use_standard(monkeypatch, None)
+    message = error_of([str(model), "--backend", "tensorrt"], capsys)
+    assert "TensorRT 10.16.1.11 builds engines on the GPU that will run them" in message
+    assert "--backend rtx" in message
+    assert open_api("auto", None).name == "rtx"
+    assert open_api("auto", H200).name == "tensorrt"
+
+
+def test_standard_tensorrt_without_the_plugin(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    use_standard(monkeypatch, H200)
+    monkeypatch.setattr(rgfl.plugins, "LIBRARY", tmp_path / "none.so")
+    assert "run: python -m rgfl.plugins.build" in error_of([str(model)], capsys)
+
+
+def test_no_tensorrt_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt_api, "_installed", lambda backend: False)
+    with pytest.raises(InputError, match=r"no TensorRT is installed; pip install .*rgfl\[tensorrt\]"):
+        open_api("auto", H200)
+    with pytest.raises(InputError, match=r"TensorRT for RTX is not installed: pip install"):
+        open_api("rtx", None)
+
+
+# --- an engine of another version or GPU -----------------------------------------------------------------
+
+
+def fake_engine(path: Path, version: tuple[int, ...], magic: bytes = b"ftrt", **record: Any) -> Path:
+    """The head of an engine file, and a record beside it."""
+    from rgfl.trt_runtime.machine import file_facts
+
+    path.write_bytes(magic + bytes(20) + bytes(version) + b"and so on")
+    record = {
+        "sha256": file_facts(path)["sha256"],
+        "command": f"python export/to_trt.py m.onnx --out {path}",
+        **record,
+    }
+    tensorrt_api.record_path(path).write_text(json.dumps(record))
+    return path
+
+
+def on(gpu: Gpu) -> dict[str, Any]:
+    return {"name": gpu.name, "capability": list(gpu.capability)}
+
+
+def test_engines_of_other_versions_and_gpus_are_refused_with_the_command(tmp_path: Path) -> None:
+    here = (10, 16, 1, 11)
+    engine = tmp_path / "a.engine"
+    cases = [
+        (here, b"ftrt", {"gpu": on(H200)}, H200, ""),
+        (here, b"ftrt", {}, H200, ""),
+        ((10, 16, 1, 9), b"ftrt", {"gpu": on(H200)}, H200, ""),  # a build of the same version
+        (
+            (10, 9, 0, 34),
+            b"ftrt",
+            {"gpu": on(H200)},
+            H200,
+            "built with TensorRT 10.9.0.34, and this is TensorRT 10",
+        ),
+        ((10, 9, 0, 34), b"ftrt", {"gpu": on(H200), "version_compatible": True}, H200, ""),
+        ((11, 4, 0, 106), b"ftrt", {"version_compatible": True}, H200, "built with TensorRT 11.4.0.106"),
+        ((1, 7, 1, 116), b"vtrt", {}, H200, "an engine of TensorRT for RTX 1.7.1.116"),
+        (
+            here,
+            b"ftrt",
+            {"gpu": on(A10)},
+            H200,
+            r"built for NVIDIA A10 \(compute capability 8.6\), and this is NVIDIA H200",
+        ),
+        (here, b"ftrt", {"gpu": on(A10), "hardware_compatibility": "ampere-plus"}, H200, ""),
+        (
+            here,
+            b"ftrt",
+            {"gpu": on(A10), "hardware_compatibility": "same-compute-capability"},
+            H200,
+            "built for",
+        ),
+        (here, b"ftrt", {"gpu": on(H200)}, None, "needs an NVIDIA GPU"),
+    ]
+    for version, magic, record, gpu, reason in cases:
+        fake_engine(engine, version, magic, **record)
+        if not reason:
+            assert tensorrt_api.check_engine(engine, STANDARD, gpu)["command"]
+            continue
+        with pytest.raises(ModelError, match=reason) as caught:
+            tensorrt_api.check_engine(engine, STANDARD, gpu)
+        if gpu:
+            assert str(caught.value).endswith(
+                f"build it anew with: python export/to_trt.py m.onnx --out {engine}"
+            )
+
+
+def test_a_record_of_another_engine_is_not_believed(tmp_path: Path) -> None:
+    engine = fake_engine(tmp_path / "a.engine", (10, 16, 1, 11), gpu=on(A10))
+    engine.write_bytes(engine.read_bytes() + b"!")
+    assert tensorrt_api.check_engine(engine, STANDARD, H200) == {}
+    for data in (b"", b"ftrt", b"something else that is long enough"):
+        engine.write_bytes(data)
+        with pytest.raises(ModelError, match=r"no TensorRT engine; build one with: python export/to_trt.py"):
+            tensorrt_api.read_plan(engine)
+
+
+# --- standard TensorRT: as far as one gets without it ----------------------------------------------------
+
+
+def test_the_switches_of_standard_tensorrt_are_set(tmp_path: Path) -> None:
+    builder = trt.Builder(STANDARD.new_logger())
+    library = tmp_path / "plugin.so"
+    options = BuildOptions((1, 2, 4), "ampere-plus", True, False, 1.5, 4)
+    config = tensorrt_api.configure(STANDARD, builder, options, (128, 128, 3), library)
+    assert not config.get_flag(trt.BuilderFlag.TF32)  # on by default, and decode would lose bits
+    assert config.get_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    assert config.plugins_to_serialize == [str(library)]
+    assert config.builder_optimization_level == 4
+    assert config.num_optimization_profiles == 1
+    tf32 = tensorrt_api.configure(STANDARD, builder, BuildOptions(tf32=True), (128, 128, 3), None)
+    assert tf32.get_flag(trt.BuilderFlag.TF32)
+
+
+@pytest.mark.parametrize(("version", "flags"), [((10, 9), 1), ((11, 4), 0)])
+def test_networks_are_strongly_typed_by_flag_until_version_11(version: tuple[int, ...], flags: int) -> None:
+    class Builder:
+        def create_network(self, given: int) -> int:
+            return given
+
+    strongly_typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    assert Api("tensorrt", trt, version, "").new_network(Builder()) == flags * strongly_typed
+
+
+def test_the_inspectors_answer_is_read_in_both_forms() -> None:
+    ten = {
+        "Layers": [
+            {
+                "LayerType": "CaskConvolution",
+                "Outputs": [{"Format/Datatype": "Channel major FP16 format where channel % 8 == 0"}],
+            },
+            {"LayerType": "PluginV3", "Outputs": [{"Format/Datatype": "Row major Int32 format"}]},
+        ],
+        "Bindings": ["images"],
+    }
+    eleven = {
+        "Layers": [
+            {
+                "LayerType": "CaskConvolution",
+                "Outputs": [{"Format": "Channel major (kHWC8)", "DataType": "Half"}],
+            },
+            {"LayerType": "PluginV3", "Outputs": [{"Format": "Row major (kLINEAR)", "DataType": "Int32"}]},
+        ],
+        "I/O Tensors": [{"Name": "images"}],
+    }
+    for answer in (ten, eleven):
+        layers = tensorrt_api.parse_inspection(json.dumps(answer))
+        assert layers.types == {"CaskConvolution": {"FP16": 1}, "PluginV3": {"INT32": 1}}
+        assert "2 layers of the engine" in layers.text()
+    assert tensorrt_api.parse_inspection('{"Layers": ["conv1", "conv2"]}').total == 2
+
+
+def names_used() -> set[str]:
+    """Every attribute in the two files that is a name of TensorRT's Python module."""
+    known = set(dir(trt))
+    for item in vars(trt).values():
+        if isinstance(item, type):
+            known.update(name for name in dir(item) if not name.startswith("_"))
+    used = {"AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"}  # looked up by getattr
+    used |= {"phase_start", "step_complete", "phase_finish"}  # overridden
+    for file in ("to_trt.py", "tensorrt_api.py"):
+        tree = ast.parse((ROOT / "export" / file).read_text(encoding="utf-8"))
+        attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+        used |= {node.attr for node in attributes if ast.unparse(node.value) not in OURS} & known
+    return {name for name in used if not name.startswith("_")}
+
+
+# Objects of ours whose attributes have names that TensorRT uses too.
+OURS = ("graph", "arguments", "layers", "self", "api", "plan", "options", "gpu", "node", "tensor")
+
+
+@pytest.mark.parametrize("version", ["10", "11"])
+def test_tensorrt_10_and_11_have_every_name_that_is_used(version: str) -> None:
+    """RGFL_TENSORRT_BINDINGS names a folder with `10` and `11`, each from
+
+        pip install --no-deps --target FOLDER/10 'tensorrt-cu13-bindings==10.*'
+
+    Without TensorRT's libraries it cannot be imported, so its binary is searched.
+    """
+    folder = os.environ.get("RGFL_TENSORRT_BINDINGS")
+    found = list((Path(folder) / version).glob("tensorrt_bindings/tensorrt.*")) if folder else []
+    if not found:
+        pytest.skip(f"set RGFL_TENSORRT_BINDINGS to a folder with the bindings of TensorRT {version}")
+    binary = found[0].read_bytes()
+    used = names_used()
+    assert {"STRONGLY_TYPED", "plugins_to_serialize", "set_timing_cache", "IProgressMonitor"} <= used
+    # The linker keeps a string that ends another one only once, so names are looked for as ends of strings.
+    missing = {name for name in used if name.encode() + b"\0" not in binary}
+    assert not missing
+
+
+def test_no_precision_flag_and_no_calibrator_is_used() -> None:
+    assert not names_used() & {
+        "FP16",
+        "INT8",
+        "BF16",
+        "int8_calibrator",
+        "set_calibration_profile",
+        "platform_has_fast_fp16",
+    }
+
+
+def test_help_is_quick_has_examples_and_says_what_was_not_run() -> None:
+    code = (
+        "import sys\n"
+        "from rgfl.export import {script}\n"
+        "try: {script}.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {{'torch', 'onnx', 'onnxruntime', 'cv2', 'tensorrt', 'tensorrt_rtx'}} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    for script in ("to_trt", "graph"):
+        started = time.perf_counter()
+        command = [sys.executable, "-c", code.format(script=script)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert time.perf_counter() - started < 20
+        assert f"python export/{script}.py" in done.stdout
+        assert script == "graph" or "not run yet" in done.stdout
