@@ -57,7 +57,7 @@ demo: $(DEMO)/report.md
 	@echo "Pictures: $(DEMO)/pictures/   Plot: $(DEMO)/pareto.png   Table: $(DEMO)/report.md"
 
 $(DEMO)/data/classes.txt: $(VENV)/.built
-	$(PY) -m rgfl.dota.synthetic --out $(DEMO)/data --train 240 --val 60 --seed 7
+	$(PY) -m rgfl.dota.synthetic --out $(DEMO)/data --train 720 --val 60 --seed 7 --objects 1.6
 
 $(DEMO)/run/best.pt: $(DEMO)/data/classes.txt
 	$(PY) -m rgfl.train --recipe demo --data $(DEMO)/data --out $(DEMO)/run

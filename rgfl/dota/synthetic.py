@@ -45,7 +45,7 @@ LONGEST = 300.0  # pixels, the longest side of any object
 TINY = 10.0  # pixels: an object whose longer side is below is difficult
 HIDDEN = 0.5  # an object of which more is covered is difficult
 VISIBLE = 0.75  # objects of which less lies inside the image are not drawn
-FORMAT = 1  # raise it when the same settings no longer give the same files
+FORMAT = 2  # raise it when the same settings no longer give the same files
 
 
 class SyntheticError(ValueError):
@@ -81,7 +81,7 @@ class Difficulty:
 
 
 DIFFICULTIES = {
-    "easy": Difficulty((4.5, 6.5), (1.0, 1.0), 0.04, 0.3, (0.0, 0.5), (2, 5), (0.9, 1.1), 0.0),
+    "easy": Difficulty((6.0, 8.0), (1.0, 1.0), 0.04, 0.3, (0.0, 0.5), (2, 5), (0.9, 1.1), 0.0),
     "medium": Difficulty((2.6, 5.0), (0.8, 1.0), 0.10, 0.8, (0.3, 0.9), (4, 9), (0.75, 1.15), 0.5),
     "hard": Difficulty((1.9, 4.5), (0.45, 0.95), 0.20, 1.4, (0.5, 1.3), (6, 14), (0.55, 1.2), 1.0),
 }
