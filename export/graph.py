@@ -536,7 +536,7 @@ def add_nms(model: onnx.ModelProto) -> onnx.ModelProto:
     if set(outputs) != {"boxes", "scores"}:
         raise ModelError(
             f"expected the outputs boxes and scores before NMS, found {sorted(outputs)}; "
-            "write the file anew with export/to_onnx.py"
+            "write the file anew with export/to_onnx.py, without --uncertainty"
         )
     for name, tensor in outputs.items():
         tensor.name = name + BEFORE_NMS
