@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -344,6 +345,10 @@ def test_one_bad_image_does_not_stop_the_others(data, tmp_path, capsys):
     ("flags", "message"),
     [
         (["--stride", "65"], "--stride: expected 1…64 (--size), got 65"),
+        (["--size", "0"], "--size: expected 1…16384 pixels, got 0"),
+        (["--size", "-5"], "--size: expected 1…16384 pixels, got -5"),
+        (["--size", "1000000"], "--size: expected 1…16384 pixels, got 1000000"),
+        (["--scales", "0.01"], "P0001.png: nothing is left of 100 × 50 pixels at scale 0.01"),
         (["--scales", "0"], "--scales: expected positive factors, got [0.0]"),
         (["--scales", "1", "1.0"], "names a scale twice"),
         (["--pad-value", "0", "0", "256"], "--pad-value: expected three grey levels"),
@@ -369,6 +374,27 @@ def test_folders_that_are_not_ours_are_left_alone(data, tmp_path, capsys):
     assert (out / "train/images/mine.png").exists()
     assert run(tmp_path / "tiles/train/images", out) == 2
     assert "train/images, val/images …, found neither" in capsys.readouterr().err
+
+
+def test_the_stride_follows_the_size_unless_given(data, tmp_path, capsys):
+    flags = ["--data", str(data), "--out", str(tmp_path / "tiles"), "--size", "64", "--workers", "1"]
+    assert tiling.main(flags) == 0
+    head = json.loads((tmp_path / "tiles/train" / tiling.JOURNAL).read_text().splitlines()[0])
+    assert head["stride"] == 52
+    assert tiling.default_stride(1024) == 824
+
+
+def test_messages_name_the_folder_that_is_wrong(data, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert run(data, tmp_path / "file") == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'file'}")
+    shutil.rmtree(data / "train/labelTxt")
+    assert run(data, tmp_path / "unlabelled") == 0
+    assert f"{data / 'train'} has no labelTxt/" in capsys.readouterr().err
+    for path in (data / "train/images").iterdir():
+        path.unlink()
+    assert run(data, tmp_path / "tiles") == 2
+    assert f"{data / 'train/images'}: no image in this folder" in capsys.readouterr().err
 
 
 def test_other_settings_need_another_folder(data, tmp_path, capsys):

@@ -48,6 +48,7 @@ from rgfl.dota.labels import Objects, find_classes, read_classes, read_labels, w
 
 Cut = Literal["clipped", "whole"]
 DIFFICULT_CUT = 2
+LARGEST_TILE = 16384  # pixels a side; more is a slip of the hand, and would not fit into memory
 # The journal of a tiled folder: its first line the settings, then one line a finished image.
 JOURNAL = "tiles.jsonl"
 _TILE_NAME = re.compile(r"(?P<stem>.+)__[0-9.e+-]+__\d+___\d+\.(png|txt)")
@@ -80,6 +81,8 @@ class TileSettings:
     keep_empty: bool = False
 
     def __post_init__(self) -> None:
+        if not 0 < self.size <= LARGEST_TILE:
+            raise TilingError(f"--size: expected 1…{LARGEST_TILE} pixels, got {self.size}")
         if not 0 < self.stride <= self.size:
             raise TilingError(
                 f"--stride: expected 1…{self.size} (--size), got {self.stride}; more would leave gaps"
@@ -128,6 +131,11 @@ def windows(height: int, width: int, size: int, stride: int) -> list[tuple[int, 
 def _starts(length: int, size: int, stride: int) -> list[int]:
     last = max(length - size, 0)
     return [*range(0, last, stride), last]
+
+
+def default_stride(size: int) -> int:
+    """824 for 1024, as the published rows, and the same share of overlap for other sizes."""
+    return size - round(size * 200 / 1024)
 
 
 def crop(
@@ -397,6 +405,10 @@ def _tile_image(job: _Job) -> dict[str, Any]:
     counts = {"tiles": 0, "objects": 0, "cut_objects": 0}
     for scale in settings.scales:
         pixels = image
+        if min(image.shape[:2]) * scale < 1:
+            return {
+                "error": f"{job.image}: nothing is left of {_extent(image)} pixels at scale {_rate(scale)}"
+            }
         if scale != 1:
             shrink = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
             # With fx and no size OpenCV samples at exactly this scale, so that labels × scale fit.
@@ -434,6 +446,10 @@ def _write_png(path: Path, tile: NDArray[np.uint8]) -> None:
     if not encoded:
         raise ImageError(f"{path}: OpenCV could not encode the tile")
     atomic.write_bytes(path, data.tobytes())
+
+
+def _extent(image: NDArray[np.uint8]) -> str:
+    return f"{image.shape[1]} × {image.shape[0]}"
 
 
 def _rate(scale: float) -> str:
@@ -541,7 +557,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the tiles, laid out alike")
     parser.add_argument("--size", type=int, default=defaults.size, help="side of a tile, px")
-    parser.add_argument("--stride", type=int, default=defaults.stride, help="from window to window, px")
+    parser.add_argument(
+        "--stride",
+        type=int,
+        default=argparse.SUPPRESS,
+        help="from window to window, px (default: 824 for 1024, the same share of other sizes)",
+    )
     parser.add_argument(
         "--scales", type=float, nargs="+", default=list(defaults.scales), help="resize factors before cutting"
     )
@@ -564,7 +585,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = TileSettings(
             size=options.size,
-            stride=options.stride,
+            stride=getattr(options, "stride", default_stride(options.size)),
             scales=tuple(options.scales),
             pad_value=tuple(options.pad_value),
             min_visible=options.min_visible,
@@ -576,8 +597,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise TilingError("--out: must not be the folder of --data")
         for name, folder in _find_splits(options.data).items():
             labels = folder / "labelTxt" if (folder / "labelTxt").is_dir() else None
+            images = find_images(folder / "images")
+            if not images:
+                raise TilingError(f"{folder / 'images'}: no image in this folder")
+            if labels is None:
+                print(f"note: {folder} has no labelTxt/: its tiles get no labels", file=sys.stderr)
             tiled = split(
-                find_images(folder / "images"),
+                images,
                 labels,
                 options.out / name,
                 settings,
@@ -594,7 +620,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 )
             )
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        message = str(error)
+        if isinstance(error, OSError) and error.filename is not None and error.strerror:
+            message = f"{error.filename}: {error.strerror}"
+        print(f"error: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
