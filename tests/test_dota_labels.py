@@ -73,11 +73,26 @@ def test_class_lists_as_users_name_them(tmp_path):
         (",", "no class names"),
         ("plane,plane", "plane named more than once"),
         ("small vehicle,ship", "'small vehicle' has white space"),
+        ("../plane,ship", "'../plane' has a slash"),
     ],
 )
 def test_class_lists_refused(text, message):
     with pytest.raises(ValueError, match=message):
         labels.read_classes(text)
+
+
+def test_a_class_file_holds_one_name_a_line(tmp_path):
+    file = written(tmp_path, "plane,ship\n", "classes.txt")
+    with pytest.raises(
+        ValueError, match=r"classes.txt: class name 'plane,ship' has a comma; .* one name a line"
+    ):
+        labels.read_classes(str(file))
+
+
+def test_classes_found_can_name_a_file(tmp_path):
+    written(tmp_path, "gsd:1\n0 0 1 0 1 1 0 1 car/truck 0\n")
+    with pytest.raises(LabelError, match=r"P0001.txt:2: class name 'car/truck' has a slash"):
+        labels.find_classes(tmp_path)
 
 
 def test_find_classes_in_official_order_else_sorted(tmp_path):
@@ -288,6 +303,21 @@ def test_task1_names_of_digits_do_not_hide_a_shifted_line(tmp_path):
     assert str(caught.value).startswith(f"{path}:1: expected 10 fields")
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("P9", r"Task1_ship.txt:3: image 'P9' has no label file \(there are 2, P1 … P2\)$"),
+        ("P1.png", r"Task1_ship.txt:3: image 'P1.png' has no label file .*; names have no extension$"),
+    ],
+)
+def test_an_unknown_image_is_named_by_file_and_line(tmp_path, name, message):
+    written(tmp_path, "", "Task1_plane.txt")
+    written(tmp_path, f"P1 .5 0 0 1 0 1 1 0 1\r\n\r\n{name} .5 0 0 1 0 1 1 0 1\r\n", "Task1_ship.txt")
+    assert len(labels.read_task1(tmp_path, NAMES)["ship"]) == 2
+    with pytest.raises(LabelError, match=message):
+        labels.read_task1(tmp_path, NAMES, images={"P1": 0, "P2": 0})
+
+
 def test_a_missing_class_file_is_named(tmp_path):
     written(tmp_path, "", "Task1_plane.txt")
     with pytest.raises(FileNotFoundError) as caught:
@@ -374,6 +404,7 @@ def test_find_images(tmp_path):
         find_images(tmp_path / "images")
     for name in ("b.PNG", "a.tiff", "c.jpeg", "Thumbs.db", "a.txt", "._b.png"):
         written(tmp_path, "", name)
+    (tmp_path / "d.png").mkdir()
     assert list(find_images(tmp_path)) == ["a", "b", "c"]
     written(tmp_path, "", "a.png")
     with pytest.raises(ImageError, match=r"a.tiff: a.png has the same name"):

@@ -27,7 +27,7 @@ def find_images(directory: Path | str) -> dict[str, Path]:
         raise FileNotFoundError(f"{directory}: no such folder; expected one that holds images")
     found: dict[str, Path] = {}
     for path in sorted(directory.iterdir()):
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith(".") or path.is_dir():
             continue
         if (other := found.get(path.stem)) is not None:
             raise ImageError(f"{path}: {other.name} has the same name; rename or remove one of the two")

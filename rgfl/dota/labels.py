@@ -18,7 +18,7 @@ import io
 import math
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -136,7 +136,8 @@ def read_classes(text: str) -> tuple[str, ...]:
     """A class list as users name it: "1.0", "1.5" or "2.0", a file of one name a line, or `a,b,c`.
 
     Raises:
-        ValueError: no such version or file, no names, a name twice, or one with white space in it.
+        ValueError: no such version or file, no names, a name twice, or one that labelTxt or a file's name
+            cannot hold.
     """
     text = text.strip()
     if text.removeprefix("v") in CLASSES:
@@ -158,17 +159,37 @@ def read_classes(text: str) -> tuple[str, ...]:
     for name in names:
         if len(name.split()) != 1:
             raise ValueError(f"{source}: class name {name!r} has white space; labelTxt needs it in one word")
+        if "," in name:
+            raise ValueError(f"{source}: class name {name!r} has a comma; a file holds one name a line")
+        if wrong := _unfit_for_file(name):
+            raise ValueError(f"{source}: {wrong}")
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{source}: {', '.join(repeated)} named more than once")
     return tuple(names)
 
 
+def _unfit_for_file(name: str) -> str:
+    """What keeps `Task1_<name>.txt` from being a file in its folder; empty if nothing does."""
+    return (
+        f"class name {name!r} has a slash; Task1_<class>.txt could not be written"
+        if set(name) & set("/\\")
+        else ""
+    )
+
+
 def find_classes(directory: Path | str) -> tuple[str, ...]:
-    """Names of the classes that occur in a folder of labelTxt files: official order if all are official."""
+    """Names of the classes that occur in a folder of labelTxt files: official order if all are official.
+
+    Raises:
+        LabelError: a line is wrong, or no file could be named after its class.
+        FileNotFoundError: no such folder, or no label file in it.
+    """
     names: set[str] = set()
     for path in _label_files(directory):
         for number, fields in _label_lines(path, _read_text(path)):
             _check_label(path, number, fields)
+            if fields[8] not in names and (wrong := _unfit_for_file(fields[8])):
+                _fail(path, number, wrong)
             names.add(fields[8])
     official = CLASSES["2.0"]
     if names <= set(official):
@@ -326,12 +347,18 @@ def to_task1(detections: Mapping[str, Detections], classes: Sequence[str]) -> di
     return task1
 
 
-def read_task1(directory: Path | str, classes: Sequence[str]) -> dict[str, Task1Class]:
+def read_task1(
+    directory: Path | str, classes: Sequence[str], images: Collection[str] | None = None
+) -> dict[str, Task1Class]:
     """All detections of a folder of `Task1_<class>.txt`, by class.
+
+    Args:
+        images: names that detections may have; None takes any.
 
     Raises:
         FileNotFoundError: the folder, or the file of a class, is missing (an empty file is fine).
-        LabelError: a line has not 10 fields, or a score or coordinate is no finite number.
+        LabelError: a line has not 10 fields, a score or coordinate is no finite number, or the image is
+            not among `images`.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -339,9 +366,15 @@ def read_task1(directory: Path | str, classes: Sequence[str]) -> dict[str, Task1
     if missing := [name for name in classes if not (directory / f"Task1_{name}.txt").is_file()]:
         raise FileNotFoundError(
             f"{directory}: no Task1_<class>.txt for {', '.join(missing)}; "
-            "a class without detections needs an empty file, another class list its own --version"
+            "a class without detections needs an empty file, another class list --version or --classes"
         )
-    return {name: _parse_task1(directory / f"Task1_{name}.txt") for name in classes}
+    found = {}
+    for name in classes:
+        path = directory / f"Task1_{name}.txt"
+        found[name] = _parse_task1(path)
+        if images is not None and (unknown := set(found[name].images).difference(images)):
+            _fail_image(path, unknown, images)
+    return found
 
 
 def write_task1(directory: Path | str, detections: Mapping[str, Detections], classes: Sequence[str]) -> None:
@@ -391,6 +424,17 @@ def _parse_task1(path: Path) -> Task1Class:
         _fail_task1(path, text)
     numbers = numbers.reshape(-1, 9)
     return Task1Class([row[0] for row in rows], numbers[:, 0].copy(), numbers[:, 1:].copy())
+
+
+def _fail_image(path: Path, unknown: Collection[str], images: Collection[str]) -> NoReturn:
+    """Raise for the first line of a good Task 1 file that has an unknown image."""
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        fields = line.split()
+        if fields and fields[0] in unknown:
+            hint = "; names have no extension" if Path(fields[0]).stem in images else ""
+            count = f"there are {len(images)}, {min(images)} … {max(images)}" if images else "there are none"
+            _fail(path, number, f"image {fields[0]!r} has no label file ({count}){hint}")
+    raise AssertionError(f"{path}: an unknown image was seen and not found again")
 
 
 def _fail_task1(path: Path, text: str) -> NoReturn:
