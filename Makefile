@@ -30,7 +30,7 @@ $(VENV)/.installed: pyproject.toml
 	    || { echo "Python's venv module is missing: apt-get install python3-venv"; exit 1; }
 	@command -v c++ >/dev/null || { echo "no C++ compiler: apt-get install g++"; exit 1; }
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --upgrade pip uv "setuptools>=68" wheel "pybind11>=2.12"
+	$(PY) -m pip install --quiet --upgrade pip uv "setuptools>=77" "pybind11>=2.12"
 	# uv fetches the wheels side by side, three times as fast; pip where only pip knows the way out.
 	$(BIN)/uv pip install --python $(PY) --no-build-isolation --editable ".[$(EXTRAS)]" \
 	    || $(PY) -m pip install --no-build-isolation --editable ".[$(EXTRAS)]"
