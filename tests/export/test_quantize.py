@@ -383,7 +383,7 @@ def test_detections_stay_what_they_were(written: tuple, detector: Path) -> None:
     """Point by point: which of two neighbours with random scores survives NMS would be a matter of luck."""
     tiles = patterned_tiles((SIZE, SIZE), 4, seed=99)
     (boxes, scores), (other_boxes, other_scores) = (
-        run(model, tiles) for model in (graph.load(detector), written[0])
+        run(model, tiles, optimise=False) for model in (graph.load(detector), written[0])
     )
     found = scores.max(2) > SPEC.score_threshold
     assert found.sum() > 100
@@ -534,26 +534,28 @@ def test_integer_kernels_take_the_cpu_variant(written: tuple, tmp_path: Path) ->
     assert operators.count("QLinearConv") >= 6
 
 
-def test_integer_kernels_compute_what_the_floats_did(written: tuple) -> None:
+def test_integer_kernels_compute_what_the_floats_did(written: tuple, detector: Path) -> None:
     """To a step of the grid here and there: a sum of integers is exact, one of floats rounds."""
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     if "vnni" not in flags:
         pytest.skip("this CPU has no VNNI: its uint8 × int8 products saturate at 16 bits")
     tiles = patterned_tiles((SIZE, SIZE), 3, seed=42)
-    close_to(run(written[0], tiles), run(written[1], tiles))
+    float_model = graph.load(detector)
+    as_good(run(written[1], tiles), run(written[0], tiles, optimise=False), run(float_model, tiles))
 
 
-def test_without_vnni_the_precise_mode_does(written: tuple) -> None:
+def test_without_vnni_the_precise_mode_does(written: tuple, detector: Path) -> None:
     """`session.x64quantprecision`: ONNX Runtime then takes uint8 × uint8 kernels, which cannot saturate."""
     tiles = patterned_tiles((SIZE, SIZE), 3, seed=42)
-    close_to(run(written[0], tiles), run(written[1], tiles, exact=True))
+    float_model = graph.load(detector)
+    found = run(written[1], tiles, exact=True)
+    as_good(found, run(written[0], tiles, optimise=False), run(float_model, tiles))
 
 
-def close_to(expected: list[np.ndarray], found: list[np.ndarray]) -> None:
-    (boxes, scores), (other_boxes, other_scores) = expected, found
-    assert np.abs(scores - other_scores).mean() < 2e-3
-    assert np.quantile(np.abs(scores - other_scores), 0.99) < 0.02
-    assert np.abs(boxes - other_boxes).mean() < 0.05
+def as_good(found: list[np.ndarray], int8: list[np.ndarray], fp32: list[np.ndarray]) -> None:
+    """No further from FP32 than INT8 with Q/DQ computed as written; one step of a grid flips here and there."""
+    for mine, its, true in zip(found, int8, fp32, strict=True):
+        assert np.abs(mine - true).mean() < 1.25 * np.abs(its - true).mean()
 
 
 # --- as much INT8 as the accuracy allows --------------------------------------------------------------------
