@@ -115,12 +115,15 @@ def convert(arguments: argparse.Namespace) -> int:
         raise errors.InputError(f"--out {arguments.out}: expected a name that ends in .onnx")
     if arguments.out.is_dir():
         raise errors.InputError(f"--out {arguments.out}: this is a directory")
+    from rgfl.trt_runtime.pipeline import find_scenes
     from rgfl.trt_runtime.runners import recognise
 
     kind, _ = recognise(arguments.checkpoint)
     if kind != "torch":
         raise errors.ModelError(f"{arguments.checkpoint}: expected a checkpoint (.pt), this is {kind}")
     images = errors.existing_directory(arguments.images, "--images") if arguments.images else None
+    if images:
+        find_scenes(images)  # an empty folder is told now, not after the export
 
     from rgfl.checkpoint import CheckpointError, load_detector
     from rgfl.export import graph

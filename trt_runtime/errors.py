@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -54,6 +55,26 @@ def existing_directory(path: Path, flag: str) -> Path:
         raise InputError(f"{flag} {path}: no such directory")
     if not path.is_dir():
         raise InputError(f"{flag} {path}: expected a directory, this is a file")
+    return path
+
+
+def new_file(path: Path, flag: str) -> Path:
+    """`path`, under which a file can be written; asked before hours of work, not after."""
+    if path.is_dir():
+        raise InputError(f"{flag} {path}: expected a file, this is a directory")
+    new_directory(path.parent, flag)
+    return path
+
+
+def new_directory(path: Path, flag: str) -> Path:
+    """`path`, which is a directory or can become one."""
+    for folder in (path, *path.parents):
+        if folder.exists():
+            if not folder.is_dir():
+                raise InputError(f"{flag} {path}: {folder} is a file, expected a directory")
+            if not os.access(folder, os.W_OK):
+                raise InputError(f"{flag} {path}: {folder} cannot be written to")
+            break
     return path
 
 

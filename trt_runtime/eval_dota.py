@@ -24,6 +24,7 @@ from rgfl.trt_runtime.pipeline import (
     Timing,
     add_model_arguments,
     check_model_arguments,
+    check_names,
     default_stride,
     find_scenes,
     stream,
@@ -84,8 +85,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="only the first N images")
     add_model_arguments(parser)
     arguments = parser.parse_args(argv)
-    command = evaluate_files if arguments.task1 else evaluate_model
-    return errors.run("eval_dota", lambda: command(arguments))
+    return errors.run("eval_dota", lambda: evaluate(arguments))
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """The command behind `main`, with parsed arguments."""
+    for flag in ("json", "submission"):
+        if path := getattr(arguments, flag):
+            errors.new_file(path, f"--{flag}")
+    if arguments.draw:
+        errors.new_directory(arguments.draw, "--draw")
+    return evaluate_files(arguments) if arguments.task1 else evaluate_model(arguments)
 
 
 # --- result files of any detector --------------------------------------------------------------------------
@@ -93,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def evaluate_files(arguments: argparse.Namespace) -> int:
     """Score Task 1 files; neither torch nor a model is loaded."""
-    from rgfl.dota.average_precision import evaluate
+    from rgfl.dota import average_precision
     from rgfl.dota.labels import CLASSES, read_classes, read_task1
     from rgfl.trt_runtime import machine
 
@@ -112,7 +122,8 @@ def evaluate_files(arguments: argparse.Namespace) -> int:
         classes = CLASSES[arguments.version]
     hint = "name the classes with --classes or --version, or skip other labels with --ignore-unknown"
     truth = read_truth(arguments, classes, hint)
-    result = evaluate(read_task1(arguments.task1, classes), truth, classes, version=arguments.version)
+    task1 = read_task1(arguments.task1, classes, images=truth)
+    result = average_precision.evaluate(task1, truth, classes, version=arguments.version)
     print(result.table())
     if arguments.json:
         record = {
@@ -140,6 +151,8 @@ def evaluate_model(arguments: argparse.Namespace) -> int:
         raise errors.InputError(f"--submission {arguments.submission}: expected a name that ends in .zip")
     if arguments.limit < 0:
         raise errors.InputError(f"--limit {arguments.limit}: expected 0 (all) or more")
+    if arguments.draw_limit < 0:
+        raise errors.InputError(f"--draw-limit {arguments.draw_limit}: expected 0 or more")
     check_model_arguments(arguments)
     images = find_scenes(arguments.images)
 
@@ -161,6 +174,7 @@ def evaluate_model(arguments: argparse.Namespace) -> int:
         if arguments.limit:
             images = dict(list(images.items())[: arguments.limit])
             truth = {name: truth[name] for name in images} if truth is not None else None
+        check_names(images)
         found = _detect(runner, images, truth, arguments, timing)
         model = runner.describe()
         settings = {

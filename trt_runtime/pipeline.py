@@ -93,8 +93,10 @@ def tile_side(spec: DetectorSpec) -> int:
 
 
 def default_stride(size: int) -> int:
-    """824 for 1024, as the published rows, and the same share of overlap for other sizes."""
-    return size - round(size * 200 / 1024)
+    """`rgfl.dota.tiling.default_stride`, imported late: `--help` must be quick."""
+    from rgfl.dota import tiling
+
+    return tiling.default_stride(size)
 
 
 def stream(
@@ -278,6 +280,15 @@ def find_scenes(path: Path) -> dict[str, Path]:
     return images
 
 
+def check_names(images: Mapping[str, Path]) -> None:
+    """InputError for a name that Task 1 files cannot hold."""
+    for name, path in images.items():
+        if len(name.split()) != 1:
+            raise errors.InputError(
+                f"{path}: white space in an image's name, which Task 1 files cannot hold; rename it"
+            )
+
+
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of how a model is run, the same in every command that runs one over scenes."""
     parser.add_argument("--stride", type=int, default=0, metavar="PX", help="tile to tile (824 for 1024)")
@@ -318,8 +329,8 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
     """The command behind `main`, with parsed arguments."""
     check_model_arguments(arguments)
     scenes = find_scenes(arguments.images)
-    if arguments.out.is_file():
-        raise errors.InputError(f"--out {arguments.out}: expected a directory, this is a file")
+    check_names(scenes)
+    errors.new_directory(arguments.out, "--out")
 
     from tqdm import tqdm
 

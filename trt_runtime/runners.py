@@ -78,6 +78,12 @@ class Runner(ABC):
         from rgfl.postprocess import select
 
         boxes, scores = outputs
+        # NMS would drop them without a word, and a broken model would pass for one that finds nothing.
+        likely = ~(scores.max(axis=2) <= self.spec.score_threshold)  # NaN, too
+        if np.isnan(scores[likely]).any() or np.isnan(boxes[likely]).any():
+            raise ModelError(
+                f"{self.path}: the model gives NaN; its weights are broken, or its precision is too low"
+            )
         return select(boxes, scores, self.spec)
 
     def __call__(self, tiles: NDArray[np.uint8]) -> list[Detections]:
@@ -221,6 +227,12 @@ class OnnxRunner(Runner):
             raise ModelError(
                 f"{self.path}: expected input {INPUT_NAME!r} and outputs {OUTPUT_NAMES}, found "
                 f"{list(inputs)} and {outputs}; write it anew with export/to_onnx.py"
+            )
+        count = {node.name: node.shape for node in self._session.get_outputs()}["scores"][-1]
+        if isinstance(count, int) and count != len(self.spec.classes):
+            raise ModelError(
+                f"{self.path}: the graph scores {count} classes, its spec names {len(self.spec.classes)}; "
+                "write it anew with export/to_onnx.py"
             )
         return inputs[INPUT_NAME] == "tensor(uint8)"
 

@@ -182,6 +182,15 @@ def test_what_is_no_checkpoint_is_one_line_and_status_2(
     assert not list(tmp_path.glob("*out*"))
 
 
+def test_images_are_looked_for_before_the_export(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(to_onnx, "export", lambda *_, **__: pytest.fail("exported first"))
+    command = [str(tiny_checkpoint), "--out", str(tmp_path / "out.onnx"), "--images", str(tmp_path)]
+    assert to_onnx.main(command) == 2
+    assert "no image in this folder" in capsys.readouterr().err
+
+
 def test_a_graph_that_differs_is_not_written(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -222,12 +222,31 @@ def test_images_and_labels_that_do_not_match(case: Case, capsys: pytest.CaptureF
     assert "no label file belongs to an image" in case.fails(capsys)
 
 
+def test_where_to_write_is_asked_before_the_work(case: Case, capsys: pytest.CaptureFixture) -> None:
+    (case.root / "file").touch()
+    assert "expected a file, this is a directory" in case.fails(capsys, json=case.root)
+    assert "expected a file, this is a directory" in case.fails(capsys, submission=case.root)
+    assert "is a file, expected a directory" in case.fails(capsys, json=case.root / "file" / "F.json")
+    assert "is a file, expected a directory" in case.fails(capsys, draw=case.root / "file")
+    task1 = {"model": None, "images": None, "task1": case.root}
+    assert f"--json {case.root}: expected a file" in case.fails(capsys, json=case.root, **task1)
+
+
+def test_an_image_name_of_two_words(case: Case, capsys: pytest.CaptureFixture) -> None:
+    (case.images / "P0001.png").rename(case.images / "P 1.png")
+    (case.labels / "P0001.txt").rename(case.labels / "P 1.txt")
+    message = case.fails(capsys)
+    assert "P 1.png: white space in an image's name" in message
+    assert message in case.fails(capsys, labels=None, submission=case.root / "s.zip")
+
+
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
         ({"stride": 500}, "--stride 500"),
         ({"batch": 0}, "--batch 0"),
         ({"limit": -1}, "--limit -1"),
+        ({"draw-limit": -1}, "--draw-limit -1"),
         ({"submission": "x.tar"}, "ends in .zip"),
         ({"labels": None}, "nothing to do"),
         ({"images": None}, "--images"),

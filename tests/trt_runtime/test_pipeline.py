@@ -145,10 +145,13 @@ def test_the_command_writes_all_its_files(
 
 def test_wrong_paths_are_one_line(tiny_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "file").touch()
+    (tmp_path / "spaced").mkdir()
+    (tmp_path / "spaced" / "two words.png").touch()
     for images, out, expected in (
         (tmp_path / "none", tmp_path / "out", "no such file or directory"),
         (tmp_path, tmp_path / "out", "no image in this folder"),
-        (tmp_path / "file", tmp_path / "file", "this is a file"),
+        (tmp_path / "file", tmp_path / "file", "is a file, expected a directory"),
+        (tmp_path / "spaced", tmp_path / "out", "white space in an image's name"),
     ):
         assert pipeline.main(["--model", str(tiny_onnx), "--images", str(images), "--out", str(out)]) == 2
         message = capsys.readouterr().err

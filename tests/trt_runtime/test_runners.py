@@ -79,3 +79,26 @@ def test_a_graph_with_other_outputs_is_refused(tiny_onnx: Path, tmp_path: Path) 
     graph.save(model, tmp_path / "half.onnx")
     with pytest.raises(ModelError, match=r"expected input 'images' and outputs"):
         load_runner(tmp_path / "half.onnx")
+
+
+def test_a_spec_of_other_classes_than_the_graphs_is_refused(tiny_onnx: Path, tmp_path: Path) -> None:
+    from rgfl.export import graph
+
+    model = graph.load(tiny_onnx)
+    for entry in model.metadata_props:
+        entry.value = entry.value.replace('"plane","ship","harbor"', '"plane","ship"')
+    graph.save(model, tmp_path / "two.onnx")
+    with pytest.raises(ModelError, match=r"the graph scores 3 classes, its spec names 2"):
+        load_runner(tmp_path / "two.onnx")
+
+
+@pytest.mark.parametrize("what", ["scores", "boxes"])
+def test_nan_is_an_error_and_not_an_empty_picture(what: str, tiny_onnx: Path) -> None:
+    with load_runner(tiny_onnx) as runner:
+        boxes, scores = np.ones((1, 4, 5), np.float32), np.full((1, 4, 3), 0.1, np.float32)
+        assert len(runner.finish((boxes, scores))[0]) == 0
+        boxes[0, 0] = np.nan  # of a point that no detection comes from: no harm
+        assert len(runner.finish((boxes, scores))[0]) == 0
+        scores[0, 0 if what == "boxes" else 1] = 0.9 if what == "boxes" else np.nan
+        with pytest.raises(ModelError, match=r"tiny.onnx: the model gives NaN"):
+            runner.finish((boxes, scores))
