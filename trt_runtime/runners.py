@@ -194,6 +194,8 @@ class OnnxRunner(Runner):
         options.log_severity_level = 3
         # Between calls its threads leave the cores to NMS, or to the next model of a benchmark.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        # INT8 on CPUs without VNNI: kernels that do not saturate. Others ignore it.
+        options.add_session_config_entry("session.x64quantprecision", "1")
         if threads:
             options.intra_op_num_threads = threads
         try:
