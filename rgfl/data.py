@@ -91,9 +91,13 @@ def read_dataset(root: Path | str, classes: str = "", with_val: bool = True) -> 
                 )
     if not classes and (root / "classes.txt").is_file():
         classes = str(root / "classes.txt")
-    names = (
-        dota_labels.read_classes(classes) if classes else dota_labels.find_classes(root / "train/labelTxt")
-    )
+    try:
+        names = dota_labels.read_classes(classes) if classes else ()
+    except dota_labels.LabelError:
+        raise
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    names = names or dota_labels.find_classes(root / "train/labelTxt")
     if not names:
         raise DataError(
             f"{root / 'train/labelTxt'}: no object in any label file, so there is nothing to learn"

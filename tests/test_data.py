@@ -128,6 +128,14 @@ def test_a_name_that_the_evaluation_cannot_write_is_refused_first(folder):
         read_dataset(folder)
 
 
+def test_a_class_list_that_cannot_be_is_told_as_the_data_are(folder):
+    with pytest.raises(DataError, match=r"'no.such': neither a DOTA version"):
+        read_dataset(folder, "no.such")
+    (folder / "classes.txt").write_text("plane,ship\n")
+    with pytest.raises(DataError, match=r"classes.txt: class name 'plane,ship' has a comma"):
+        read_dataset(folder)
+
+
 def test_digest_sees_labels_and_classes_and_not_the_place(folder, tmp_path_factory):
     before = read_dataset(folder).digest()
     assert read_dataset(folder).digest() == before
