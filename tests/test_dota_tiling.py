@@ -397,6 +397,19 @@ def test_messages_name_the_folder_that_is_wrong(data, tmp_path, capsys):
     assert f"{data / 'train/images'}: no image in this folder" in capsys.readouterr().err
 
 
+def test_the_class_list_goes_along(data, tmp_path, capsys):
+    assert run(data, tmp_path / "without") == 0
+    assert not (tmp_path / "without/classes.txt").exists()
+    (data / "classes.txt").write_text("# mine\nship\nplane\n")
+    assert run(data, tmp_path / "tiles") == 0
+    assert (tmp_path / "tiles/classes.txt").read_text() == "ship\nplane\n"
+    assert run(data, tmp_path / "named", "--classes", "plane,ship") == 0
+    assert (tmp_path / "named/classes.txt").read_text() == "plane\nship\n"
+    (data / "classes.txt").write_text("ship\n")
+    assert run(data, tmp_path / "fewer") == 2
+    assert "P0001.txt:1: unknown class 'plane'" in capsys.readouterr().err
+
+
 def test_other_settings_need_another_folder(data, tmp_path, capsys):
     out = tmp_path / "tiles"
     assert run(data, out) == 0

@@ -270,7 +270,7 @@ def _parse_labels(path: Path, index: Mapping[str, int], unknown: Unknown) -> Obj
                     path,
                     number,
                     f"unknown class {fields[8]!r}, expected one of {', '.join(index)}; "
-                    "name your own classes, or ignore unknown ones",
+                    "name every class that the labels have",
                 )
         if not kept:
             return Objects.empty()

@@ -579,7 +579,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="an object at the border: its part, or whole",
     )
     parser.add_argument("--keep-empty", action="store_true", help="also tiles with no object to learn from")
-    parser.add_argument("--classes", help="1.0, 1.5, 2.0, a file of names, or a,b,c: refuse other classes")
+    parser.add_argument(
+        "--classes",
+        help="1.0, 1.5, 2.0, a file of names, or a,b,c: refuse others (default: classes.txt in --data)",
+    )
     parser.add_argument("--workers", type=int, default=_cores(), help="processes")
     options = parser.parse_args(arguments)
     try:
@@ -595,7 +598,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         classes = read_classes(options.classes) if options.classes else None
         if options.out.resolve() == options.data.resolve():
             raise TilingError("--out: must not be the folder of --data")
-        for name, folder in _find_splits(options.data).items():
+        splits = _find_splits(options.data)
+        if classes is None and (options.data / "classes.txt").is_file():
+            classes = read_classes(str(options.data / "classes.txt"))
+        for name, folder in splits.items():
             labels = folder / "labelTxt" if (folder / "labelTxt").is_dir() else None
             images = find_images(folder / "images")
             if not images:
@@ -619,6 +625,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     else ""
                 )
             )
+        if classes is not None:  # so that training on the tiles numbers them as training on the images does
+            atomic.write_text(options.out / "classes.txt", "".join(f"{name}\n" for name in classes))
     except (ValueError, OSError) as error:
         message = str(error)
         if isinstance(error, OSError) and error.filename is not None and error.strerror:
