@@ -10,6 +10,9 @@ DEMO   ?= demo
 
 CORE_SOURCES := $(wildcard plugins/core/*.hpp plugins/cpu/*.hpp plugins/cpu/*.cpp plugins/python/*.cpp)
 
+# OpenMP's threads sleep while they wait: spinning, they slow every busy neighbour on few cores by an order.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: help setup demo test lint clean
 .DELETE_ON_ERROR:
 
