@@ -19,6 +19,7 @@ import io
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +96,9 @@ def load(path: Path | str, map_location: str | torch.device = "cpu") -> dict[str
             f"{path}: not a checkpoint (it begins with {data[:8]!r}); expected a .pt file of rgfl.train"
         )
     try:
-        record = torch.load(io.BytesIO(data), map_location=map_location, weights_only=True)
+        with warnings.catch_warnings():  # torch asks for a bug report on every foreign pickle
+            warnings.simplefilter("ignore")
+            record = torch.load(io.BytesIO(data), map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f" ({found[1]})" if found else ""

@@ -110,7 +110,10 @@ def train(recipe: Recipe, root: Path, out: Path, classes: str = "", resume: bool
         if on_cuda and last["cuda_rng"] is not None:
             torch.cuda.set_rng_state(last["cuda_rng"], device)
         del last
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"--out {out}: cannot be made a folder: {error.strerror}") from error
     workers = run.workers if run.workers >= 0 else _workers(on_cuda)
     _say(
         f"{recipe.name}: {len(dataset.classes)} classes, {len(dataset.train)} + {len(dataset.val)} images, "

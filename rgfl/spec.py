@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -22,6 +23,39 @@ MAX_JSON_BYTES = 4096
 
 class SpecError(ValueError):
     """The spec is missing, unreadable or asks for something this version does not do."""
+
+
+def _numbers(count: int, kind: type | tuple[type, ...] = (int, float)) -> Callable[[Any], bool]:
+    def valid(value: Any) -> bool:
+        return isinstance(value, tuple) and len(value) == count and all(isinstance(v, kind) for v in value)
+
+    return valid
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0
+
+
+def _share(value: Any) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value <= 1
+
+
+# What a file may not get wrong: (field, what is expected, whether a value is that).
+_FIELD_TYPES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("classes", "a list of names", lambda v: isinstance(v, tuple) and all(isinstance(n, str) for n in v)),
+    ("image_size", "two whole numbers", _numbers(2, int)),
+    ("mean", "three numbers", _numbers(3)),
+    ("std", "three numbers above 0", lambda v: _numbers(3)(v) and min(v) > 0),
+    ("pad_value", "three whole numbers", _numbers(3, int)),
+    ("strides", "whole numbers above 0", lambda v: bool(v) and _numbers(len(v), int)(v) and min(v) > 0),
+    ("reg_max", "a whole number", _count),
+    ("angle_bins", "a whole number", _count),
+    ("level_topk", "a whole number", _count),
+    ("pre_nms_topk", "a whole number", _count),
+    ("max_detections", "a whole number", _count),
+    ("score_threshold", "a number from 0 to 1", _share),
+    ("iou_threshold", "a number from 0 to 1", _share),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +96,10 @@ class DetectorSpec:
     angle_convention: str = ANGLE_CONVENTION
 
     def __post_init__(self) -> None:
+        for name, expected, valid in _FIELD_TYPES:
+            value = getattr(self, name)
+            if not valid(value):
+                raise SpecError(f"{name}: expected {expected}, got {value!r}")
         if not self.classes or len(set(self.classes)) != len(self.classes):
             raise SpecError(f"classes: expected distinct names, got {list(self.classes)}")
         if self.mode not in get_args(HeadMode):

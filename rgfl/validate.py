@@ -12,7 +12,7 @@ from rgfl.data import Picture
 from rgfl.detections import Detections, Infer
 from rgfl.dota.average_precision import Result, evaluate_detections
 from rgfl.dota.images import read_image
-from rgfl.dota.labels import CLASSES
+from rgfl.dota.labels import version_of
 from rgfl.dota.merge import detect
 from rgfl.recipes import EvaluationConfig
 from rgfl.spec import DetectorSpec
@@ -44,11 +44,6 @@ def validate(
         )
     truth = {picture.name: picture.objects for picture in pictures}
     return evaluate_detections(found, truth, spec.classes, version=version_of(spec.classes)), found
-
-
-def version_of(classes: Sequence[str]) -> str:
-    """The DOTA version whose rule for difficult objects holds; own classes follow 1.0."""
-    return next((version for version, names in CLASSES.items() if tuple(classes) == tuple(names)), "1.0")
 
 
 def draw(picture: Picture, found: Detections, classes: Sequence[str]) -> NDArray[np.uint8]:

@@ -3,6 +3,7 @@ labels are made of what the checkpoint finds, so that AP is far from 0 and 1."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -53,6 +54,12 @@ def make_checkpoint(
         torch.nn.init.constant_(detector.head.cls.bias, -1.0)
     checkpoint.save(path, spec, config, detector.state_dict())
     return path
+
+
+@pytest.fixture(name="make_checkpoint", scope="session")
+def make_checkpoint_fixture() -> Callable[..., Path]:
+    """`make_checkpoint` itself: another conftest.py may answer to that name in an import."""
+    return make_checkpoint
 
 
 @pytest.fixture(scope="session")

@@ -409,3 +409,9 @@ def test_find_images(tmp_path):
     written(tmp_path, "", "a.png")
     with pytest.raises(ImageError, match=r"a.tiff: a.png has the same name"):
         find_images(tmp_path)
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.5", "2.0"])
+def test_version_of_its_classes(version: str) -> None:
+    assert labels.version_of(labels.CLASSES[version]) == version
+    assert labels.version_of(("plane", "own-class")) == "1.0"

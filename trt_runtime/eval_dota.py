@@ -63,9 +63,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--labels", type=Path, metavar="DIR", help="labelTxt files: the image set to score")
     parser.add_argument(
         "--version",
-        default="1.0",
         choices=("1.0", "1.5", "2.0"),
-        help="DOTA version: the rule for difficult objects and, with --task1, the classes (default: 1.0)",
+        help="DOTA version: the rule for difficult objects and, with --task1, the classes "
+        "(default: the one whose classes these are, else 1.0)",
     )
     parser.add_argument("--classes", metavar="A,B|FILE", help="with --task1: names, or a file of one a line")
     parser.add_argument(
@@ -104,7 +104,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 def evaluate_files(arguments: argparse.Namespace) -> int:
     """Score Task 1 files; neither torch nor a model is loaded."""
     from rgfl.dota import average_precision
-    from rgfl.dota.labels import CLASSES, read_classes, read_task1
+    from rgfl.dota.labels import CLASSES, read_classes, read_task1, version_of
     from rgfl.trt_runtime import machine
 
     for flag in ("images", "submission", "draw", "limit"):
@@ -119,11 +119,12 @@ def evaluate_files(arguments: argparse.Namespace) -> int:
         except ValueError as error:
             raise errors.InputError(f"--classes: {error}") from error
     else:
-        classes = CLASSES[arguments.version]
+        classes = CLASSES[arguments.version or "1.0"]
     hint = "name the classes with --classes or --version, or skip other labels with --ignore-unknown"
     truth = read_truth(arguments, classes, hint)
     task1 = read_task1(arguments.task1, classes, images=truth)
-    result = average_precision.evaluate(task1, truth, classes, version=arguments.version)
+    version = arguments.version or version_of(classes)
+    result = average_precision.evaluate(task1, truth, classes, version=version)
     print(result.table())
     if arguments.json:
         record = {
@@ -289,12 +290,13 @@ def _score(
     arguments: argparse.Namespace,
 ) -> Result | None:
     from rgfl.dota.average_precision import evaluate_detections
+    from rgfl.dota.labels import version_of
 
     if truth is None:
         total = sum(len(detections) for detections in found.values())
         print(f"{total} detections in {len(found)} images; without --labels there is nothing to score")
         return None
-    result = evaluate_detections(found, truth, classes, version=arguments.version)
+    result = evaluate_detections(found, truth, classes, version=arguments.version or version_of(classes))
     print(result.table())
     return result
 

@@ -8,8 +8,6 @@ A runner works in three stages, so that a benchmark can time each and a pipeline
     prepare  tiles -> what the network takes           (any thread)
     infer    -> what the network gives                 (one thread)
     finish   -> detections after class-wise rotated NMS (any thread)
-
-Engines with NMS inside keep the same three; their `finish` only cuts the padding.
 """
 
 from __future__ import annotations
@@ -262,7 +260,7 @@ def load_runner(path: str | Path, *, device: Device = "auto", threads: int = 0) 
     """The runner for the file at `path`.
 
     Args:
-        path: a checkpoint (.pt), an ONNX file or a TensorRT engine.
+        path: a checkpoint (.pt) or an ONNX file.
         device: "auto" takes a GPU where the backend has one.
         threads: CPU threads of the backend; 0 leaves its default.
 
@@ -284,7 +282,7 @@ def recognise(path: Path) -> tuple[Kind, str]:
     Content that is beyond doubt must agree with the suffix; content decides where the suffix is unknown.
     """
     if path.is_dir():
-        raise ModelError(f"{path}: a directory, expected a model file (.pt, .onnx or .engine)")
+        raise ModelError(f"{path}: a directory, expected a model file (.pt or .onnx)")
     if not path.exists():
         raise ModelError(f"{path}: no such file")
     if path.stat().st_size == 0:
@@ -303,7 +301,7 @@ def recognise(path: Path) -> tuple[Kind, str]:
 def _kind_of_content(path: Path) -> Kind | None:
     with path.open("rb") as file:
         head = file.read(4)
-    if head[:4] in (b"ftrt", b"trtf"):
+    if head[:4] in (b"ftrt", b"trtf", b"vtrt"):  # the last: TensorRT for RTX
         return "engine"
     return "torch" if zipfile.is_zipfile(path) else None
 

@@ -54,6 +54,12 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "2.0": (*_V1_0, "container-crane", "airport", "helipad"),
 }
 
+
+def version_of(classes: Sequence[str]) -> str:
+    """The DOTA version whose classes these are, hence whose rule for difficult objects; else "1.0"."""
+    return next((version for version, names in CLASSES.items() if tuple(classes) == names), "1.0")
+
+
 Unknown = Literal["error", "ignore"]
 _DIFFICULT = {"0": 0, "1": 1, "2": 2}
 # Task 1 coordinates are rounded to this many decimals of a pixel, in files and in memory alike.

@@ -1531,8 +1531,13 @@ def generate(
     for split, count in counts.items():
         if count < 0:
             raise SyntheticError(f"--{split}: expected a number ≥ 0, got {count}")
+    if not any(counts.values()):
+        raise SyntheticError("--train, --val and --large are all 0, so there is nothing to write")
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SyntheticError(f"--out {out}: cannot be made a folder: {error.strerror}") from error
     _check_folder(out, settings)
     jobs = []
     for split, count in counts.items():

@@ -10,7 +10,9 @@ so it is the constant (1, 2) or (0, 1), `StaticSameConv2d`, and exports as one P
 from __future__ import annotations
 
 import importlib.util
+import pickle
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -182,9 +184,16 @@ def load_weights(net: nn.Module, weights: str, name: str) -> None:
 
             state = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():  # torch asks for a bug report on every foreign pickle
+                warnings.simplefilter("ignore")
+                state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"weights: {path} refused: not a file of tensors alone, and reading anything else runs code of "
+            "the file; save a state dict, or use .safetensors"
+        ) from error
     except Exception as error:  # safetensors, pickle and zip each have their own
-        raise WeightsError(f"weights: {path} cannot be read: {error}") from error
+        raise WeightsError(f"weights: {path} is no weight file: {type(error).__name__}") from error
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]

@@ -10,7 +10,10 @@ from rgfl.spec import HeadMode
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Architecture and loss constants of one detector. Each field's comment is its `--help` text."""
+    """Architecture and loss constants of one detector.
+
+    Each field's comment is its `--help` text.
+    """
 
     backbone: str = "resnet50.tv_in1k"  # timm model name
     pretrained: bool = True  # ImageNet weights from timm's hub; ignored where `weights` is given

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_checkpoint
 
 from rgfl.spec import METADATA_KEY, DetectorSpec, SpecError
 
@@ -48,7 +48,9 @@ def test_a_tile_gives_the_same_alone_and_in_a_batch(tiny_onnx: Path) -> None:
 @pytest.mark.parametrize(
     ("mode", "head_norm", "float_input"), [("integral", "batch", False), ("gfl", "batch", True)]
 )
-def test_every_head_exports(mode: str, head_norm: str, float_input: bool, tmp_path: Path) -> None:
+def test_every_head_exports(
+    mode: str, head_norm: str, float_input: bool, tmp_path: Path, make_checkpoint: Callable[..., Path]
+) -> None:
     checkpoint = make_checkpoint(tmp_path / "model.pt", mode=mode, head_norm=head_norm, quality=mode == "gfl")
     flags = ["--float-input"] if float_input else []
     out = tmp_path / "model.onnx"

@@ -122,7 +122,7 @@ def test_wrong_weights_are_named(tmp_path: Path) -> None:
     for word in ("broken.pth", "missing: layer1.0.conv1.weight", "layer2.0.conv1.weight (4,", "extra.weight"):
         assert word in str(caught.value)
     (tmp_path / "text.pth").write_text("no weights")
-    with pytest.raises(WeightsError, match="cannot be read"):
+    with pytest.raises(WeightsError, match="text.pth refused"):
         bright(weights=str(tmp_path / "text.pth"))
     with pytest.raises(WeightsError, match="no file"):
         bright(weights=str(tmp_path / "none.pth"))
@@ -136,7 +136,7 @@ def test_weight_files_run_no_code(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "ran",))
 
     torch.save({"conv1.weight": Payload()}, tmp_path / "evil.pth")
-    with pytest.raises(WeightsError, match="cannot be read"):
+    with pytest.raises(WeightsError, match="runs code"):
         bright(weights=str(tmp_path / "evil.pth"))
     assert not (tmp_path / "ran").exists()
 

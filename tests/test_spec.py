@@ -1,0 +1,97 @@
+"""The contract that travels: equal specs give equal bytes, and a wrong one is named, never guessed at."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rgfl.detections import Detections
+from rgfl.spec import MAX_JSON_BYTES, DetectorSpec, SpecError
+
+SPEC = DetectorSpec(classes=("plane", "ship"), angle_bins=18)
+
+
+@given(
+    classes=st.lists(st.text(min_size=1, max_size=20), min_size=1, max_size=18, unique=True),
+    size=st.integers(1, 16),
+    threshold=st.floats(0, 1),
+)
+def test_json_and_back(classes: list[str], size: int, threshold: float) -> None:
+    spec = DetectorSpec(
+        classes=tuple(classes), image_size=(128 * size, 128), score_threshold=threshold, level_topk=size
+    )
+    again = DetectorSpec.from_json(spec.to_json())
+    assert again == spec
+    assert again.digest == spec.digest
+
+
+def test_the_digest_tells_specs_apart() -> None:
+    assert SPEC.digest != DetectorSpec(classes=("ship", "plane"), angle_bins=18).digest
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("classes", "abc"),
+        ("classes", []),
+        ("classes", ["a", "a"]),
+        ("classes", [1, 2]),
+        ("strides", []),
+        ("strides", [0]),
+        ("strides", ["8"]),
+        ("image_size", [100, 128]),
+        ("image_size", [128]),
+        ("mean", None),
+        ("std", [1, 0, 1]),
+        ("score_threshold", "x"),
+        ("iou_threshold", 1.5),
+        ("level_topk", -1),
+        ("mode", "other"),
+        ("angle_convention", "le90"),
+    ],
+)
+def test_a_wrong_field_is_named(field: str, value: object) -> None:
+    record = {**json.loads(SPEC.to_json()), field: value}
+    with pytest.raises(SpecError, match=field):
+        DetectorSpec.from_json(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "not JSON"),
+        ("[1]", "no rgfl spec"),
+        ("{}", "no rgfl spec"),
+        ('{"rgfl_spec": 99}', "99"),
+        ('{"rgfl_spec": 1}', "classes"),
+        ('{"rgfl_spec": 1, "classes": ["a"], "colour": 1}', "colour"),
+    ],
+)
+def test_what_is_no_spec(text: str, said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        DetectorSpec.from_json(text)
+
+
+def test_a_spec_fits_an_engines_name() -> None:
+    with pytest.raises(SpecError, match=str(MAX_JSON_BYTES)):
+        DetectorSpec(classes=tuple(f"{'long' * 20}-{index}" for index in range(60)))
+
+
+def test_detections_check_their_shapes() -> None:
+    empty = Detections.empty()
+    assert len(Detections.concatenate([])) == len(Detections.concatenate([empty, empty])) == 0
+    with pytest.raises(ValueError, match=r"boxes \(N, 5\)"):
+        Detections(empty.boxes[:, :4], empty.scores, empty.labels)
+
+
+@pytest.mark.parametrize(
+    "module", ["rgfl", "rgfl.spec", "rgfl.detections", "rgfl.dota.merge", "rgfl.dota.average_precision"]
+)
+def test_the_base_imports_no_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
