@@ -122,7 +122,7 @@ def test_wrong_weights_are_named(tmp_path: Path) -> None:
     for word in ("broken.pth", "missing: layer1.0.conv1.weight", "layer2.0.conv1.weight (4,", "extra.weight"):
         assert word in str(caught.value)
     (tmp_path / "text.pth").write_text("no weights")
-    with pytest.raises(WeightsError, match="text.pth refused"):
+    with pytest.raises(WeightsError, match=r"text\.pth refused"):
         bright(weights=str(tmp_path / "text.pth"))
     with pytest.raises(WeightsError, match="no file"):
         bright(weights=str(tmp_path / "none.pth"))
