@@ -77,7 +77,7 @@ $(DEMO)/eval-onnx.json: $(DEMO)/model.onnx
 	$(EVAL) --model $< --json $@ --submission $(DEMO)/submission.zip --draw $(DEMO)/pictures
 
 $(DEMO)/bench.json: $(DEMO)/run/best.pt $(DEMO)/model.onnx
-	$(PY) trt_runtime/bench.py --model $(DEMO)/run/best.pt --model $(DEMO)/model.onnx --json $@
+	$(PY) trt_runtime/bench.py --repeat 20 --model $(DEMO)/run/best.pt --model $(DEMO)/model.onnx --json $@
 
 $(DEMO)/report.md: $(DEMO)/eval-torch.json $(DEMO)/eval-onnx.json $(DEMO)/bench.json
 	$(PY) trt_runtime/report.py --eval $(DEMO)/eval-torch.json --eval $(DEMO)/eval-onnx.json \

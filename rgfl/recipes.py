@@ -359,7 +359,7 @@ def demo() -> Recipe:
         gray=0.0,
         warmup_steps=30,
         ema=0.99,
-        eval_every=1,
+        eval_every=2,
         level_topk=300,
         max_detections=300,
         log_every=5,
