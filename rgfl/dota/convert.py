@@ -29,8 +29,9 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
@@ -38,10 +39,10 @@ from typing import Any, Literal, NoReturn, get_args
 from xml.etree import ElementTree
 
 import numpy as np
-from tqdm import tqdm
 
 from rgfl import atomic
 from rgfl.dota.images import find_images, read_image
+from rgfl.dota.journal import failure, follow
 from rgfl.dota.labels import Objects, find_classes, read_classes, read_labels, write_labels
 from rgfl.dota.tiling import DIFFICULT_CUT
 
@@ -530,7 +531,6 @@ def convert(
             raise ConvertError(f"{item.image}: Task 1 files need image names without white space; rename it")
     done = _open_journal(out, to, dataset)
     waiting = [item for item in dataset.items if item.key not in done]
-    errors = []
 
     def work(item: Item) -> dict[str, Any]:
         try:
@@ -538,35 +538,18 @@ def convert(
         except (ValueError, OSError) as error:
             return {"error": " ".join(str(error).split())}
 
-    with (
-        (out / JOURNAL).open("a", encoding="utf-8") as log,
-        tqdm(
-            total=len(keys),
-            initial=len(done),
-            desc="converting",
-            unit="image",
-            disable=None if progress else True,
-        ) as bar,
-        ThreadPoolExecutor(max(workers, 1)) as pool,
-    ):
-        try:
-            for entry in pool.map(work, waiting):
-                bar.update()
-                if "error" in entry:
-                    errors.append(entry["error"])
-                    continue
-                done[entry["image"]] = entry
-                log.write(json.dumps(entry) + "\n")
-                log.flush()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    def entries() -> Generator[dict[str, Any], None, None]:
+        with ThreadPoolExecutor(max(workers, 1)) as pool:
+            try:
+                yield from pool.map(work, waiting)
+            except BaseException:  # the reader stopped: so do the images that have not begun
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    with closing(entries()) as finished:
+        errors = follow(finished, out / JOURNAL, done, len(keys), task="converting", progress=progress)
     if errors:
-        more = f"\n… and {len(errors) - 10} more" if len(errors) > 10 else ""
-        shown = "\n".join(errors[:10])
-        raise ConvertError(
-            f"{shown}{more}\n{len(errors)} of {len(keys)} images failed; mend them and run again"
-        )
+        raise ConvertError(failure(errors, len(keys)))
     if to == "yolo-obb":
         atomic.write_text(out / "data.yaml", _yolo_yaml(dataset))
     else:

@@ -40,10 +40,10 @@ from typing import Any, Literal, get_args
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from rgfl import atomic
 from rgfl.dota.images import ImageError, find_images, read_image
+from rgfl.dota.journal import failure, follow
 from rgfl.dota.labels import Objects, find_classes, read_classes, read_labels, write_labels
 
 Cut = Literal["clipped", "whole"]
@@ -325,31 +325,11 @@ def split(
         jobs[stem] = _Job(image, label, out, settings, tuple(classes or ()), source)
     done = _open_journal(journal, settings, jobs)
     waiting = [job for stem, job in jobs.items() if stem not in done]
-    errors: list[str] = []
-    with (
-        journal.open("a", encoding="utf-8") as log,
-        tqdm(
-            total=len(jobs),
-            initial=len(done),
-            desc=f"tiling {out.name}",
-            unit="image",
-            disable=None if progress else True,
-        ) as bar,
-    ):
-        for entry in _run(waiting, workers):
-            bar.update()
-            if "error" in entry:
-                errors.append(entry["error"])
-                continue
-            done[entry["image"]] = entry
-            log.write(json.dumps(entry) + "\n")
-            log.flush()
+    errors = follow(
+        _run(waiting, workers), journal, done, len(jobs), task=f"tiling {out.name}", progress=progress
+    )
     if errors:
-        shown = "\n".join(sorted(errors)[:10])
-        more = f"\n… and {len(errors) - 10} more" if len(errors) > 10 else ""
-        raise TilingError(
-            f"{shown}{more}\n{len(errors)} of {len(jobs)} images failed; mend them and run again"
-        )
+        raise TilingError(failure(sorted(errors), len(jobs)))
     return _sum(done.values())
 
 

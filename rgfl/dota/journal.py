@@ -1,0 +1,58 @@
+"""Work over many images that a kill may interrupt: what is finished is written down, one JSON line each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+SHOWN = 10  # errors in a message
+
+
+def follow(
+    entries: Iterable[dict[str, Any]],
+    journal: Path,
+    done: dict[str, dict[str, Any]],
+    total: int,
+    *,
+    task: str,
+    progress: bool,
+) -> list[str]:
+    """Enter each finished image into `journal` and `done` as it comes, with a progress bar.
+
+    Args:
+        entries: one an image, {"image": key, …}, or {"error": text} for one that failed.
+        journal: appended to, line by line.
+        done: the entries of earlier runs.
+        total: images in all, finished ones included.
+        task: label of the bar.
+
+    Returns:
+        The errors.
+    """
+    errors = []
+    with (
+        journal.open("a", encoding="utf-8") as log,
+        tqdm(
+            total=total, initial=len(done), desc=task, unit="image", disable=None if progress else True
+        ) as bar,
+    ):
+        for entry in entries:
+            bar.update()
+            if "error" in entry:
+                errors.append(entry["error"])
+                continue
+            done[entry["image"]] = entry
+            log.write(json.dumps(entry) + "\n")
+            log.flush()
+    return errors
+
+
+def failure(errors: Sequence[str], total: int) -> str:
+    """What to tell of images that failed: the first errors, and how many there are."""
+    shown = "\n".join(errors[:SHOWN])
+    more = f"\n… and {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
+    return f"{shown}{more}\n{len(errors)} of {total} images failed; mend them and run again"
