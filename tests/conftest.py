@@ -8,6 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import settings
+
+# The same examples every time, so that a change is to blame for what fails; new ones are searched for with
+# `pytest --hypothesis-profile=search`.
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.register_profile("search", max_examples=1000, deadline=None)
+settings.load_profile("fixed")
 
 
 def make_checkpoint(

@@ -26,19 +26,18 @@ def mask(quad, size):
 @given(seed=st.integers(0, 10**6))
 def test_mapped_labels_are_where_mapped_pixels_are(seed):
     rng = np.random.default_rng(seed)
-    size = 128
-    quad = boxes.to_quads(np.array([[*rng.uniform(30, 98, 2), *rng.uniform(12, 50, 2), rng.uniform(-4, 4)]]))
-    affine = about(random_turn(rng, ALL).linear, rng.uniform(40, 90, 2), size)
-    seen = map_pixels(np.repeat(mask(quad, size)[..., None], 3, 2), affine, size, (0, 0, 0))[..., 0].astype(
-        float
-    )
+    source, size = 128, 320  # neither edge cuts the object: an edge blurs differently from a side
+    quad = boxes.to_quads(np.array([[*rng.uniform(40, 88, 2), *rng.uniform(12, 50, 2), rng.uniform(-4, 4)]]))
+    affine = about(random_turn(rng, ALL).linear, rng.uniform(44, 84, 2), size)
+    image = np.repeat(mask(quad, source)[..., None], 3, 2)
+    seen = map_pixels(image, affine, size, (0, 0, 0))[..., 0].astype(float)
     drawn = mask(map_points(affine, quad), size).astype(float)
-    if drawn.sum() < 255 * 20:
-        return
-    assert np.abs(seen - drawn).sum() < 0.06 * drawn.sum() + 255 * 4
-    for index in np.indices(seen.shape):  # and by no fraction of a pixel beside it
+    assert np.abs(seen - drawn).sum() < 0.08 * drawn.sum() + 255 * 4
+    # And not beside it: half a pixel of the image would be .3 here at the least. (Shrinking aliases: .11 of
+    # 3,000 seeds.)
+    for index in np.indices(seen.shape):
         assert (index * seen).sum() / seen.sum() == pytest.approx(
-            (index * drawn).sum() / drawn.sum(), abs=0.1
+            (index * drawn).sum() / drawn.sum(), abs=0.15
         )
 
 
