@@ -17,7 +17,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo    set up, then synthetic DOTA -> train -> ONNX -> table, plot and pictures in $(DEMO)/"
+	@echo "make demo    set up, then synthetic DOTA -> train -> ONNX -> FP16, INT8, engines -> table, plot and pictures in $(DEMO)/"
 	@echo "make test    set up, then lint, type-check and run the tests"
 	@echo "make setup   only the virtual environment and the compiled core"
 	@echo "make clean   remove what make demo wrote (not the environment)"
@@ -68,20 +68,40 @@ $(DEMO)/run/best.pt: $(DEMO)/data/classes.txt
 $(DEMO)/model.onnx: $(DEMO)/run/best.pt
 	$(PY) export/to_onnx.py $< --out $@
 
-EVAL = $(PY) trt_runtime/eval_dota.py --images $(DEMO)/data/val/images --labels $(DEMO)/data/val/labelTxt
+# FP16's accuracy without a GPU; INT8 as engines get it, and the same for ONNX Runtime's kernels.
+$(DEMO)/model-fp16-rounded.onnx: $(DEMO)/model.onnx
+	$(PY) export/graph.py $< --rounding --out $@
 
-$(DEMO)/eval-torch.json: $(DEMO)/run/best.pt
-	$(EVAL) --model $< --json $@
+$(DEMO)/model-int8.onnx: $(DEMO)/model.onnx
+	$(PY) export/quantize.py $< --calib $(DEMO)/data/train/images --images 48 --out $@ \
+	    --cpu-variant $(DEMO)/model-int8-cpu.onnx
 
-$(DEMO)/eval-onnx.json: $(DEMO)/model.onnx
-	$(EVAL) --model $< --json $@ --submission $(DEMO)/submission.zip --draw $(DEMO)/pictures
+$(DEMO)/model-int8-cpu.onnx: $(DEMO)/model-int8.onnx ;
 
-$(DEMO)/bench.json: $(DEMO)/run/best.pt $(DEMO)/model.onnx
-	$(PY) trt_runtime/bench.py --repeat 20 --model $(DEMO)/run/best.pt --model $(DEMO)/model.onnx --json $@
+# Built by TensorRT where there is a GPU, else by TensorRT for RTX, which needs none.
+$(DEMO)/model.engine $(DEMO)/model.fp16.engine: $(DEMO)/model.onnx
+	$(PY) export/to_trt.py $< $(if $(findstring fp16,$@),--fp16) --out $@
 
-$(DEMO)/report.md: $(DEMO)/eval-torch.json $(DEMO)/eval-onnx.json $(DEMO)/bench.json
-	$(PY) trt_runtime/report.py --eval $(DEMO)/eval-torch.json --eval $(DEMO)/eval-onnx.json \
-	    --bench $(DEMO)/bench.json --out $@ --plot $(DEMO)/pareto.png
+$(DEMO)/model-int8.engine: $(DEMO)/model-int8.onnx
+	$(PY) export/to_trt.py $< --int8 --out $@
+
+ENGINES := $(addprefix $(DEMO)/,model.engine model.fp16.engine model-int8.engine)
+SCORED  := $(addprefix $(DEMO)/,run/best.pt model.onnx model-fp16-rounded.onnx model-int8.onnx model-int8-cpu.onnx)
+TIMED   := $(addprefix $(DEMO)/,run/best.pt model.onnx model-int8-cpu.onnx)
+SCORES  := $(addsuffix .eval.json,$(SCORED))
+
+$(DEMO)/model.onnx.eval.json: EVAL_FLAGS = --submission $(DEMO)/submission.zip --draw $(DEMO)/pictures
+
+$(SCORES): %.eval.json: %
+	$(PY) trt_runtime/eval_dota.py --images $(DEMO)/data/val/images --labels $(DEMO)/data/val/labelTxt \
+	    --model $< --json $@ $(EVAL_FLAGS)
+
+$(DEMO)/bench.json: $(TIMED)
+	$(PY) trt_runtime/bench.py --repeat 20 $(addprefix --model ,$(TIMED)) --json $@
+
+$(DEMO)/report.md: $(SCORES) $(DEMO)/bench.json $(ENGINES)
+	$(PY) trt_runtime/report.py $(addprefix --eval ,$(SCORES)) --bench $(DEMO)/bench.json \
+	    $(addprefix --engine ,$(ENGINES)) --out $@ --plot $(DEMO)/pareto.png
 
 # --- checks -----------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
     python trt_runtime/report.py --eval torch.json --eval onnx.json --bench bench.json --out report.md
 
 An evaluation and a benchmark belong together when they ran the same file: the digest of its bytes says so.
+The first evaluation is what the others are compared with.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ EXAMPLES = """\
 examples:
   python trt_runtime/report.py --eval a.json --bench bench.json --out report.md
   python trt_runtime/report.py --eval a.json --eval b.json --bench bench.json --out report.md --plot F.png
+  python trt_runtime/report.py --eval a.json --engine model.fp16.engine --out report.md   built, not yet run
 
 exit status: 0 done, 2 bad input
 """
@@ -39,9 +42,18 @@ class Row:
     def name(self) -> str:
         return f"{self.model['file']} ({self.model['backend']})"
 
+    @property
+    def built_only(self) -> bool:
+        """Whether this is an engine that nobody evaluated or timed."""
+        return self.score is None and self.speed is None
 
-def merge(evaluations: list[dict[str, Any]], benchmarks: list[dict[str, Any]]) -> list[Row]:
-    """Rows in the order of the evaluations, then models that were only timed."""
+
+def merge(
+    evaluations: list[dict[str, Any]],
+    benchmarks: list[dict[str, Any]],
+    engines: Sequence[dict[str, Any]] = (),
+) -> list[Row]:
+    """Rows in the order of the evaluations, then models that were only timed, then engines only built."""
     speeds = [row for benchmark in benchmarks for row in benchmark["results"]]
     rows = []
     for evaluation in evaluations:
@@ -54,7 +66,8 @@ def merge(evaluations: list[dict[str, Any]], benchmarks: list[dict[str, Any]]) -
         for speed in speeds
         if not any(_same(speed["model"], model) for model in scored)
     ]
-    return rows
+    run = {row.model["sha256"] for row in rows}
+    return rows + [Row(engine, None, None) for engine in engines if engine["sha256"] not in run]
 
 
 def _same(first: dict[str, Any], second: dict[str, Any]) -> bool:
@@ -64,11 +77,16 @@ def _same(first: dict[str, Any], second: dict[str, Any]) -> bool:
 def markdown(rows: list[Row], benchmarks: list[dict[str, Any]]) -> str:
     """The table, then where the numbers come from."""
     lines = [
-        "| model | precision | AP50 | AP75 | mAP | batch | p50 ms | p90 ms | images/s | MB |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| model | precision | AP50 | AP75 | mAP | ΔAP50 | ΔmAP | batch | p50 ms | p90 ms | images/s | MB |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
+    reference = next((row.score for row in rows if row.score), None)
     for row in rows:
         score = [f"{100 * row.score[key]:.2f}" if row.score else "–" for key in ("ap50", "ap75", "map")]
+        if row.score is None or reference is None or row.score is reference:
+            score += ["–"] * 2
+        else:
+            score += [f"{100 * (row.score[key] - reference[key]):+.2f}" for key in ("ap50", "map")]
         speed = ["–"] * 4
         if row.speed:
             latency = row.speed["latency_ms"]
@@ -81,8 +99,15 @@ def markdown(rows: list[Row], benchmarks: list[dict[str, Any]]) -> str:
     for protocol in dict.fromkeys((score["version"], score["images"]) for score in scores):
         notes.append(
             f"AP in percent: DOTA-v{protocol[0]} Task 1, official 11-point rule, {protocol[1]} full images, "
-            "tiles merged. mAP is the mean over IoU 0.50:0.05:0.95."
+            "tiles merged. mAP is the mean over IoU 0.50:0.05:0.95. Δ: points above the first row."
         )
+    if any("rounded" in row.model["precision"] for row in rows):
+        notes.append(
+            "fp16-rounded: FP32 arithmetic, rounded to FP16 after each operator that is FP16 in engines: "
+            "it measures FP16's AP on a CPU, and its own speed means nothing."
+        )
+    if any(row.built_only for row in rows):
+        notes.append("Engines without AP and latency were built here and not run: that takes an NVIDIA GPU.")
     digests = dict.fromkeys(row.model["spec_digest"] for row in rows)
     if len(digests) > 1:
         notes.append(f"The models carry different specs: {', '.join(digests)}.")
@@ -145,6 +170,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--eval", type=Path, action="append", default=[], metavar="F", help="of eval_dota.py")
     parser.add_argument("--bench", type=Path, action="append", default=[], metavar="F", help="of bench.py")
+    parser.add_argument(
+        "--engine",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="F.engine",
+        help="of to_trt.py, with its .json",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="F.md", help="the table to write")
     parser.add_argument("--plot", type=Path, metavar="F.png", help="mAP over latency")
     arguments = parser.parse_args(argv)
@@ -153,11 +186,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def report(arguments: argparse.Namespace) -> int:
     """The command behind `main`, with parsed arguments."""
-    if not arguments.eval and not arguments.bench:
+    if not (arguments.eval or arguments.bench or arguments.engine):
         raise errors.InputError("nothing to report: give --eval and --bench files")
     evaluations = [_read(path, ("model", "ap50"), "eval_dota.py --model") for path in arguments.eval]
     benchmarks = [_read(path, ("results", "hardware"), "bench.py") for path in arguments.bench]
-    rows = merge(evaluations, benchmarks)
+    rows = merge(evaluations, benchmarks, [_engine(path) for path in arguments.engine])
     if arguments.plot:
         plot(rows, arguments.plot)
     text = markdown(rows, benchmarks)
@@ -167,6 +200,20 @@ def report(arguments: argparse.Namespace) -> int:
     atomic.write_text(arguments.out, text)
     print(f"{arguments.out}: {len(rows)} rows")
     return 0
+
+
+def _engine(path: Path) -> dict[str, Any]:
+    """What the build record beside an engine says of it, as a runner would describe it."""
+    from rgfl.export.tensorrt_api import NAMES, read_plan, read_record
+    from rgfl.trt_runtime.machine import file_facts
+
+    plan, record = read_plan(path), read_record(path)
+    if not record:
+        raise errors.InputError(
+            f"--engine {path}: no {path.name}.json of this engine; build it with to_trt.py"
+        )
+    keys = ("precision", "spec_digest")
+    return {**file_facts(path), "backend": NAMES[plan.backend], **{key: record[key] for key in keys}}
 
 
 def _relative(target: Path, document: Path) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rgfl.export import to_trt
 from rgfl.trt_runtime import bench, report
 
 
@@ -81,13 +82,31 @@ def test_report_joins_files_of_the_same_model(files: dict[str, str], tmp_path: P
     assert report.main([*command, "--plot", str(plot)]) == 0
     lines = out.read_text().splitlines()
     assert lines[2:6] == [
-        "| a.onnx (ONNX Runtime) | fp32 | 75.00 | 37.50 | 25.00 | 1 | 10.0 | 11.0 | 100.00 | 2.5 |",
-        "| a.onnx (ONNX Runtime) | fp32 | 75.00 | 37.50 | 25.00 | 4 | 32.0 | 33.0 | 31.25 | 2.5 |",
-        "| b.onnx (ONNX Runtime) | fp32 | 50.00 | 25.00 | 16.67 | – | – | – | – | 2.5 |",
-        "| c.onnx (ONNX Runtime) | fp32 | – | – | – | 1 | 7.0 | 8.0 | 142.86 | 2.5 |",
+        "| a.onnx (ONNX Runtime) | fp32 | 75.00 | 37.50 | 25.00 | – | – | 1 | 10.0 | 11.0 | 100.00 | 2.5 |",
+        "| a.onnx (ONNX Runtime) | fp32 | 75.00 | 37.50 | 25.00 | – | – | 4 | 32.0 | 33.0 | 31.25 | 2.5 |",
+        "| b.onnx (ONNX Runtime) | fp32 | 50.00 | 25.00 | 16.67 | -25.00 | -8.33 | – | – | – | – | 2.5 |",
+        "| c.onnx (ONNX Runtime) | fp32 | – | – | – | – | – | 1 | 7.0 | 8.0 | 142.86 | 2.5 |",
     ]
     assert "![mAP over latency](pareto.png)" in out.read_text()
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_engines_that_were_only_built_are_rows_that_say_so(
+    files: dict[str, str], tiny_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT for RTX: pip install 'rgfl[rtx]'")
+    engine, out = tmp_path / "tiny.fp16.engine", tmp_path / "r.md"
+    assert to_trt.main([str(tiny_onnx), "--fp16", "--backend", "rtx", "--out", str(engine)]) == 0
+    command = ["--eval", files["a"], "--engine", str(engine), "--out", str(out)]
+    assert report.main(command) == 0
+    size = f"{engine.stat().st_size / 1e6:.1f}"
+    assert f"| tiny.fp16.engine (TensorRT for RTX) | fp16 {'| – ' * 9}| {size} |" in out.read_text()
+    assert "built here and not run" in out.read_text()
+
+    engine.with_name(f"{engine.name}.json").unlink()
+    capsys.readouterr()
+    assert report.main(command) == 2
+    assert "no tiny.fp16.engine.json of this engine" in capsys.readouterr().err
 
 
 def test_report_says_what_is_wrong(
