@@ -224,6 +224,35 @@ def place(model: onnx.ModelProto, keep_float: Collection[str] = ()) -> Placement
     return found
 
 
+def float_outputs(model: onnx.ModelProto, placement: Placement) -> list[str]:
+    """What INT8 convolutions give that nobody quantises: in front of an addition or a normalisation.
+
+    TensorRT's kernels give float there. ONNX Runtime has no integer kernel that does, and would compute
+    these convolutions in float; `cpu_variant` gives them a grid. Not what the output convolutions read.
+    """
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    consumers = _consumers(model)
+    found = []
+    for node in model.graph.node:
+        if node.op_type != "Conv" or node.name not in placement.weights:
+            continue
+        tensor = node.output[0]
+        if len(consumers[tensor]) == 1 and _bounds(consumers[tensor][0], constants) is not None:
+            tensor = consumers[tensor][0].output[0]
+        if len(consumers[tensor]) == 1 and consumers[tensor][0].op_type == "MaxPool":
+            tensor = consumers[tensor][0].output[0]
+        readers = consumers[tensor]
+        quantised = any(
+            (reader.name, index) in placement.activations
+            for reader in readers
+            for index, name in enumerate(reader.input)
+            if name == tensor
+        )
+        if not quantised and not any(module_of(reader.name) in OUTPUT_MODULES for reader in readers):
+            found.append(tensor)
+    return found
+
+
 def _one_pixel_tensors(nodes: Sequence[onnx.NodeProto], constants: Collection[str]) -> set[str]:
     """Tensors of the backbone that are one pixel large: means over the image, and what follows from them."""
     pixels: set[str] = set()
@@ -594,29 +623,87 @@ def checked(model: onnx.ModelProto) -> onnx.ModelProto:
 # --- the CPU's variant -----------------------------------------------------------------------------------
 
 
-def cpu_variant(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same arithmetic, written for ONNX Runtime's integer kernels, which want uint8 activations.
+def cpu_variant(model: onnx.ModelProto, thresholds: Mapping[str, float] | None = None) -> onnx.ModelProto:
+    """`model` written for ONNX Runtime's integer kernels, which want uint8 activations in and out.
 
-    Two rewritings, both exact: every value that a convolution reads is the same float as before.
+    Three rewritings are exact: every value that a convolution reads is the same float as before.
 
     - Activations: zero point int8 0 becomes uint8 128. The grid is the same.
-    - Conv, ReLU (or clip), Q becomes Conv, Q, clip of the integers: quantisation keeps order, so it may
-      be done first, and Conv and Q are then one integer kernel.
+    - Conv (or Add), ReLU (or clip), Q becomes Conv, Q, clip of the integers: quantisation keeps order, so
+      it may be done first, and Conv and Q are then one integer kernel.
+    - MaxPool, Q becomes Q, MaxPool of the integers, for the same reason.
 
-    Convolutions that end in a residual addition have no Q behind them (TensorRT fuses the addition instead);
-    they stay in float here.
+    Convolutions that nobody quantises behind (TensorRT fuses the residual addition instead) would stay in
+    float, and with them half of the time.
+
+    Args:
+        model: what `insert` gives.
+        thresholds: of `float_outputs`. Their tensors get a grid of their own, which is not exact: it adds one
+            rounding to int8 each. None: only what is exact.
     """
     import onnx
 
     result = onnx.ModelProto()
     result.CopyFrom(model)
+    _add_grids(result, thresholds or {})
+    _quantise_before_pooling(result)
     _quantise_before_clipping(result)
     _offset_activations(result)
     return checked(result)
 
 
+def _add_grids(model: onnx.ModelProto, thresholds: Mapping[str, float]) -> None:
+    """Q and DQ behind whatever gives each tensor of `thresholds`."""
+    from onnx import helper, numpy_helper
+
+    nodes = []
+    for node in model.graph.node:
+        nodes.append(node)
+        tensor = node.output[0]
+        if tensor not in thresholds:
+            continue
+        scale = f"{tensor}.scale"
+        model.graph.initializer.append(
+            numpy_helper.from_array(np.array(thresholds[tensor] / LEVELS, np.float32), scale)
+        )
+        node.output[0] = f"{tensor}.float"
+        for operator, given, made in (
+            ("QuantizeLinear", f"{tensor}.float", f"{tensor}.int8"),
+            ("DequantizeLinear", f"{tensor}.int8", tensor),
+        ):
+            nodes.append(
+                helper.make_node(operator, [given, scale, "int8.zero"], [made], name=f"{tensor}/{operator}")
+            )
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def _quantise_before_pooling(model: onnx.ModelProto) -> int:
+    """MaxPool → Q becomes Q → MaxPool of integers; returns how many."""
+    producer = {output: node for node in model.graph.node for output in node.output}
+    consumers = _consumers(model)
+    moved = 0
+    for node in model.graph.node:
+        pool = producer.get(node.input[0]) if node.op_type == "QuantizeLinear" else None
+        if pool is None or pool.op_type != "MaxPool" or len(pool.output) > 1:
+            continue
+        if len(consumers[pool.output[0]]) != 1:
+            continue
+        # The two nodes change places in the list and between their tensors.
+        first = pool.input[0]
+        pool.input[0], pool.output[0], node.output[0] = f"{first}.int8", node.output[0], f"{first}.int8"
+        node.input[0] = first
+        quantise, pooling = type(node)(), type(pool)()
+        quantise.CopyFrom(node)
+        pooling.CopyFrom(pool)
+        pool.CopyFrom(quantise)
+        node.CopyFrom(pooling)
+        moved += 1
+    return moved
+
+
 def _quantise_before_clipping(model: onnx.ModelProto) -> int:
-    """Conv → ReLU|Clip → Q becomes Conv → Q → Clip of int8; returns how many."""
+    """Conv|Add → ReLU|Clip → Q becomes Conv|Add → Q → Clip of int8; returns how many."""
     from onnx import helper, numpy_helper
 
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -633,7 +720,7 @@ def _quantise_before_clipping(model: onnx.ModelProto) -> int:
         if activation is None or bounds is None or activation.output[0] in outputs:
             continue
         before = producer.get(activation.input[0])
-        if before is None or before.op_type != "Conv":
+        if before is None or before.op_type not in ("Conv", "Add"):
             continue
         if len(consumers[activation.output[0]]) != 1 or len(consumers[before.output[0]]) != 1:
             continue
@@ -875,7 +962,7 @@ def quantize(
             this of FP32's. Needs `labels`.
         labels: DOTA label files of the calibration images.
         cache: file of histograms; used only if it belongs to this very model and these images.
-        cpu_variant_path: write `cpu_variant` of the result there.
+        cpu_variant_path: write `cpu_variant` of the result there, with grids behind every convolution.
 
     Raises:
         QuantizationFailed: `max_ap_drop` cannot be held.
@@ -897,11 +984,13 @@ def quantize(
             f"--float {unknown[0]}: no such block; there are {', '.join(everything.blocks)}"
         )
 
-    key = calibration_key(model_path.read_bytes(), chosen, everything.tensors)
+    grids = float_outputs(model, everything) if cpu_variant_path is not None else []
+    tensors = [*everything.tensors, *grids]
+    key = calibration_key(model_path.read_bytes(), chosen, tensors)
     stored = load_cache(Path(cache), key) if cache is not None else None
     report = Report(out_path, spec, method, cached=stored is not None)
     if stored is None:
-        stored = collect(model, everything.tensors, tiles_of(chosen, spec), spec, progress=progress)
+        stored = collect(model, tensors, tiles_of(chosen, spec), spec, progress=progress)
         if cache is not None:
             save_cache(Path(cache), key, *stored)
     histograms, report.tiles = stored
@@ -941,11 +1030,11 @@ def quantize(
 
     result = build(left_out)
     graph.save(result, out_path)
+    placement = place(model, left_out)
     if cpu_variant_path is not None:
-        other = cpu_variant(result)
+        other = cpu_variant(result, {name: thresholds[name] for name in float_outputs(model, placement)})
         graph.write_spec(other, spec, variant="cpu")
         graph.save(other, Path(cpu_variant_path))
-    placement = place(model, left_out)
     report.quantised = tuple(placement.weights)
     report.blocks = tuple(everything.blocks)
     report.float_blocks = tuple(left_out)
@@ -1014,7 +1103,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--labels", type=Path, metavar="DIR", help="label files of the calibration images")
     parser.add_argument(
-        "--cpu-variant", type=Path, metavar="FILE", help="write the same model for ONNX Runtime's CPU kernels"
+        "--cpu-variant", type=Path, metavar="FILE", help="also write it for ONNX Runtime's integer kernels"
     )
     parser.add_argument("--cache", type=Path, metavar="FILE", help="histograms (default: beside --out)")
     arguments = parser.parse_args(argv)
