@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from rgfl.detections import Detections
 from rgfl.spec import METADATA_KEY, DetectorSpec, SpecError
 from rgfl.trt_runtime.errors import ModelError
-from rgfl.trt_runtime.machine import file_facts
+from rgfl.trt_runtime.machine import file_facts, has_vnni
 
 Device = Literal["auto", "cpu", "cuda"]
 Kind = Literal["torch", "onnx", "engine"]
@@ -192,8 +192,8 @@ class OnnxRunner(Runner):
         options.log_severity_level = 3
         # Between calls its threads leave the cores to NMS, or to the next model of a benchmark.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        # INT8 on CPUs without VNNI: kernels that do not saturate. Others ignore it.
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        if not has_vnni():  # INT8 kernels that do not saturate; where none do, these take twice the time
+            options.add_session_config_entry("session.x64quantprecision", "1")
         if threads:
             options.intra_op_num_threads = threads
         try:

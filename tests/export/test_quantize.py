@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from rgfl.export import graph, quantize, verify  # noqa: E402
 from rgfl.spec import DetectorSpec  # noqa: E402
 from rgfl.trt_runtime import draw  # noqa: E402
+from rgfl.trt_runtime.machine import has_vnni  # noqa: E402
 from rgfl.trt_runtime.sample_tiles import patterned_tiles  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -579,8 +580,7 @@ def test_a_grid_behind_every_convolution_costs_little(
 
 def test_integer_kernels_compute_what_the_floats_did(written: tuple, detector: Path) -> None:
     """To a step of the grid here and there: a sum of integers is exact, one of floats rounds."""
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    if "vnni" not in flags:
+    if not has_vnni():
         pytest.skip("this CPU has no VNNI: its uint8 × int8 products saturate at 16 bits")
     tiles = patterned_tiles((SIZE, SIZE), 3, seed=42)
     float_model = graph.load(detector)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rgfl.trt_runtime import runners
 from rgfl.trt_runtime.errors import ModelError
 from rgfl.trt_runtime.runners import load_runner, recognise
 from rgfl.trt_runtime.sample_tiles import sample_tiles
@@ -102,3 +103,17 @@ def test_nan_is_an_error_and_not_an_empty_picture(what: str, tiny_onnx: Path) ->
         scores[0, 0 if what == "boxes" else 1] = 0.9 if what == "boxes" else np.nan
         with pytest.raises(ModelError, match=r"tiny.onnx: the model gives NaN"):
             runner.finish((boxes, scores))
+
+
+@pytest.mark.parametrize("vnni", [True, False])
+def test_precise_integer_kernels_only_where_the_others_saturate(
+    tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch, vnni: bool
+) -> None:
+    monkeypatch.setattr(runners, "has_vnni", lambda: vnni)
+    with load_runner(tiny_onnx, device="cpu") as runner:
+        options = runner._session.get_session_options()  # type: ignore[attr-defined]
+        if vnni:
+            with pytest.raises(RuntimeError, match="x64quantprecision"):
+                options.get_session_config_entry("session.x64quantprecision")
+        else:
+            assert options.get_session_config_entry("session.x64quantprecision") == "1"
