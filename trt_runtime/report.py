@@ -148,7 +148,11 @@ def plot(rows: list[Row], path: Path) -> None:
     axes.set_xlabel("latency of a whole call, median (ms)")
     axes.set_ylabel("mAP (%)")
     axes.set_xlim(left=0)
-    axes.margins(y=0.25)
+    # At least two points of mAP from bottom to top: hundredths of a point are chance, and look like it.
+    scores = [score for _, score, _ in points.values()]
+    room = max(1.0, 0.75 * (max(scores) - min(scores)))
+    middle = (max(scores) + min(scores)) / 2
+    axes.set_ylim(middle - room, middle + room)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
