@@ -18,6 +18,9 @@ Why this is not onnxruntime.quantization or nvidia-modelopt: the first places Q/
 kernels, at every convolution's output, which TensorRT does not fuse, and holds the activations of all
 tiles in memory; the second pins onnx and onnxruntime to old versions. Tests compare what they share.
 
+ONNX Runtime's integer kernels want other places, and give integers only: `cpu_variant` (--cpu-variant) is
+the same model for them, with a few roundings more.
+
 Names in here: a *block* is the unit that stays in float or does not, such as `backbone.net.layer2.0`.
 Quantisation-aware fine-tuning is not part of this.
 """
@@ -57,6 +60,7 @@ QUANTISED_MODULES = ("backbone.", "neck.", "head.cls_tower.", "head.reg_tower.")
 OUTPUT_MODULES = ("head.cls", "head.reg")
 ADDITION_MODULES = ("backbone", "neck")
 LEVELS = 127  # steps from 0 to the threshold
+UNSIGNED_LEVELS = 255  # the same for uint8 values that are never negative
 BINS = 4096
 LEAST_KEPT = 0.99  # of the values, by entropy calibration
 CALIBRATION_FORMAT = 1  # raise it when histograms or tiles change: older caches are then collected anew
@@ -225,10 +229,10 @@ def place(model: onnx.ModelProto, keep_float: Collection[str] = ()) -> Placement
 
 
 def float_outputs(model: onnx.ModelProto, placement: Placement) -> list[str]:
-    """What INT8 convolutions give that nobody quantises: in front of an addition or a normalisation.
+    """What INT8 convolutions give that nobody quantises: in front of additions, normalisations, outputs.
 
     TensorRT's kernels give float there. ONNX Runtime has no integer kernel that does, and would compute
-    these convolutions in float; `cpu_variant` gives them a grid. Not what the output convolutions read.
+    these convolutions in float; `cpu_variant` gives them a grid.
     """
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     consumers = _consumers(model)
@@ -248,7 +252,7 @@ def float_outputs(model: onnx.ModelProto, placement: Placement) -> list[str]:
             for index, name in enumerate(reader.input)
             if name == tensor
         )
-        if not quantised and not any(module_of(reader.name) in OUTPUT_MODULES for reader in readers):
+        if not quantised:
             found.append(tensor)
     return found
 
@@ -633,20 +637,28 @@ def cpu_variant(model: onnx.ModelProto, thresholds: Mapping[str, float] | None =
       it may be done first, and Conv and Q are then one integer kernel.
     - MaxPool, Q becomes Q, MaxPool of the integers, for the same reason.
 
-    Convolutions that nobody quantises behind (TensorRT fuses the residual addition instead) would stay in
-    float, and with them half of the time.
+    That alone is slow: where TensorRT has Q only behind a residual addition, the convolution in front stays
+    in float. With `thresholds` three more change the numbers, as little as a step of a grid:
+
+    - Convolutions that nobody quantises behind get a grid of their own.
+    - What a ReLU gives is never negative: its grid has 255 steps above zero, not 127, and saturating does
+      the ReLU's work.
+    - Pixels stay on their own grid where the normalisation allows it: whole means, one deviation for all.
 
     Args:
         model: what `insert` gives.
-        thresholds: of `float_outputs`. Their tensors get a grid of their own, which is not exact: it adds one
-            rounding to int8 each. None: only what is exact.
+        thresholds: of `float_outputs`; None: only what is exact.
     """
     import onnx
 
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    _add_grids(result, thresholds or {})
+    if thresholds is not None:
+        _add_grids(result, thresholds)
     _quantise_before_pooling(result)
+    if thresholds is not None:
+        _saturate_at_zero(result)
+        _keep_pixels(result)
     _quantise_before_clipping(result)
     _offset_activations(result)
     return checked(result)
@@ -654,7 +666,7 @@ def cpu_variant(model: onnx.ModelProto, thresholds: Mapping[str, float] | None =
 
 def _add_grids(model: onnx.ModelProto, thresholds: Mapping[str, float]) -> None:
     """Q and DQ behind whatever gives each tensor of `thresholds`."""
-    from onnx import helper, numpy_helper
+    from onnx import helper
 
     nodes = []
     for node in model.graph.node:
@@ -662,10 +674,7 @@ def _add_grids(model: onnx.ModelProto, thresholds: Mapping[str, float]) -> None:
         tensor = node.output[0]
         if tensor not in thresholds:
             continue
-        scale = f"{tensor}.scale"
-        model.graph.initializer.append(
-            numpy_helper.from_array(np.array(thresholds[tensor] / LEVELS, np.float32), scale)
-        )
+        scale = _constant(model, f"{tensor}.scale", np.float32(thresholds[tensor] / LEVELS))
         node.output[0] = f"{tensor}.float"
         for operator, given, made in (
             ("QuantizeLinear", f"{tensor}.float", f"{tensor}.int8"),
@@ -676,6 +685,102 @@ def _add_grids(model: onnx.ModelProto, thresholds: Mapping[str, float]) -> None:
             )
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+
+
+def _constant(model: onnx.ModelProto, name: str, value: np.generic) -> str:
+    """A scalar in the graph under this name."""
+    from onnx import numpy_helper
+
+    if all(tensor.name != name for tensor in model.graph.initializer):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value), name))
+    return name
+
+
+def _saturate_at_zero(model: onnx.ModelProto) -> None:
+    """Conv|Add → ReLU|Clip from 0 → Q becomes Conv|Add → Q on a grid that begins at zero."""
+    from onnx import numpy_helper
+
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    producer = {output: node for node in model.graph.node for output in node.output}
+    consumers = _consumers(model)
+    removed = []
+    for node in model.graph.node:
+        activation = producer.get(node.input[0]) if node.op_type == "QuantizeLinear" else None
+        bounds = _bounds(activation, constants) if activation is not None else None
+        if activation is None or bounds is None or bounds[0] != 0:
+            continue
+        if len(consumers[activation.output[0]]) != 1 or len(consumers[activation.input[0]]) != 1:
+            continue
+        if producer[activation.input[0]].op_type not in ("Conv", "Add"):
+            continue
+        threshold = LEVELS * float(numpy_helper.to_array(constants[node.input[1]]))
+        scale = _constant(
+            model, f"{node.input[1]}.unsigned", np.float32(min(threshold, bounds[1]) / UNSIGNED_LEVELS)
+        )
+        zero = _constant(model, "uint8.0", np.uint8(0))
+        grid = [node, *_integers(node.output[0], consumers)]
+        node.input[0] = activation.input[0]
+        for one in grid:
+            one.input[1], one.input[2] = scale, zero
+        removed.append(activation.name)
+    kept = [node for node in model.graph.node if node.name not in removed]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+
+
+def _integers(tensor: str, consumers: Mapping[str, list[onnx.NodeProto]]) -> list[onnx.NodeProto]:
+    """The DQ nodes that read an integer tensor, through pooling too."""
+    found = []
+    for node in consumers[tensor]:
+        found += [node] if node.op_type == "DequantizeLinear" else _integers(node.output[0], consumers)
+    return found
+
+
+def _keep_pixels(model: onnx.ModelProto) -> None:
+    """Cast → Transpose → Sub → Div → Q → DQ becomes Transpose → DQ where that is the same, unrounded.
+
+    (x − mean) / std is what DQ computes of a pixel if the means are whole numbers and the same for all
+    channels, as are the deviations.
+    """
+    from onnx import numpy_helper
+
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    producer = {output: node for node in model.graph.node for output in node.output}
+    for node in model.graph.node:
+        if node.op_type != "QuantizeLinear":
+            continue
+        chain, tensor = [], node.input[0]
+        for operator in ("Div", "Sub", "Transpose", "Cast"):
+            before = producer.get(tensor)
+            if before is None or before.op_type != operator:
+                break
+            chain.append(before)
+            tensor = before.input[0]
+        if len(chain) != 4 or tensor != "images":
+            continue
+        divide, subtract, transpose, _ = chain
+        std, mean = (constants[one.input[1]].ravel() for one in (divide, subtract))
+        if len({*std.tolist()}) > 1 or len({*mean.tolist()}) > 1 or mean[0] != round(float(mean[0])):
+            continue
+        transpose.input[0] = "images"
+        scale = _constant(model, "images.scale", np.float32(1 / std[0]))
+        zero = _constant(model, f"uint8.{int(mean[0])}", np.uint8(mean[0]))
+        for reader in model.graph.node:
+            if reader.op_type == "DequantizeLinear" and reader.input[0] == node.output[0]:
+                reader.input[:] = [transpose.output[0], scale, zero]
+    _remove_unread(model)
+
+
+def _remove_unread(model: onnx.ModelProto) -> None:
+    """Nodes whose outputs nobody reads, the last first."""
+    outputs = {output.name for output in model.graph.output}
+    while True:
+        read = {name for node in model.graph.node for name in node.input} | outputs
+        kept = [node for node in model.graph.node if read.intersection(node.output)]
+        if len(kept) == len(model.graph.node):
+            return
+        del model.graph.node[:]
+        model.graph.node.extend(kept)
 
 
 def _quantise_before_pooling(model: onnx.ModelProto) -> int:
@@ -770,13 +875,15 @@ def _bounds(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> 
 
 def _offset_activations(model: onnx.ModelProto) -> None:
     """Zero points of activations, and integers compared with them: int8 x becomes uint8 x + 128."""
-    from onnx import numpy_helper
+    from onnx import TensorProto, numpy_helper
 
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     producer = {output: node for node in model.graph.node for output in node.output}
-    fresh = {}
+    fresh: dict[str, onnx.TensorProto] = {}
 
     def offset(name: str) -> str:
+        if constants[name].data_type == TensorProto.UINT8:
+            return name
         value = int(numpy_helper.to_array(constants[name])) + CPU_OFFSET
         other = f"uint8.{value}"
         fresh[other] = numpy_helper.from_array(np.array(value, np.uint8), other)
@@ -793,7 +900,8 @@ def _offset_activations(model: onnx.ModelProto) -> None:
     read = {name for node in model.graph.node for name in node.input}
     kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
     del model.graph.initializer[:]
-    model.graph.initializer.extend([*kept, *fresh.values()])
+    names = {tensor.name for tensor in kept}
+    model.graph.initializer.extend([*kept, *(one for name, one in fresh.items() if name not in names)])
 
 
 # --- accuracy ----------------------------------------------------------------------------------------------
@@ -947,6 +1055,7 @@ def quantize(
     labels: Path | str | None = None,
     cache: Path | str | None = None,
     cpu_variant_path: Path | str | None = None,
+    cpu_exact: bool = False,
     progress: bool = True,
 ) -> Report:
     """Write the INT8 form of `model_path` to `out_path`; the same inputs give the same bytes.
@@ -962,7 +1071,8 @@ def quantize(
             this of FP32's. Needs `labels`.
         labels: DOTA label files of the calibration images.
         cache: file of histograms; used only if it belongs to this very model and these images.
-        cpu_variant_path: write `cpu_variant` of the result there, with grids behind every convolution.
+        cpu_variant_path: write `cpu_variant` of the result there.
+        cpu_exact: of its rewritings only those that change no bit.
 
     Raises:
         QuantizationFailed: `max_ap_drop` cannot be held.
@@ -984,8 +1094,8 @@ def quantize(
             f"--float {unknown[0]}: no such block; there are {', '.join(everything.blocks)}"
         )
 
-    grids = float_outputs(model, everything) if cpu_variant_path is not None else []
-    tensors = [*everything.tensors, *grids]
+    # Those of the CPU's variant always: reading more tensors turns off fusions, and a last digit with them.
+    tensors = [*everything.tensors, *float_outputs(model, everything)]
     key = calibration_key(model_path.read_bytes(), chosen, tensors)
     stored = load_cache(Path(cache), key) if cache is not None else None
     report = Report(out_path, spec, method, cached=stored is not None)
@@ -1032,7 +1142,8 @@ def quantize(
     graph.save(result, out_path)
     placement = place(model, left_out)
     if cpu_variant_path is not None:
-        other = cpu_variant(result, {name: thresholds[name] for name in float_outputs(model, placement)})
+        open_ends = {name: thresholds[name] for name in float_outputs(model, placement)}
+        other = cpu_variant(result, None if cpu_exact else open_ends)
         graph.write_spec(other, spec, variant="cpu")
         graph.save(other, Path(cpu_variant_path))
     report.quantised = tuple(placement.weights)
@@ -1105,6 +1216,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--cpu-variant", type=Path, metavar="FILE", help="also write it for ONNX Runtime's integer kernels"
     )
+    parser.add_argument(
+        "--cpu-exact", action="store_true", help="of its rewritings only those that change no bit (slower)"
+    )
     parser.add_argument("--cache", type=Path, metavar="FILE", help="histograms (default: beside --out)")
     arguments = parser.parse_args(argv)
     return errors.run("quantize", lambda: command(arguments))
@@ -1117,6 +1231,8 @@ def command(arguments: argparse.Namespace) -> int:
             raise errors.InputError(f"{flag} {path}: expected the name of a file that ends in .onnx")
         if path is not None and path.resolve() == arguments.model.resolve():
             raise errors.InputError(f"{flag} {path}: this is the FP32 model; choose another name")
+    if arguments.cpu_exact and arguments.cpu_variant is None:
+        raise errors.InputError("--cpu-exact goes with --cpu-variant FILE")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     try:
         report = quantize(
@@ -1132,6 +1248,7 @@ def command(arguments: argparse.Namespace) -> int:
             labels=arguments.labels,
             cache=arguments.cache or arguments.out.with_suffix(".calibration.npz"),
             cpu_variant_path=arguments.cpu_variant,
+            cpu_exact=arguments.cpu_exact,
         )
     except QuantizationFailed:
         print(

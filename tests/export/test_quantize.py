@@ -507,6 +507,17 @@ def test_the_cpu_variant_computes_the_same_bits(written: tuple) -> None:
         np.testing.assert_array_equal(one, two)
 
 
+def test_the_exact_cpu_variant_can_be_asked_for(
+    written: tuple, detector: Path, images: Path, tmp_path: Path
+) -> None:
+    command = [str(detector), "--calib", str(images), "--out", str(tmp_path / "int8.onnx")]
+    command += ["--cpu-variant", str(tmp_path / "cpu.onnx"), "--cpu-exact"]
+    assert quantize.main(command) == 0
+    found, expected = graph.load(tmp_path / "cpu.onnx").graph, written[1].graph
+    assert list(found.node) == list(expected.node)
+    assert list(found.initializer) == list(expected.initializer)
+
+
 def test_the_cpu_variant_has_the_same_grids(written: tuple) -> None:
     model, variant, _ = written
     values = constants_of(variant)
@@ -543,30 +554,63 @@ def optimised(model: onnx.ModelProto, path: Path) -> list[str]:
     return [node.op_type for node in onnx.load(path).graph.node]
 
 
-def test_integer_kernels_take_every_convolution_but_those_in_front_of_the_outputs(
+def test_integer_kernels_take_every_quantised_convolution(
     written: tuple, quick: onnx.ModelProto, tmp_path: Path
 ) -> None:
-    quantised, towers, outputs, excitation = len(written[2].quantised), 4, len(OUTPUT_CONVOLUTIONS), 1
+    quantised, outputs, excitation = len(written[2].quantised), len(OUTPUT_CONVOLUTIONS), 1
     operators = optimised(quick, tmp_path / "quick.onnx")
-    assert operators.count("QLinearConv") == quantised - towers
+    assert operators.count("QLinearConv") == quantised
     assert operators.count("QLinearAdd") == 3  # two shortcuts and the pyramid
-    floats = operators.count("Conv") + operators.count("FusedConv")
-    assert floats == towers + outputs + excitation
-    # What is exact leaves more of them in float: those in front of an addition.
-    assert 6 <= optimised(written[1], tmp_path / "exact.onnx").count("QLinearConv") < quantised - towers
+    assert operators.count("Conv") + operators.count("FusedConv") == outputs + excitation
+    assert not {"Relu", "Clip"} & set(operators)  # saturation does their work
+    # What is exact leaves more of them in float: those in front of an addition or an output.
+    assert 6 <= optimised(written[1], tmp_path / "exact.onnx").count("QLinearConv") < quantised - 4
 
 
-def test_what_the_output_convolutions_read_gets_no_grid(written: tuple, quick: onnx.ModelProto) -> None:
+def test_values_that_are_never_negative_have_all_steps_above_zero(
+    written: tuple, quick: onnx.ModelProto
+) -> None:
+    """Half the step of int8 for a ReLU; ReLU6 reaches 6 at most."""
+    before, after = constants_of(written[0]), constants_of(quick)
+    unsigned = {name for name in after if name.endswith(".unsigned")}
+    assert {"stem.scale.unsigned", "l1.scale.unsigned", "l1a:clip.scale.unsigned"} <= unsigned
+    for name in unsigned & {f"{old}.unsigned" for old in before}:
+        top = before[name.removesuffix(".unsigned")] * 127
+        assert after[name] * 255 == pytest.approx(min(top, 6.0) if "clip" in name else top, rel=1e-6)
     made = producers_of(quick)
     for node in quick.graph.node:
-        if node.name in OUTPUT_CONVOLUTIONS:
-            assert made[node.input[0]].op_type == "Relu"
-    added = {name for name in constants_of(quick) if name.endswith(".scale")} - set(constants_of(written[0]))
-    assert added == {
-        "backbone.net.layer1.0.bn2/Conv:0.scale",
-        "l2a:relu.scale",  # in front of squeeze and excitation
-        "backbone.net.layer2.0.bn2/Conv:0.scale",
-    }
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.input[1] in unsigned:
+            assert after[node.input[2]].dtype == np.uint8
+            assert int(after[node.input[2]]) == 0
+        if node.op_type == "QuantizeLinear" and node.input[1] in unsigned:
+            assert made[node.input[0]].op_type in ("Conv", "Add")
+    assert "MaxPool" in {node.op_type for node in quick.graph.node}
+
+
+def with_normalisation(model: onnx.ModelProto, mean: float, std: float) -> onnx.ModelProto:
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    for tensor in changed.graph.initializer:
+        if tensor.name in ("mean", "std"):
+            values = np.full((3, 1, 1), mean if tensor.name == "mean" else std, np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    return changed
+
+
+def test_pixels_stay_on_their_own_grid_where_the_normalisation_allows_it(written: tuple) -> None:
+    tiles = patterned_tiles((SIZE, SIZE), 2, seed=1)
+    model = with_normalisation(written[0], 127.0, 128.0)
+    variant = quantize.cpu_variant(model, {})
+    stem = next(node for node in variant.graph.node if node.name == "backbone.net.bn1/Conv")
+    variant.graph.output.append(helper.make_tensor_value_info(stem.input[0], TensorProto.FLOAT, None))
+    session = onnxruntime.InferenceSession(variant.SerializeToString(), providers=["CPUExecutionProvider"])
+    seen = session.run([stem.input[0]], {"images": tiles})[0]
+    expected = (tiles.astype(np.float32) - np.float32(127)) / np.float32(128)
+    np.testing.assert_array_equal(seen, expected.transpose(0, 3, 1, 2))
+    assert not {"Cast", "Div"} & {node.op_type for node in variant.graph.node}
+    for mean, std in ((127.5, 128.0), (123.675, 58.0)):  # no uint8 is its zero
+        other = quantize.cpu_variant(with_normalisation(written[0], mean, std), {})
+        assert "Div" in {node.op_type for node in other.graph.node}
 
 
 def test_a_grid_behind_every_convolution_costs_little(
