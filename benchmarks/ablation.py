@@ -201,8 +201,8 @@ def describe(report: Mapping[str, Any]) -> str:
         lines += ["One seed: how far another seed would move a number is not known from this table.", ""]
     if report["steps"] < 5000:
         lines += [
-            f"It is a small run: {report['steps']} steps from ImageNet weights show that all variants train "
-            "and how soon each learns, not which ends best. Recipes are not to be chosen by it.",
+            f"It is a small run: {report['steps']} steps show that all variants train and how soon each "
+            "learns, not which ends best. Recipes are not to be chosen by it.",
             "",
         ]
     for remark in report["remarks"]:
@@ -280,7 +280,8 @@ def run(arguments: argparse.Namespace) -> int:
     counted = [~(picture.objects.difficult > 0) for picture in dataset.val]
     report = {
         "date": datetime.date.today().isoformat(),
-        "hardware": machine.hardware(),
+        # Without the load: this is the moment of the table, not of the trainings.
+        "hardware": {k: v for k, v in machine.hardware().items() if k != "load_average"},
         "versions": machine.versions(),
         "command": " ".join(_without_places(arguments)),
         "recipe": arguments.recipe,
