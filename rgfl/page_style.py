@@ -84,7 +84,7 @@ summary { cursor: pointer; }
 .seen path { fill: transparent; stroke-width: 2; vector-effect: non-scaling-stroke;
   stroke-linejoin: round; }
 .seen path.under { stroke: #000; stroke-opacity: .6; stroke-width: 4; }
-.seen path.faint { opacity: .5; stroke-width: 1; }
+path.faint { opacity: .5; stroke-width: 1; }
 .seen path:hover { fill: rgb(255 255 255 / .25); }
 .t, .x { stroke-dasharray: 5 4; }
 .t { stroke: #4cc3ff; }
@@ -93,7 +93,9 @@ summary { cursor: pointer; }
 .r { stroke: #2ee67a; }
 .w { stroke: #ff4d3d; }
 .i { stroke: #b8b8b8; }
-.seen path.m, .seen path.w { stroke-width: 2.5; }
+.crops path:is(.m, .w):not(.faint) { stroke-width: 2.5; }
+.samples path { stroke-width: 1.6; }
+.samples path.under { stroke-width: 3; }
 .seen figure text { stroke: #000; stroke-width: 3; stroke-dasharray: none; paint-order: stroke;
   text-anchor: middle; vector-effect: non-scaling-stroke; font-weight: 600; }
 text.m { fill: #ffd60a; }

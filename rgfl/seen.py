@@ -28,13 +28,13 @@ if TYPE_CHECKING:  # both import torch
     from rgfl.dota.average_precision import Result
 
 PICTURES = 6  # samples, spread evenly over the validation images, the same at every evaluation
-LOOK = 1024  # pixels of a scene that a sample shows at most, a side
-SAMPLE_SIDE, CROP_SIDE = 768, 288  # pixels of the JPEGs
+LOOK = 768  # pixels of a scene that a sample shows at most, a side
+CROP_SIDE = 288  # pixels of a mistake's picture at most
 QUALITY = 80
 MISTAKES = 8  # of each kind
 PER_IMAGE = 3  # mistakes of one kind in one image: a strange image must not fill the page
 SHOWN = 0.3  # score from which on detections are drawn and counted
-BOXES, NAMES = 300, 14  # drawn and named in one picture; small boxes are not named
+BOXES, NAMES = 1000, 14  # drawn and named in one picture at most; small boxes are not named
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _sample(picture: Picture, verdicts: Verdicts) -> _Scene:
         f"<b>{escape(picture.name)}</b>{part}: {found} of {counted} objects found"
         f"{' in the whole image' if part else ''}, {int(wrong.sum())} wrong detections"
     )
-    return _Scene(picture.name, (x, y, width, height), SAMPLE_SIDE, (), (), words)
+    return _Scene(picture.name, (x, y, width, height), LOOK, (), (), words)
 
 
 def _false(
@@ -281,8 +281,9 @@ def _overlay(scene: _Scene, verdicts: Verdicts, classes: Sequence[str]) -> str:
             (d in scene.detections, matching.quads_D8[d], style, title, text if style == "w" else "")
         )
     items = [item for item in items if item[0] or _touches(item[1], scene.window)]
-    items.sort(key=lambda item: item[0])  # what is stressed is drawn last, on top
-    drawn = items[-BOXES:]
+    if len(items) > BOXES:  # a crowd: rather what is wrong than what is right
+        items.sort(key=lambda item: (not item[0], item[2] not in ("m", "w")))
+    drawn = sorted(items[:BOXES], key=lambda item: item[0])  # what is stressed on top
     outline = "".join(f"M{_points(quad)}Z" for stressed, quad, *_ in drawn if stressed or alike)
     shapes = [f'<path class="under" d="{outline}"/>']
     names = 0
