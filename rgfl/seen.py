@@ -28,8 +28,8 @@ if TYPE_CHECKING:  # both import torch
     from rgfl.dota.average_precision import Result
 
 PICTURES = 6  # samples, spread evenly over the validation images, the same at every evaluation
-LOOK = 768  # pixels of a scene that a sample shows at most, a side
-CROP_SIDE = 288  # pixels of a mistake's picture at most
+WHOLE = 1280  # pixels a side up to which an image is shown whole
+SAMPLE_SIDE, CROP_SIDE = 768, 288  # pixels of the JPEGs; larger scenes show a window of the former
 QUALITY = 80
 MISTAKES = 8  # of each kind
 PER_IMAGE = 3  # mistakes of one kind in one image: a strange image must not fill the page
@@ -104,8 +104,9 @@ def pictures_and_mistakes(evaluation: Evaluation) -> str:
 
 def _sample(picture: Picture, verdicts: Verdicts) -> _Scene:
     """A picture, or of a large scene the window that holds most objects."""
-    width, height = min(picture.width, LOOK), min(picture.height, LOOK)
-    x = y = 0
+    x, y, width, height = 0, 0, picture.width, picture.height
+    if max(width, height) > WHOLE:
+        width, height = min(width, SAMPLE_SIDE), min(height, SAMPLE_SIDE)
     if (picture.width, picture.height) != (width, height) and len(picture.objects):
         middles = picture.objects.quads.reshape(-1, 4, 2).mean(axis=1)
         room = np.array([picture.width - width, picture.height - height])
@@ -124,7 +125,7 @@ def _sample(picture: Picture, verdicts: Verdicts) -> _Scene:
         f"<b>{escape(picture.name)}</b>{part}: {found} of {counted} objects found"
         f"{' in the whole image' if part else ''}, {int(wrong.sum())} wrong detections"
     )
-    return _Scene(picture.name, (x, y, width, height), LOOK, (), (), words)
+    return _Scene(picture.name, (x, y, width, height), SAMPLE_SIDE, (), (), words)
 
 
 def _false(
@@ -217,8 +218,9 @@ def _fates_table(verdicts: Verdicts, classes: Sequence[str]) -> str:
         "<p><small>By the rule of AP50. Found and missed count detections of any score, the kinds of false "
         f"positives those of {SHOWN:g} and more.</small></p>"
         f"{f'<p>Most often: {confusions}.</p>' if confusions else ''}"
-        "<p>Of each kind the worst: the highest scores, the largest missed objects; no more than "
-        f"{PER_IMAGE} of one image.</p>"
+        "<p>Of each kind the worst: the highest scores, the largest missed objects, no more than "
+        f"{PER_IMAGE} of one image. Strong lines are what a picture is about: red what came, yellow or dashed "
+        "blue what was expected; faint ones are the rest.</p>"
     )
 
 

@@ -257,9 +257,16 @@ def test_of_a_large_scene_the_window_with_most_objects_is_shown(tmp_path):
     scene = evaluation(tmp_path, {"P1": labelled((100, 100, 20, 10, 0, 0), *crowd)}, {}, size=(2000, 3000))
     text = seen.pictures_and_mistakes(scene)
     x, y, width, height = map(int, re.search(r'viewBox="([^"]+)"', text)[1].split())
-    assert (width, height) == (seen.LOOK, seen.LOOK)
+    assert (width, height) == (seen.SAMPLE_SIDE, seen.SAMPLE_SIDE)
     assert x <= 2290 < 2580 <= x + width
     assert y <= 1690 < 1710 <= y + height <= 2000
+
+
+def test_in_a_crowd_what_is_wrong_is_drawn_before_what_is_right(one, monkeypatch):
+    monkeypatch.setattr(seen, "BOXES", 4)
+    text = seen.pictures_and_mistakes(one)
+    parsed = Parsed(text[: text.index("</section>")] + "</section>")
+    assert {style: parsed.count("path", style) for style in "tmrw"} == {"t": 0, "m": 2, "r": 0, "w": 2}
 
 
 def test_pictures_stay_when_the_curves_are_drawn_anew_and_go_with_their_run(tmp_path, one):
