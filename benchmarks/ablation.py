@@ -252,7 +252,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     try:
         trainings = plan(arguments)
-        dataset = read_dataset(arguments.data)
+        dataset = read_dataset(arguments.data, train.parse(trainings[0].command)[1].classes)
         digest = dataset.digest()
         done = [outcome(training, digest) for training in trainings]
         for number, training in enumerate(trainings):

@@ -121,7 +121,7 @@ def nice_ticks(low: float, high: float, about: int, least: float = 0.0) -> list[
         return [low]
     rough = max((high - low) / about, least)
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
+    step = next((power * factor for factor in (1, 2, 5) if power * factor >= rough), 10 * power)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(k * step, 12) for k in range(first, last + 1)]
 

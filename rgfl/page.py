@@ -27,7 +27,7 @@ import numpy as np
 from rgfl import atomic
 from rgfl.chart import Line, chart
 from rgfl.page_style import STYLE
-from rgfl.recipes import RECIPES, EvaluationConfig, RecipeError
+from rgfl.recipes import RECIPES, EvaluationConfig
 from rgfl.seen import Evaluation, pictures_and_mistakes
 
 if TYPE_CHECKING:
@@ -121,8 +121,8 @@ def _framed(seen: str, identity: str) -> str:
 def _seen_before(path: Path, identity: str) -> str:
     """The pictures of the page that is there, if it is of this run: the log alone cannot draw them again."""
     try:
-        text = path.read_text()
-    except OSError:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
         return ""
     found = re.search(r"<!--seen (.*?)-->\n.*?\n<!--/seen-->", text, re.DOTALL)
     return found[0] if found and found[1] == escape(identity) else ""
@@ -468,7 +468,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         weights = arguments.weights or arguments.run / "best.pt"
         evaluation = look(arguments.run, arguments.data, weights, arguments.images, arguments.device)
         print(write(arguments.run, evaluation))
-    except (*ERRORS, PageError, RecipeError, OSError) as error:
+    except (*ERRORS, PageError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -219,8 +219,8 @@ def _fates_table(verdicts: Verdicts, classes: Sequence[str]) -> str:
         f"positives those of {SHOWN:g} and more.</small></p>"
         f"{f'<p>Most often: {confusions}.</p>' if confusions else ''}"
         "<p>Of each kind the worst: the highest scores, the largest missed objects, no more than "
-        f"{PER_IMAGE} of one image. Strong lines are what a picture is about: red what came, yellow or dashed "
-        "blue what was expected; faint ones are the rest.</p>"
+        f"{PER_IMAGE} of one image. Strong lines are what a picture is about: red what came, yellow or "
+        "dashed blue what was expected; faint ones are the rest.</p>"
     )
 
 
