@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from rgfl import checkpoint
+from rgfl import checkpoint, page
 from rgfl.atomic import write_text
 from rgfl.checkpoint import CheckpointError
 from rgfl.data import Batch, DataError, Dataset, Tiles, batches, collate, read_dataset, steps_per_epoch
@@ -125,7 +125,16 @@ def train(recipe: Recipe, root: Path, out: Path, classes: str = "", resume: bool
     if step:
         _say(f"resuming {out / 'last.pt'} at step {step} of {total} (--no-resume starts anew)")
     log = _open_log(out, step, evaluated)
-    _write(log, kind="run", step=step, data=dataset.digest(), device=_name(device), **recipe.result_fields())
+    facts = {"root": str(root), "train_images": len(dataset.train), "total": total}
+    _write(
+        log,
+        kind="run",
+        step=step,
+        data=dataset.digest(),
+        device=_name(device),
+        **facts,
+        **recipe.result_fields(),
+    )
     board = SummaryWriter(out / "tensorboard", purge_step=step + 1)
     stop = _Stop(run.max_minutes, started)
 
@@ -167,7 +176,16 @@ def train(recipe: Recipe, root: Path, out: Path, classes: str = "", resume: bool
             )
         by_class = dict(zip(result.classes, result.ap[:, 0].tolist(), strict=True))
         seconds = round(time.monotonic() - before, 2)
-        _write(log, kind="eval", step=step, images=len(val), seconds=seconds, **values, classes=by_class)
+        _write(
+            log,
+            kind="eval",
+            step=step,
+            images=len(val),
+            seconds=seconds,
+            **values,
+            classes=by_class,
+            **page.by_class(result),
+        )
         for name, value in values.items():
             board.add_scalar(f"val/{name}", value, step)
         for picture in val[: run.pictures]:
@@ -179,6 +197,7 @@ def train(recipe: Recipe, root: Path, out: Path, classes: str = "", resume: bool
             f"epoch {step / per_epoch:g}: {shown} on {len(val)} full images in {seconds:.0f} s"
             f"{'  (best)' if best == result.map else ''}"
         )
+        _say(page.draw(out, step, result, val, found))
 
     # --- the loop
     def due() -> bool:

@@ -3,7 +3,8 @@
     python -m rgfl.train --recipe gfl_lite --data DIR --out RUN
 
 DIR holds train/ and val/, each with images/ and labelTxt/. RUN gets last.pt (resume), best.pt (the
-detector), log.jsonl and tensorboard/. The same command goes on where a killed run stopped.
+detector), log.jsonl, tensorboard/ and page.html, which shows all of it (rgfl/page.py). The same command
+goes on where a killed run stopped.
 
 The loop is in rgfl/loop.py: nothing here imports torch, so that --help answers at once.
 """

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from rgfl import checkpoint, loop
+from rgfl import checkpoint, loop, page
 from rgfl.nn.detector import Detector
 from rgfl.train import main
 
@@ -103,7 +103,8 @@ def whole(data, tmp_path_factory):
 
 
 def test_a_run_leaves_its_files(whole, data):
-    assert {path.name for path in whole.iterdir()} == {"last.pt", "best.pt", "log.jsonl", "tensorboard"}
+    names = {"last.pt", "best.pt", "log.jsonl", "tensorboard", "page.html"}
+    assert {path.name for path in whole.iterdir()} == names
     steps, evaluations = records(whole, "step"), records(whole, "eval")
     assert [record["step"] for record in steps] == list(range(1, 17))
     assert [record["step"] for record in evaluations] == [8, 16]
@@ -114,7 +115,21 @@ def test_a_run_leaves_its_files(whole, data):
     assert set(evaluations[0]["classes"]) == set(CLASSES)
     assert {"ap50", "ap75", "map"} <= set(evaluations[0])
     assert evaluations[0]["images"] == 2
+    assert {"classes_ap75", "classes_map", "objects"} <= set(evaluations[0])
+    assert records(whole, "run")[0]["total"] == 16
     assert any((whole / "tensorboard").iterdir())
+
+
+def test_a_page_that_cannot_be_drawn_does_not_stop_the_training(data, whole, tmp_path, monkeypatch, capsys):
+    def broken(*_):
+        raise RuntimeError("no ink\nleft")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(page, "write", broken)
+        assert run(data, tmp_path) == 0
+    assert capsys.readouterr().out.count("page not drawn: RuntimeError: no ink left\n") == 2
+    assert not (tmp_path / "page.html").exists()
+    assert curve(tmp_path) == curve(whole)
 
 
 def test_the_detector_of_a_run_is_slim_and_finds_through_its_spec(whole):

@@ -88,6 +88,40 @@ class ClassResult:
 
 
 @dataclass(frozen=True)
+class Matching:
+    """All detections by class, then rank, each with the object that the official rule gives it.
+
+    Attributes:
+        images: names, which `images_D` and `images_G` number.
+        labels_D, images_D, scores_D, quads_D8: the detections.
+        match_D: number of the object among G, -1 where none of the class is near.
+        iou_D: with that object; -inf where there is none.
+        labels_G, images_G, quads_G8: the objects.
+        difficult_G: neither to be found nor missed (never in v1.5 and v2.0).
+    """
+
+    images: tuple[str, ...]
+    labels_D: NDArray[np.int64]
+    images_D: NDArray[np.int64]
+    scores_D: NDArray[np.float64]
+    quads_D8: NDArray[np.float64]
+    match_D: NDArray[np.int64]
+    iou_D: NDArray[np.float64]
+    labels_G: NDArray[np.int64]
+    images_G: NDArray[np.int64]
+    quads_G8: NDArray[np.float64]
+    difficult_G: NDArray[np.bool_]
+
+    def fates(self, thresholds: Sequence[float]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """True and false positives, (T, D) each; a match with a difficult object is neither."""
+        return _fates(self.match_D, self.iou_D, self.difficult_G, thresholds)
+
+    def nearest(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """`match_D` and `iou_D` among the objects of *all* classes, for explaining a mistake."""
+        return _match(self.quads_D8, self.images_D, self.quads_G8, self.images_G, len(self.images))
+
+
+@dataclass(frozen=True)
 class Result:
     """The AP of every class at every threshold, and where it came from.
 
@@ -295,16 +329,24 @@ def evaluate_detections(
     """
     if unit not in ("image", "tile"):
         raise EvaluationError(f"unit is 'image' or 'tile', not {unit!r}")
-    names = _check(truth, classes, version, thresholds)
-    for image, found in detections.items():
-        if image not in names:
-            raise EvaluationError(
-                f"detections of image {image!r}: it has no ground truth "
-                f"(there are {len(names)} images, {min(names)} … {max(names)})"
-            )
-        _check_labels(f"detections of image {image!r}", found.labels, classes)
-        _check_finite(f"image {image!r}", found.scores, found.boxes)
+    names = _check_detections(detections, truth, classes, version, thresholds)
     return _evaluate(to_task1(detections, classes), truth, classes, version, thresholds, names, unit)
+
+
+def match_detections(
+    detections: Mapping[str, Detections],
+    truth: Mapping[str, Objects],
+    classes: Sequence[str],
+    *,
+    version: str = "1.0",
+) -> Matching:
+    """Which object each detection was counted for, by the rules of `evaluate_detections`.
+
+    Raises:
+        EvaluationError: as `evaluate_detections`.
+    """
+    names = _check_detections(detections, truth, classes, version, THRESHOLDS)
+    return _matching(to_task1(detections, classes), truth, classes, version, names)
 
 
 def eleven_points(recall: NDArray[np.float64], precision: NDArray[np.float64]) -> float:
@@ -335,6 +377,26 @@ def _check(
     return {image: number for number, image in enumerate(truth)}
 
 
+def _check_detections(
+    detections: Mapping[str, Detections],
+    truth: Mapping[str, Objects],
+    classes: Sequence[str],
+    version: str,
+    thresholds: Sequence[float],
+) -> dict[str, int]:
+    """The images, numbered."""
+    names = _check(truth, classes, version, thresholds)
+    for image, found in detections.items():
+        if image not in names:
+            raise EvaluationError(
+                f"detections of image {image!r}: it has no ground truth "
+                f"(there are {len(names)} images, {min(names)} … {max(names)})"
+            )
+        _check_labels(f"detections of image {image!r}", found.labels, classes)
+        _check_finite(f"image {image!r}", found.scores, found.boxes)
+    return names
+
+
 def _check_labels(where: str, labels: NDArray[np.integer], classes: Sequence[str]) -> None:
     if len(labels) and (labels.min() < 0 or labels.max() >= len(classes)):
         raise EvaluationError(
@@ -360,26 +422,10 @@ def _evaluate(
     names: Mapping[str, int],
     unit: str,
 ) -> Result:
-    parts = [task1[name] for name in classes]
-    labels_D = np.repeat(np.arange(len(classes)), [len(part) for part in parts])
-    images_D = np.array([names[image] for part in parts for image in part.images], np.int64)
-    scores_D = np.concatenate([part.scores for part in parts]).astype(np.float64)
-    quads_D8 = np.concatenate([part.quads for part in parts]).astype(np.float64)
-    rank = np.lexsort((-scores_D, labels_D))  # by class, then score; stable
-    labels_D, images_D, scores_D, quads_D8 = labels_D[rank], images_D[rank], scores_D[rank], quads_D8[rank]
-
-    objects = list(truth.values())
-    quads_G8 = np.concatenate([part.quads for part in objects]).astype(np.float64)
-    labels_G = np.concatenate([part.labels for part in objects]).astype(np.int64)
-    images_G = np.repeat(np.arange(len(names)), [len(part) for part in objects])
-    difficult_G = np.concatenate([part.difficult for part in objects]) > 0
-    if version != "1.0":
-        difficult_G[:] = False
-
-    # Only pairs of one class and image are of interest: number those groups.
-    group_D, group_G = labels_D * len(names) + images_D, labels_G * len(names) + images_G
-    match_D, iou_D = _match(quads_D8, group_D, quads_G8, group_G, len(classes) * len(names))
-    hits_TD, misses_TD = _fates(match_D, iou_D, difficult_G, thresholds)
+    matching = _matching(task1, truth, classes, version, names)
+    labels_D, scores_D = matching.labels_D, matching.scores_D
+    labels_G, difficult_G = matching.labels_G, matching.difficult_G
+    hits_TD, misses_TD = matching.fates(thresholds)
 
     bounds = np.searchsorted(labels_D, np.arange(len(classes) + 1))
     by_class, ap_CT = [], np.zeros((len(classes), len(thresholds)))
@@ -406,6 +452,38 @@ def _evaluate(
         notes=tuple(_notes(classes, by_class, version, thresholds, unit)),
         unit=unit,
     )
+
+
+def _matching(
+    task1: Mapping[str, Task1Class],
+    truth: Mapping[str, Objects],
+    classes: Sequence[str],
+    version: str,
+    names: Mapping[str, int],
+) -> Matching:
+    parts = [task1[name] for name in classes]
+    labels_D = np.repeat(np.arange(len(classes)), [len(part) for part in parts])
+    images_D = np.array([names[image] for part in parts for image in part.images], np.int64)
+    scores_D = np.concatenate([part.scores for part in parts]).astype(np.float64)
+    quads_D8 = np.concatenate([part.quads for part in parts]).astype(np.float64)
+    rank = np.lexsort((-scores_D, labels_D))  # by class, then score; stable
+    labels_D, images_D, scores_D, quads_D8 = labels_D[rank], images_D[rank], scores_D[rank], quads_D8[rank]
+
+    objects = list(truth.values())
+    quads_G8 = np.concatenate([part.quads for part in objects]).astype(np.float64)
+    labels_G = np.concatenate([part.labels for part in objects]).astype(np.int64)
+    images_G = np.repeat(np.arange(len(names)), [len(part) for part in objects])
+    difficult_G = np.concatenate([part.difficult for part in objects]) > 0
+    if version != "1.0":
+        difficult_G[:] = False
+
+    # Only pairs of one class and image are of interest: number those groups.
+    group_D, group_G = labels_D * len(names) + images_D, labels_G * len(names) + images_G
+    match_D, iou_D = _match(quads_D8, group_D, quads_G8, group_G, len(classes) * len(names))
+    return Matching(
+        tuple(names), labels_D, images_D, scores_D, quads_D8, match_D, iou_D,
+        labels_G, images_G, quads_G8, difficult_G,
+    )  # fmt: skip
 
 
 def _match(

@@ -1,0 +1,102 @@
+"""What became of every detection and every object, in words: found, placed badly, confused, missed.
+
+The judge is the official rule at IoU 0.50 (rgfl/dota/average_precision.py), so what is called a mistake here
+is what costs AP50: a detection that is a false positive there, an object that counts and is not hit. A false
+positive is explained by the first that holds of
+
+    duplicate    IoU above 0.50 with an object of its class that a better-scored detection hit
+    confused     IoU above 0.50 with an object of another class
+    misplaced    IoU above 0.10 with an object of its class
+    background   none of these
+
+Difficult objects (v1.0) are not missed, and their own class over them is no mistake. Another class over them
+is one, as in AP.
+
+Letters in array names: D detections, G ground truths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rgfl.detections import Detections
+from rgfl.dota.average_precision import Matching, match_detections
+from rgfl.dota.labels import Objects
+
+THRESHOLD = 0.5  # of the official number
+NEAR = 0.1  # IoU from which a box is about an object, if badly
+
+RIGHT, IGNORED, DUPLICATE, CONFUSED, MISPLACED, BACKGROUND = range(6)
+FATES = ("right", "on a difficult object", "duplicate", "confused", "misplaced", "background")
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Every detection and object with its fate.
+
+    Attributes:
+        matching: the detections and objects, numbered.
+        fate_D: index into `FATES`.
+        about_D: the object that the fate is about, -1 for background.
+        iou_D: with that object; 0 for background.
+        found_by_G: the detection that hit the object, -1 if none did.
+    """
+
+    matching: Matching
+    fate_D: NDArray[np.int64]
+    about_D: NDArray[np.int64]
+    iou_D: NDArray[np.float64]
+    found_by_G: NDArray[np.int64]
+
+    @property
+    def missed_G(self) -> NDArray[np.bool_]:
+        """Objects that count and were not found."""
+        return (self.found_by_G < 0) & ~self.matching.difficult_G
+
+    def false_positives(self, *fates: int) -> NDArray[np.int64]:
+        """Detections of these fates, the highest score first."""
+        chosen = np.flatnonzero(np.isin(self.fate_D, fates))
+        return chosen[np.argsort(-self.matching.scores_D[chosen], kind="stable")]
+
+    def missed(self) -> NDArray[np.int64]:
+        """Objects that were not found, the largest first: small ones are hard for anybody."""
+        chosen = np.flatnonzero(self.missed_G)
+        return chosen[np.argsort(-areas(self.matching.quads_G8[chosen]), kind="stable")]
+
+
+def judge(
+    detections: Mapping[str, Detections],
+    truth: Mapping[str, Objects],
+    classes: Sequence[str],
+    *,
+    version: str = "1.0",
+) -> Verdicts:
+    """The fates of all detections and objects; the arguments are those of `evaluate_detections`."""
+    matching = match_detections(detections, truth, classes, version=version)
+    hits_D = matching.fates((THRESHOLD,))[0][0]
+    own_D, own_iou_D = matching.match_D, matching.iou_D
+    any_D, any_iou_D = matching.nearest()
+
+    to_difficult_D = np.zeros(len(own_D), bool)
+    to_difficult_D[own_D >= 0] = matching.difficult_G[own_D[own_D >= 0]]
+    on_own_D = own_iou_D > THRESHOLD
+    fate_D = np.select(
+        [hits_D, on_own_D & to_difficult_D, on_own_D, any_iou_D > THRESHOLD, own_iou_D > NEAR],
+        [RIGHT, IGNORED, DUPLICATE, CONFUSED, MISPLACED],
+        BACKGROUND,
+    )
+    about_D = np.select([fate_D == BACKGROUND, fate_D == CONFUSED], [-1, any_D], own_D)
+    iou_D = np.select([fate_D == BACKGROUND, fate_D == CONFUSED], [0.0, any_iou_D], own_iou_D)
+    found_by_G = np.full(len(matching.labels_G), -1, np.int64)
+    found_by_G[own_D[hits_D]] = np.flatnonzero(hits_D)
+    return Verdicts(matching, fate_D, about_D, iou_D, found_by_G)
+
+
+def areas(quads_N8: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Area of each quad, by the shoelace."""
+    x, y = quads_N8[:, 0::2], quads_N8[:, 1::2]
+    return np.abs((x * np.roll(y, -1, axis=1) - np.roll(x, -1, axis=1) * y).sum(axis=1)) / 2

@@ -1,0 +1,478 @@
+"""A training as a person wants to see it: one HTML file, `page.html` in the run's folder.
+
+    python -m rgfl.page RUN                 # curves and AP from log.jsonl
+    python -m rgfl.page RUN --data DIR      # also evaluates best.pt: pictures and the worst mistakes
+
+Training writes it after every evaluation. The file needs nothing beside it and no network; it may be mailed.
+Nothing here imports torch until --data asks for a detector.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from rgfl import atomic
+from rgfl.chart import Line, chart
+from rgfl.page_style import STYLE
+from rgfl.recipes import RECIPES, EvaluationConfig
+from rgfl.seen import Evaluation, pictures_and_mistakes
+
+if TYPE_CHECKING:
+    from rgfl.data import Picture
+    from rgfl.dota.average_precision import Result
+
+PAGE = "page.html"
+
+
+class PageError(ValueError):
+    """There is nothing to draw; one line that says why."""
+
+
+def draw(run: Path, step: int, result: Result, pictures: Sequence[Picture], found: Mapping) -> str:
+    """`write`, for a training: says in a line what came of it, and never raises an error."""
+    before = time.monotonic()
+    try:
+        path = write(run, Evaluation(step, result, pictures, found))
+    except Exception as error:  # a page is not worth a training
+        return f"page not drawn: {type(error).__name__}: {' '.join(str(error).split())}"
+    return f"page: {path} ({time.monotonic() - before:.1f} s)"
+
+
+def write(run: Path, evaluation: Evaluation | None = None) -> Path:
+    """Draw the page of the run in folder `run`. Without an evaluation the pictures of the last one stay.
+
+    Raises:
+        PageError: there is no log in this folder.
+    """
+    log = read_log(run)
+    path = run / PAGE
+    identity = str(next((record["time"] for record in log if record["kind"] == "run"), ""))
+    shown = None
+    if evaluation is not None:
+        shown = {"step": evaluation.step, **figures(evaluation.result)}
+        seen = _framed(pictures_and_mistakes(evaluation), identity)
+    else:
+        seen = _seen_before(path, identity)
+    atomic.write_text(path, compose(run.resolve().name, log, shown, seen))
+    return path
+
+
+def figures(result: Result) -> dict[str, Any]:
+    """The numbers of a result that the page shows, as the log's evaluations hold them."""
+    return {
+        "images": result.images,
+        "ap50": result.ap50,
+        "ap75": result.ap75,
+        "map": result.map,
+        "classes": dict(zip(result.classes, result.ap[:, 0].tolist(), strict=True)),
+        **by_class(result),
+    }
+
+
+def by_class(result: Result) -> dict[str, dict[str, float]]:
+    """AP75, mAP and the number of objects of every class, by the names that the log gives them."""
+    at75 = next(i for i, threshold in enumerate(result.thresholds) if abs(threshold - 0.75) < 1e-9)
+    return {
+        "classes_ap75": dict(zip(result.classes, result.ap[:, at75].tolist(), strict=True)),
+        "classes_map": dict(zip(result.classes, result.ap.mean(axis=1).tolist(), strict=True)),
+        "objects": {
+            name: record.ground_truth for name, record in zip(result.classes, result.by_class, strict=True)
+        },
+    }
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """The records of log.jsonl, without a last line that is being written.
+
+    Raises:
+        PageError: there is none.
+    """
+    path = run / "log.jsonl"
+    if not path.is_file():
+        raise PageError(f"{path}: no such file; expected the folder of a training (its --out)")
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    if not records:
+        raise PageError(f"{path}: holds no record yet; the training has not begun")
+    return records
+
+
+def _framed(seen: str, identity: str) -> str:
+    return f"<!--seen {escape(identity)}-->\n{seen}\n<!--/seen-->"
+
+
+def _seen_before(path: Path, identity: str) -> str:
+    """The pictures of the page that is there, if it is of this run: the log alone cannot draw them again."""
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+    found = re.search(r"<!--seen (.*?)-->\n.*?\n<!--/seen-->", text, re.DOTALL)
+    return found[0] if found and found[1] == escape(identity) else ""
+
+
+# --------------------------------------------------------------------------------------------- the page
+
+
+def compose(name: str, log: Sequence[Mapping[str, Any]], shown: Mapping[str, Any] | None, seen: str) -> str:
+    """The page as text.
+
+    Args:
+        name: of the run.
+        log: records of log.jsonl.
+        shown: the `figures` and "step" of the evaluation that `seen` shows, if it is not in the log.
+        seen: HTML of pictures and mistakes.
+    """
+    runs = [record for record in log if record["kind"] == "run"]
+    steps = [record for record in log if record["kind"] == "step"]
+    evaluations = [dict(record) for record in log if record["kind"] == "eval"]
+    run = runs[-1] if runs else {}
+    body = [
+        _head(name, run, len(runs), steps, evaluations),
+        _worth(run, steps, evaluations, shown),
+        _learning(run, steps),
+        seen,
+        _recipe(run),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        # Says to the browser what the file promises: nothing is fetched and nothing runs.
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        "style-src 'unsafe-inline'\">\n"
+        f'<link rel="icon" href="data:,">\n<title>{escape(name)}</title>\n<style>{STYLE}</style>\n</head>\n'
+        f"<body>\n{chr(10).join(part for part in body if part)}\n</body>\n</html>\n"
+    )
+
+
+def _head(
+    name: str,
+    run: Mapping[str, Any],
+    starts: int,
+    steps: Sequence[Mapping[str, Any]],
+    evaluations: Sequence[Mapping[str, Any]],
+) -> str:
+    """What it is, how far it got, and the best so far."""
+    step = int(steps[-1]["step"]) if steps else int(run.get("step", 0))
+    total = _total(run, steps)
+    spent, left = _seconds(steps, total)
+    tiles = [("progress", f"{100 * step / total:.0f}%" if total else "–", f"step {step:,} of {total:,}")]
+    if evaluations:
+        best = max(evaluations, key=lambda record: record["map"])
+        when = _when(best["step"], run, steps)
+        tiles.append(("best mAP", _percent(best["map"]), f"at {when}"))
+        tiles.append(("its AP50", _percent(best["ap50"]), f"{best['images']} images"))
+        tiles.append(("its AP75", _percent(best["ap75"]), "in percent, official rule"))
+    else:
+        tiles.append(("best mAP", "–", "not evaluated yet"))
+    tiles.append(("trained", _duration(spent), f"{_duration(left)} left" if left else "done"))
+    changed = "".join(
+        f"<li><code>{escape(field)}</code> {escape(now)} <s>{escape(before)}</s></li>"
+        for field, before, now in _changes(run)
+    )
+    facts = [
+        ("recipe", escape(str(run.get("recipe", "unknown")))),
+        ("changed", f'<ul class="chips">{changed}</ul>' if changed else "nothing"),
+        ("data", escape(_data(run, evaluations))),
+        ("device", escape(str(run.get("device", "unknown")))),
+    ]
+    if starts > 1:
+        facts.append(("resumed", f"{starts - 1} time{'s' if starts > 2 else ''}"))
+    written = steps[-1].get("time") if steps else run.get("time")
+    if written:
+        facts.append(("as of", time.strftime("%Y-%m-%d %H:%M", time.localtime(written))))
+    share = min(100.0, 100 * step / total) if total else 0.0
+    return (
+        f"<header><h1>{escape(name)}</h1>"
+        f'<div class="progress"><div style="width:{share:.1f}%"></div></div><div class="tiles">'
+        + "".join(
+            f"<div><small>{title}</small><strong>{value}</strong><small>{note}</small></div>"
+            for title, value, note in tiles
+        )
+        + "</div><dl>"
+        + "".join(f"<dt>{title}</dt><dd>{value}</dd>" for title, value in facts)
+        + "</dl></header>"
+    )
+
+
+def _learning(run: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> str:
+    """Everything that is logged over the steps."""
+    if not steps:
+        return "<section><h2>Learning</h2><p>No step is logged yet.</p></section>"
+    at = np.array([record["step"] for record in steps], np.float64)
+
+    def line(key: str, name: str, colour: int, kind: Literal["noisy", "exact"] = "noisy") -> Line:
+        return Line(name, colour, at, np.array([record.get(key, math.nan) for record in steps]), kind)
+
+    parts = [key for key in dict.fromkeys(key for record in steps for key in record) if key[:5] == "loss_"]
+    charts = [chart("loss", [line("loss", "loss", 0)])]
+    charts += [chart(key[5:] + " loss", [line(key, key, 1 + i % 5)]) for i, key in enumerate(parts)]
+    charts += [
+        chart("gradient norm", [line("grad_norm", "norm", 3)], log=True, limit=run.get("clip_norm") or None),
+        chart("learning rate", [line("lr", "rate", 5, "exact")]),
+        chart("seconds a step", [line("step_s", "all", 2), line("data_wait_s", "waiting for data", 1)]),
+    ]
+    return (
+        "<section><h2>Learning</h2><p>Over steps: each mean that was logged, faint, and its trend. "
+        "The level in the gradient's norm is where it is clipped.</p>"
+        f'<div class="charts">{"".join(charts)}</div></section>'
+    )
+
+
+def _worth(
+    run: Mapping[str, Any],
+    steps: Sequence[Mapping[str, Any]],
+    evaluations: Sequence[Mapping[str, Any]],
+    shown: Mapping[str, Any] | None,
+) -> str:
+    """AP over epochs and by class."""
+    if not evaluations and shown is None:
+        return ""
+    parts = ['<section><h2>Average precision</h2><div class="beside">']
+    if evaluations:
+        per_epoch = _per_epoch(run, steps)
+        at = np.array([record["step"] / per_epoch for record in evaluations])
+        lines = [
+            Line(title, colour, at, np.array([100 * record[key] for record in evaluations]), "marked")
+            for colour, (title, key) in enumerate((("AP50", "ap50"), ("AP75", "ap75"), ("mAP", "map")))
+        ]
+        drawn = chart("AP, %", lines, across="epoch" if per_epoch != 1 else "step")
+        parts.append(drawn)
+    columns: list[tuple[str, Mapping[str, Any]]] = []
+    if evaluations:
+        best, last = max(evaluations, key=lambda record: record["map"]), evaluations[-1]
+        columns.append(("best" if best is not last else "best and last", best))
+        if best is not last:
+            columns.append(("last", last))
+    if shown is not None and all(record["step"] != shown["step"] for _, record in columns):
+        columns.append(("shown below", shown))
+    elif shown is not None:  # the same weights, seen just now: maybe on more images, and in full
+        columns = [(title, shown if record["step"] == shown["step"] else record) for title, record in columns]
+    parts.append(_class_table([(f"{title}, {_when(r['step'], run, steps)}", r) for title, r in columns]))
+    counts = " and ".join(str(count) for count in sorted({record["images"] for _, record in columns}))
+    parts.append(
+        f"</div><p><small>Percent, official 11-point rule, on {counts} full validation images, tiles merged. "
+        "Objects are those that count: difficult ones are neither found nor missed.</small></p></section>"
+    )
+    return "".join(parts)
+
+
+def _class_table(columns: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """A class a row, AP50 as a bar; of older logs only what they hold."""
+    names = list(dict.fromkeys(name for _, record in columns for name in record["classes"]))
+    objects: dict[str, int] = next(
+        (record["objects"] for _, record in reversed(columns) if "objects" in record), {}
+    )
+    head = ['<th rowspan="2">class</th><th rowspan="2" class="n">objects</th>']
+    head += [f'<th colspan="3">{escape(title)}</th>' for title, _ in columns]
+    rows = []
+    for name in names:
+        cells = [f"<td>{escape(name)}</td>", f'<td class="n">{objects.get(name, "–")}</td>']
+        for _, record in columns:
+            ap50 = record["classes"].get(name, math.nan)
+            cells.append(_bar(ap50) if objects.get(name) != 0 else '<td class="dim">no object: 0</td>')
+            for key in ("classes_ap75", "classes_map"):
+                value = record.get(key, {}).get(name)
+                cells.append(f'<td class="n">{_percent(value) if value is not None else "–"}</td>')
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    total = sum(objects.values()) if objects else "–"
+    cells = [f'<td>all</td><td class="n">{total}</td>']
+    for _, record in columns:
+        cells.append(_bar(record["ap50"]))
+        cells += [f'<td class="n">{_percent(record[key])}</td>' for key in ("ap75", "map")]
+    return (
+        '<div class="scroll"><table><thead>'
+        f"<tr>{''.join(head)}</tr><tr>{'<th>AP50</th><th>AP75</th><th>mAP</th>' * len(columns)}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody><tfoot><tr>{''.join(cells)}</tr></tfoot></table></div>"
+    )
+
+
+def _bar(value: float) -> str:
+    if not math.isfinite(value):
+        return '<td class="n">–</td>'
+    share = min(max(100 * value, 0), 100)
+    return f'<td class="bar"><div style="width:{share:.1f}%"></div><span>{_percent(value)}</span></td>'
+
+
+def _recipe(run: Mapping[str, Any]) -> str:
+    """Every field that decides the outcome."""
+    known = set(RECIPES["demo"]().result_fields())
+    rows = "".join(
+        f"<tr><td><code>{escape(key)}</code></td><td>{escape(_plain(value))}</td></tr>"
+        for key, value in run.items()
+        if key in known
+    )
+    if not rows:
+        return ""
+    return (
+        "<section><details><summary>The whole recipe</summary>"
+        f'<div class="scroll"><table>{rows}</table></div></details></section>'
+    )
+
+
+# -------------------------------------------------------------------------------- what the numbers say
+
+
+def _changes(run: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(field, value of the recipe, value of this run), where they differ."""
+    make = RECIPES.get(run.get("recipe", ""))
+    for field, before in make().result_fields().items() if make else ():
+        if field in run and run[field] != before:
+            yield field, _plain(before), _plain(run[field])
+
+
+def _data(run: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]) -> str:
+    parts = []
+    if "root" in run:
+        parts.append(str(run["root"]))
+    if "train_images" in run:
+        parts.append(f"{run['train_images']} training images")
+    if evaluations:
+        classes = len(evaluations[-1]["classes"])
+        parts.append(f"{evaluations[-1]['images']} validation images")
+        parts.append(f"{classes} class{'es' if classes != 1 else ''}")
+    return ", ".join(parts) + (f" (digest {run['data']})" if "data" in run else "")
+
+
+def _per_epoch(run: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> float:
+    """Steps of an epoch; 1 if the log does not say."""
+    if "total" in run and run.get("epochs"):
+        return run["total"] / run["epochs"]
+    last = steps[-1] if steps else {}
+    return last["step"] / last["epoch"] if last.get("epoch") else 1.0
+
+
+def _total(run: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> int:
+    if "total" in run:
+        return int(run["total"])
+    return round(run.get("epochs", 0) * _per_epoch(run, steps)) if steps else 0
+
+
+def _when(step: int, run: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> str:
+    per_epoch = _per_epoch(run, steps)
+    return f"epoch {round(step / per_epoch, 2):g}" if per_epoch != 1 else f"step {step:,}"
+
+
+def _seconds(steps: Sequence[Mapping[str, Any]], total: int) -> tuple[float, float]:
+    """Time in steps so far, and what is left at the pace of the last records."""
+    before, spent = 0, 0.0
+    for record in steps:
+        spent += record.get("step_s", 0.0) * (record["step"] - before)
+        before = record["step"]
+    pace = float(np.median([record.get("step_s", 0.0) for record in steps[-50:]])) if steps else 0.0
+    return spent, pace * max(0, total - before)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_plain, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value) or "none"
+
+
+# --------------------------------------------------------------------------------------- command line
+
+
+def look(run: Path, data: Path, weights: Path, images: int | None, device: str) -> Evaluation:
+    """Evaluate the weights of a run on val/, under the settings that its log names."""
+    import torch
+    from tqdm import tqdm
+
+    from rgfl import checkpoint
+    from rgfl.data import read_dataset
+    from rgfl.validate import validate
+
+    settings: dict[str, Any] = next(
+        (record for record in reversed(read_log(run)) if record["kind"] == "run"), {}
+    )
+    config = EvaluationConfig(**{
+        field.name: settings[field.name] for field in fields(EvaluationConfig) if field.name in settings
+    })  # fmt: skip
+    where = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    detector = checkpoint.load_detector(weights, where)
+    dataset = read_dataset(data, ",".join(detector.spec.classes))
+    chosen = dataset.val[: (config.eval_images if images is None else images) or None]
+    with tqdm(total=len(chosen), unit="image", dynamic_ncols=True) as bar:
+
+        def tick() -> bool:
+            bar.update()
+            return False
+
+        outcome = validate(detector.predict, chosen, detector.spec, config, tick)
+    assert outcome is not None
+    result, found = outcome
+    step = checkpoint.load(weights)["result"].get("step", 0)
+    return Evaluation(int(step), result, chosen, found)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 drawn, 1 cannot (one line says why)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rgfl.page",
+        description="Draw a training as one HTML file, RUN/page.html. Without --data from its log alone; "
+        "pictures and mistakes that the page has already stay.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a training (its --out)")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="evaluate on its val/ and show pictures and mistakes"
+    )
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="what to evaluate [RUN/best.pt]")
+    parser.add_argument(
+        "--images", type=int, metavar="N", help="evaluate only the first N, 0: all [as the training did]"
+    )
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 [cuda where there is one]")
+    arguments = parser.parse_args(argv)
+    if not arguments.data:
+        try:
+            print(write(arguments.run))
+        except (PageError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        return 0
+
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see rgfl/train.py
+    from rgfl.loop import ERRORS
+
+    try:
+        weights = arguments.weights or arguments.run / "best.pt"
+        evaluation = look(arguments.run, arguments.data, weights, arguments.images, arguments.device)
+        print(write(arguments.run, evaluation))
+    except (*ERRORS, PageError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
