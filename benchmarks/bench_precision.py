@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rgfl import atomic
 from rgfl.detections import Detections
 from rgfl.dota import synthetic
 from rgfl.dota.average_precision import evaluate_detections
@@ -97,11 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
     text = markdown(record)
     print(text)
     if arguments.out:
-        cpu = "-".join(record["hardware"]["cpu"].lower().replace("(r)", "").split()[:2])
-        stem = f"{record['date'][:10]}-{arguments.name}-{cpu}-{record['hardware']['cores']}-cores"
-        atomic.write_text(arguments.out / f"{stem}.json", json.dumps(record, indent=2) + "\n")
-        atomic.write_text(arguments.out / f"{stem}.md", text)
-        print(f"written: {arguments.out / stem}.json and .md")
+        print(f"written: {machine.write_record(arguments.out, arguments.name, record, text)} and .md")
     return 0
 
 

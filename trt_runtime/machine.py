@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
+import re
 import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from rgfl import atomic
 
 # module name -> distribution names under which its version may be found
 DISTRIBUTIONS = {
@@ -72,6 +76,29 @@ def file_facts(path: Path) -> dict[str, Any]:
         while block := file.read(1 << 20):
             digest.update(block)
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def write_record(folder: Path, kind: str, record: dict[str, Any], text: str = "") -> Path:
+    """Write a benchmark's numbers to DATE-KIND-HARDWARE.json, and `text` to the .md beside it.
+
+    Args:
+        folder: made if missing.
+        kind: what was measured, in a word.
+        record: with `date` (ISO) and `hardware` (as `hardware()` gives it).
+        text: Markdown; none is written without it.
+
+    Returns:
+        The JSON file.
+    """
+    facts = record["hardware"]
+    name = facts.get("gpu") or f"{facts['cpu']} {facts['cores']} cores"
+    slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", name.lower())).strip("-")
+    path = folder / f"{record['date'][:10]}-{kind}-{slug}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    if text:
+        atomic.write_text(path.with_suffix(".md"), text.rstrip("\n") + "\n")
+    return path
 
 
 def _cpu_model() -> str:
