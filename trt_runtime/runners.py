@@ -240,9 +240,7 @@ class OnnxRunner(Runner):
         tiles = self._checked(tiles)
         if self._takes_uint8:
             return tiles
-        mean, std = (np.array(values, np.float32) for values in (self.spec.mean, self.spec.std))
-        scaled = (tiles.astype(np.float32) - mean) / std
-        return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+        return normalised(tiles, self.spec)
 
     def infer(self, feed: NDArray) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         boxes, scores = self._session.run(OUTPUT_NAMES, {INPUT_NAME: feed})
@@ -256,12 +254,19 @@ class OnnxRunner(Runner):
             del self._session
 
 
+def normalised(tiles: NDArray[np.uint8], spec: DetectorSpec) -> NDArray[np.float32]:
+    """(B, 3, H, W) float32, what graphs without normalisation take, from tiles (B, H, W, 3)."""
+    mean, std = (np.array(values, np.float32) for values in (spec.mean, spec.std))
+    scaled = (tiles.astype(np.float32) - mean) / std
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+
+
 def load_runner(path: str | Path, *, device: Device = "auto", threads: int = 0) -> Runner:
     """The runner for the file at `path`.
 
     Args:
-        path: a checkpoint (.pt) or an ONNX file.
-        device: "auto" takes a GPU where the backend has one.
+        path: a checkpoint (.pt), an ONNX file or a TensorRT engine (not run on a GPU yet).
+        device: "auto" takes a GPU where the backend has one; an engine needs one.
         threads: CPU threads of the backend; 0 leaves its default.
 
     Raises:
@@ -273,7 +278,12 @@ def load_runner(path: str | Path, *, device: Device = "auto", threads: int = 0) 
         return TorchRunner(path, reason, device, threads)
     if kind == "onnx":
         return OnnxRunner(path, reason, device, threads)
-    raise ModelError(f"{path}: this version runs checkpoints and .onnx files, not TensorRT engines")
+    if device == "cpu":
+        raise ModelError(f"{path}: an engine runs on a GPU only; leave --device away, or run the .onnx")
+    from rgfl.trt_runtime.engine import EngineRunner, open_engine
+
+    engine, why = open_engine(path)
+    return EngineRunner(engine, f"{reason}; {why}")
 
 
 def recognise(path: Path) -> tuple[Kind, str]:
@@ -282,7 +292,7 @@ def recognise(path: Path) -> tuple[Kind, str]:
     Content that is beyond doubt must agree with the suffix; content decides where the suffix is unknown.
     """
     if path.is_dir():
-        raise ModelError(f"{path}: a directory, expected a model file (.pt or .onnx)")
+        raise ModelError(f"{path}: a directory, expected a model file (.pt, .onnx or .engine)")
     if not path.exists():
         raise ModelError(f"{path}: no such file")
     if path.stat().st_size == 0:
