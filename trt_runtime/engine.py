@@ -390,6 +390,7 @@ class EngineRunner(Runner):
     """
 
     device = "cuda"
+    device_ms: dict[str, float]
 
     def __init__(self, engine: Engine, reason: str) -> None:
         from rgfl.export.tensorrt_api import NAMES
@@ -398,7 +399,6 @@ class EngineRunner(Runner):
         self.engine = engine
         self.backend = NAMES[engine.api.name]
         self.precision = str(engine.record.get("precision", "unknown"))
-        self.device_ms: dict[str, float] = {}
         self.graph_note = ""
         self._cuda = engine.cuda
         # The garbage collector may give back a feed while this very thread takes a slot.

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from rgfl.detections import Detections
 from rgfl.spec import METADATA_KEY, DetectorSpec, SpecError
 from rgfl.trt_runtime.errors import ModelError
-from rgfl.trt_runtime.machine import file_facts
+from rgfl.trt_runtime.machine import file_facts, physical_cores
 
 Device = Literal["auto", "cpu", "cuda"]
 Kind = Literal["torch", "onnx", "engine"]
@@ -48,16 +48,19 @@ class Runner(ABC):
         spec: what it was trained to see and how its outputs are read.
         reason: why this runner was chosen, in one line.
         name: "file (backend)", for tables and messages.
+        device_ms: milliseconds of each part of the last call on a GPU, where the backend measures them.
     """
 
     backend: str = ""  # "PyTorch", "ONNX Runtime", …
     precision: str = "fp32"
     device: str = "cpu"
+    device_ms: dict[str, float]
 
     def __init__(self, path: Path, spec: DetectorSpec, reason: str) -> None:
         self.path = path
         self.spec = spec
         self.reason = reason
+        self.device_ms = {}
 
     @property
     def name(self) -> str:
@@ -194,8 +197,9 @@ class OnnxRunner(Runner):
         options.add_session_config_entry("session.force_spinning_stop", "1")
         # INT8 on CPUs without VNNI: kernels that do not saturate. Others ignore it.
         options.add_session_config_entry("session.x64quantprecision", "1")
-        if threads:
-            options.intra_op_num_threads = threads
+        # ONNX Runtime's own default, but named, so that a result file can say it.
+        self._threads = threads or physical_cores()
+        options.intra_op_num_threads = self._threads
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # ONNX Runtime raises its own classes, one per status code
@@ -203,7 +207,6 @@ class OnnxRunner(Runner):
                 f"{path}: ONNX Runtime cannot load it ({_first_sentence(error)}); "
                 "write it anew with export/to_onnx.py"
             ) from error
-        self._threads = threads
         self.device = "cuda" if self._session.get_providers()[0].startswith("CUDA") else "cpu"
         metadata = self._session.get_modelmeta().custom_metadata_map
         if METADATA_KEY not in metadata:
@@ -247,7 +250,7 @@ class OnnxRunner(Runner):
         return boxes, scores
 
     def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "threads": self._threads or "all cores"}
+        return {**super().describe(), "threads": self._threads}
 
     def close(self) -> None:
         if hasattr(self, "_session"):
