@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from stand_ins import HostCuda
 
 from rgfl.export.tensorrt_api import find_gpu
 from rgfl.trt_runtime.cuda_calls import Cuda, CudaError, host_view
@@ -72,6 +74,19 @@ def test_every_call_is_in_the_list_above() -> None:
     }
     # What a graph is made of comes only behind a capture that worked.
     assert called - set(CALLS) == {"cudaGraphInstantiate", "cudaGraphDestroy"}
+
+
+def test_the_stand_in_takes_what_the_real_class_takes() -> None:
+    def face(kind: type) -> dict[str, list[str]]:
+        methods = {name: method for name, method in vars(kind).items() if inspect.isfunction(method)}
+        return {
+            name: list(inspect.signature(method).parameters)
+            for name, method in methods.items()
+            if not name.startswith("_")
+        }
+
+    real, stand_in = face(Cuda), face(HostCuda)
+    assert {name: stand_in.get(name) for name in real} == real
 
 
 def test_without_cuda_python_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
