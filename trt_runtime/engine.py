@@ -252,8 +252,8 @@ class Engine:
         if last:
             try:
                 self.save_cache()
-            finally:  # in this order: TensorRT wants nothing alive that what goes first has made
-                self._cache = self._config = self._engine = self._runtime = None
+            finally:  # in this order: what was made first goes last
+                self._engine = self._config = self._cache = self._runtime = None
 
 
 def open_engine(path: Path) -> tuple[Engine, str]:
@@ -316,7 +316,7 @@ class _Part:
     owner: Any = None  # keeps borrowed memory alive
 
 
-@dataclass
+@dataclass(eq=False)
 class Feed:
     """What `prepare` gives and `infer` takes, once: parts of at most the engine's greatest batch.
 
@@ -347,7 +347,8 @@ class Feed:
 class _Lane:
     """One batch size: a context whose shape and addresses never change, and its graphs.
 
-    TensorRT leaves undefined what a graph does after its context was changed, hence one for each.
+    TensorRT leaves undefined what a graph does after its context was changed, hence one for each; since
+    version 10 contexts may share the engine's one profile.
     """
 
     context: Any
@@ -378,7 +379,8 @@ class EngineRunner(Runner):
 
     Tiles may lie on the GPU already: whatever speaks DLPack or `__cuda_array_interface__` (PyCUDA's
     GPUArray, CuPy, torch) is read where it is, in the engine's own type and order (uint8 NHWC, but for
-    engines of float32 graphs). Those runs use no CUDA graph, which would hold on to the address.
+    engines of float32 graphs). Those runs use no CUDA graph, which would hold on to the address. PyCUDA must
+    use the context that all others share: `import pycuda.autoprimaryctx`, not `pycuda.autoinit`.
 
     An engine drops boxes and scores that are not numbers, so unlike the other runners this one cannot tell
     a broken model from one that finds nothing.

@@ -8,6 +8,8 @@ A runner works in three stages, so that a benchmark can time each and a pipeline
     prepare  tiles -> what the network takes           (any thread)
     infer    -> what the network gives                 (one thread)
     finish   -> detections after class-wise rotated NMS (any thread)
+
+Engines take more: tiles that lie on the GPU, and a `fork()` for each thread (rgfl.trt_runtime.engine).
 """
 
 from __future__ import annotations

@@ -340,8 +340,11 @@ class Runtime:
     def get_plugin_registry(self) -> Runtime:
         return self
 
-    def load_library(self, path: str) -> object:
+    def load_library(self, path: str) -> object | None:
         self.module.loaded.append(path)
+        return object()
+
+    def get_creator(self, name: str, version: str, namespace: str) -> object | None:
         return object()
 
     def deserialize_cuda_engine(self, data: bytes) -> EngineStandIn | None:

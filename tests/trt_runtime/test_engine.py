@@ -18,7 +18,7 @@ import pytest
 
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxruntime")
 
-from stand_ins import ORDERS, Context, HostCuda, write_engine
+from stand_ins import ORDERS, Context, HostCuda, Runtime, write_engine
 
 from rgfl.detections import Detections
 from rgfl.export import tensorrt_api
@@ -231,6 +231,37 @@ def test_nothing_found_is_no_error(
         found = runner(TILES[:3])
         assert [len(one) for one in found] == [0, 0, 0]
         assert found[0].boxes.shape == (0, 5)
+
+
+def test_pytorch_onnx_and_engines_are_compared_by_one_command(
+    machine: Callable[..., Any],
+    tiny_onnx: Path,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    from rgfl.export import verify
+
+    machine()
+    behind = write_engine(tmp_path / "behind.engine", tiny_onnx, backend="rtx")
+    inside = write_engine(tmp_path / "inside.engine", tiny_onnx)
+    reference = ["--reference", str(tiny_checkpoint), "--batch", "1,2,8"]
+    assert verify.main([str(tiny_onnx), str(behind), *reference]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("equal within the tolerances") == 2
+    assert printed.count("8 tiles and each alone: boxes need") == 2
+    assert verify.main([str(tiny_onnx), str(behind), str(inside), *reference, "--detections"]) == 0
+    assert capsys.readouterr().out.count("matched 100.00% at least") == 3
+
+
+def test_an_output_that_is_not_read_is_carried(
+    machine: Callable[..., Any], reference: Runner, tiny_onnx: Path, tmp_path: Path
+) -> None:
+    machine()
+    tensors = {"uncertainty": [[-1, 185, 5], "FLOAT"]}
+    path = write_engine(tmp_path / "m.engine", tiny_onnx, backend="rtx", tensors=tensors)
+    with open_runner(path) as runner:
+        assert_equal(runner(TILES[:2]), reference(TILES[:2]))
 
 
 # --- graphs and contexts ---------------------------------------------------------------------------------
@@ -645,6 +676,29 @@ def test_what_is_missing_on_the_machine_is_named(
     assert message.endswith(f"python export/to_trt.py MODEL.onnx --out {path}")
 
 
+def test_the_plugin_comes_before_the_engine_or_inside_it(
+    machine: Callable[..., Any], tiny_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rgfl.trt_runtime.machine import file_facts
+
+    used = machine()
+    path = write_engine(tmp_path / "m.engine", tiny_onnx, version=(10, 9, 0, 34))
+    record = {"sha256": file_facts(path)["sha256"], "version_compatible": True, "precision": "fp16"}
+    tensorrt_api.record_path(path).write_text(json.dumps(record))
+    with open_runner(path) as runner:
+        assert runner.engine._runtime.engine_host_code_allowed
+        assert runner.precision == "fp16"
+    assert used.trt.loaded == []
+    monkeypatch.setattr(Runtime, "load_library", lambda self, path: None)
+    path = write_engine(tmp_path / "other.engine", tiny_onnx)
+    open_runner(path).close()  # None: another engine of this process has loaded it
+    monkeypatch.setattr(Runtime, "get_creator", lambda self, *names: None)
+    with pytest.raises(
+        ModelError, match=r"librgfl_plugins\.so: TensorRT 10.* cannot load it; run: python -m"
+    ):
+        load_runner(path)
+
+
 def test_a_count_that_cannot_be_is_an_error(
     machine: Callable[..., Any], tiny_onnx: Path, tmp_path: Path
 ) -> None:
@@ -704,3 +758,45 @@ def test_on_a_gpu_pycuda_arrays_are_read_where_they_are(tiny_onnx: Path, tmp_pat
     model = Path(shutil.copy(tiny_onnx, tmp_path / "model.onnx"))
     with load_runner(engine_on_a_gpu(model, tmp_path / "model.engine")) as runner:
         assert_equal(runner(gpuarray.to_gpu(TILES[:2])), runner(TILES[:2]))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_parts_of_a_call_are_timed(tiny_onnx: Path, tmp_path: Path) -> None:
+    from rgfl.trt_runtime import bench
+
+    model = Path(shutil.copy(tiny_onnx, tmp_path / "model.onnx"))
+    engine = engine_on_a_gpu(model, tmp_path / "model.engine")
+    out = tmp_path / "bench.json"
+    command = ["--model", engine, "--batch", "1,4,8", "--repeat", 20, "--streamed", "--json", out]
+    assert bench.main(list(map(str, command))) == 0
+    for row in json.loads(out.read_text())["results"]:
+        assert all(value["p50"] > 0 for value in row["device_ms"].values())
+        assert row["device_ms"]["network"]["p50"] <= row["latency_ms"]["p50"]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_two_threads_and_nothing_left(tiny_onnx: Path, tmp_path: Path) -> None:
+    from cuda.bindings import runtime
+
+    model = Path(shutil.copy(tiny_onnx, tmp_path / "model.onnx"))
+    engine = engine_on_a_gpu(model, tmp_path / "model.engine")
+    free: list[int] = []
+
+    def work(runner: Runner, found: list[list[Detections]]) -> None:
+        for _ in range(50):
+            found.append(runner(TILES[:4]))
+
+    for _ in range(4):
+        with load_runner(engine) as first, first.fork() as second:  # type: ignore[attr-defined]
+            expected = first(TILES[:4])
+            found: list[list[Detections]] = []
+            threads = [threading.Thread(target=work, args=(runner, found)) for runner in (first, second)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        assert len(found) == 100
+        for one in found:
+            assert_equal(one, expected)
+        free.append(runtime.cudaMemGetInfo()[1])
+    assert free[-1] >= free[1] - (1 << 20)  # the first round loads what stays for the process
