@@ -1,14 +1,26 @@
-"""Two artifacts of one detector side by side: how far apart are their boxes and scores, before NMS?
+"""Artifacts of one detector side by side: PyTorch, ONNX, engines, in any precision.
 
-    python export/verify.py MODEL.onnx --reference CHECKPOINT
+    python export/verify.py MODEL.onnx --reference CHECKPOINT                      before NMS, to the pixel
+    python export/verify.py ROUNDED.onnx --reference MODEL.onnx --detections       after NMS, by matching
 
-Points are matched, not paired by index: TopK orders equal scores differently from backend to
+Before NMS points are matched, not paired by index: TopK orders equal scores differently from backend to
 backend. A box error is the greatest distance between corresponding corners in pixels, minimised
 over the cyclic order of the corners, so that a square's four descriptions count as one.
 
 Every score is held to its tolerance. Boxes are where the point can become a detection (its best
 score is above the spec's threshold), and 99.5% of all boxes besides: where the network sees nothing, its
 angle may be the direction of a vector of length zero, which any rounding turns.
+
+With --detections, for artifacts that differ in precision and for engines with NMS inside, both run to the
+end. A detection above --min-score must have its like in the other model: one of its class with a rotated
+IoU of at least --match-iou, whatever its score, so that one just below --min-score counts as found.
+
+Both ways also hold each batch against its tiles alone: the batch size must not change a detection.
+
+Polygraphy's comparator is not used here: it pairs outputs by index, which TopK reorders, and its TensorRT
+runner allocates for every call. What it does well is to find the layer where two backends part:
+
+    polygraphy run MODEL.onnx --onnxrt --trt --onnx-outputs mark all --trt-outputs mark all
 """
 
 from __future__ import annotations
@@ -18,26 +30,38 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rgfl.detections import Detections
+from rgfl.matching import angle_distance, corner_distance, match_detections
 from rgfl.spec import DetectorSpec
 from rgfl.trt_runtime import errors
+
+if TYPE_CHECKING:
+    from rgfl.trt_runtime.runners import Runner
 
 BOX_TOLERANCE = 1e-2  # px
 SCORE_TOLERANCE = 1e-5
 HELD = 0.995  # share of all boxes; a trained model on AVX-512 had one of 936 at .049 px, where it saw nothing
 BATCHES = (1, 2, 3)
 NEIGHBOURS = 8  # points with the nearest centres that a point may match
+MATCH_IOU, MIN_SCORE, MIN_MATCHED = 0.9, 0.3, 0.99
+TILES = 16  # compared by their detections
+QUANTILES = (0.5, 0.9, 0.99, 1.0)
 
 EXAMPLES = """\
 examples:
   python export/verify.py model.onnx --reference best.pt
   python export/verify.py model.onnx --reference best.pt --images val/images --batch 1,4
+  python export/verify.py rounded.onnx model-int8.onnx --reference model.onnx --detections --images val/images
+  python export/verify.py model.fp16.engine --reference model.onnx --detections --min-matched .98
 
-exit status: 0 within the tolerances, 1 not, 2 bad input
+not run yet: engines (they need a GPU); the code that runs them is tested on stand-ins
+
+exit status: 0 within the tolerances, or matched; 1 not; 2 bad input
 """
 
 
@@ -87,12 +111,13 @@ class Report:
     box_tolerance: float = BOX_TOLERANCE
     score_tolerance: float = SCORE_TOLERANCE
     batches: dict[int, Errors] = field(default_factory=dict)
+    alone: dict[int, Errors] = field(default_factory=dict)  # the file's own batches against their tiles alone
 
     @property
     def passed(self) -> bool:
         return all(
             found.needed_corner <= self.box_tolerance and found.worst_score <= self.score_tolerance
-            for found in self.batches.values()
+            for found in (*self.batches.values(), *self.alone.values())
         )
 
     def text(self) -> str:
@@ -107,6 +132,11 @@ class Report:
                 f"{batch:5d} {len(found.corners):8d} {len(chosen):11d} {chosen.max(initial=0.0):12.1e}"
                 f" {found.worst_corner:11.1e} {found.worst_score:12.1e} {found.exchanged:13d}"
             )
+        for batch, found in self.alone.items():
+            lines.append(
+                f"{batch:5d} tiles and each alone: boxes need {found.needed_corner:.1e} px, "
+                f"scores {found.worst_score:.1e}"
+            )
         boxes = max(found.needed_corner for found in self.batches.values())
         scores = max(found.worst_score for found in self.batches.values())
         lines.append(f"boxes  need {boxes:.1e} px, allowed {self.box_tolerance:.0e} px")
@@ -116,16 +146,6 @@ class Report:
 
 
 # --- matching --------------------------------------------------------------------------------------------
-
-
-def corner_distance(first: NDArray, second: NDArray) -> NDArray[np.float64]:
-    """(N,) greatest distance between corners of boxes (N, 5) and (N, 5), over the best cyclic order."""
-    from rgfl.boxes import to_quads
-
-    one = to_quads(first.astype(np.float64)).reshape(-1, 4, 2)
-    two = to_quads(second.astype(np.float64)).reshape(-1, 4, 2)
-    turns = [np.linalg.norm(one - np.roll(two, turn, axis=1), axis=2).max(axis=1) for turn in range(4)]
-    return np.min(turns, axis=0)
 
 
 def compare(
@@ -224,6 +244,107 @@ def _match(boxes_a: NDArray, scores_a: NDArray, boxes_b: NDArray, scores_b: NDAr
     return partner
 
 
+# --- detections ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Detections of the same tiles by two models.
+
+    Attributes:
+        counts: detections above the score, of the first and of the second model.
+        matched: how many of these have their like in the other model.
+        corners, angles, scores: (M,) differences of the pairs of which either is above the score: px,
+            radians, and of the scores.
+    """
+
+    counts: tuple[int, int]
+    matched: tuple[int, int]
+    corners: NDArray[np.float64]
+    angles: NDArray[np.float64]
+    scores: NDArray[np.float64]
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """What share of each model's detections the other has, too; 1 where there are none."""
+        first, second = (
+            hits / count if count else 1.0 for hits, count in zip(self.matched, self.counts, strict=True)
+        )
+        return first, second
+
+
+def match_tiles(
+    first: Sequence[Detections],
+    second: Sequence[Detections],
+    *,
+    iou: float = MATCH_IOU,
+    min_score: float = MIN_SCORE,
+) -> Matches:
+    """The `Matches` of two models' detections of each tile."""
+    counts, matched = np.zeros(2, int), np.zeros(2, int)
+    parts = []
+    for one, two in zip(first, second, strict=True):
+        pairs = match_detections(one, two, iou)
+        for side, found in enumerate((one, two)):
+            counts[side] += np.count_nonzero(found.scores > min_score)
+            matched[side] += np.count_nonzero(found.scores[pairs[:, side]] > min_score)
+        left, right = one[pairs[:, 0]], two[pairs[:, 1]]
+        seen = np.maximum(left.scores, right.scores) > min_score
+        left, right = left[seen], right[seen]
+        apart = np.abs(left.scores.astype(np.float64) - right.scores)
+        corners = corner_distance(left.boxes, right.boxes)
+        parts.append((corners, angle_distance(left.boxes, right.boxes), apart))
+    corners, angles, scores = (np.concatenate(values) for values in zip(*parts, strict=True))
+    return Matches(
+        (int(counts[0]), int(counts[1])), (int(matched[0]), int(matched[1])), corners, angles, scores
+    )
+
+
+@dataclass
+class DetectionReport:
+    """Matches by batch size, and whether enough of each model's detections have their like."""
+
+    min_matched: float = MIN_MATCHED
+    batches: dict[int, Matches] = field(default_factory=dict)
+    alone: dict[int, Matches] = field(
+        default_factory=dict
+    )  # the file's own batches against their tiles alone
+
+    @property
+    def passed(self) -> bool:
+        return all(
+            min(found.shares) >= self.min_matched for found in (*self.batches.values(), *self.alone.values())
+        )
+
+    def text(self) -> str:
+        """A line a batch size, then what share of the pairs needs which tolerance."""
+        lines = ["batch   reference's matched    the file's matched"]
+        for name, found in self._rows():
+            cells = [
+                f"{hits} of {count} ({100 * share:.2f}%)"
+                for hits, count, share in zip(found.matched, found.counts, found.shares, strict=True)
+            ]
+            lines.append(f"{name:5s} {cells[0]:>21s} {cells[1]:>21s}")
+        lines += ["", "tolerance that a share of the pairs needs"]
+        lines.append("".join([f"{'':18s}", *(f"{100 * share:11.0f}%" for share in QUANTILES)]))
+        for name, what, factor in (
+            ("corners, px", "corners", 1.0),
+            ("angle, degrees", "angles", 180 / np.pi),
+            ("score", "scores", 1.0),
+        ):
+            values = np.concatenate([getattr(found, what) for found in self.batches.values()]) * factor
+            needed = np.quantile(values, QUANTILES, method="higher") if len(values) else np.zeros(4)
+            lines.append("".join([f"{name:18s}", *(f"{value:12.2g}" for value in needed)]))
+        least = min(min(found.shares) for _, found in self._rows())
+        lines.append(f"matched {100 * least:.2f}% at least, asked for {100 * self.min_matched:g}%")
+        lines.append("the same detections" if self.passed else "DIFFERENT")
+        return "\n".join(lines)
+
+    def _rows(self) -> list[tuple[str, Matches]]:
+        rows = [(str(batch), found) for batch, found in self.batches.items()]
+        return rows + [(f"{batch}, alone", found) for batch, found in self.alone.items()]
+
+
 # --- files -------------------------------------------------------------------------------------------------
 
 
@@ -236,29 +357,114 @@ def compare_files(
     box_tolerance: float = BOX_TOLERANCE,
     score_tolerance: float = SCORE_TOLERANCE,
 ) -> Report:
-    """Run both files on the same tiles, at each batch size, on the CPU.
+    """Run both files on the same tiles, at each batch size, and the candidate on each tile alone; all but
+    engines on the CPU.
 
     Raises:
         ModelError: a file is no model, or the two carry different specs.
     """
-    from rgfl.trt_runtime.runners import load_runner
     from rgfl.trt_runtime.sample_tiles import sample_tiles
 
     report = Report(box_tolerance, score_tolerance)
-    with load_runner(reference, device="cpu") as first, load_runner(candidate, device="cpu") as second:
-        if first.spec != second.spec:
-            raise errors.ModelError(
-                f"{candidate.name} carries another spec ({second.spec.digest}) than {reference.name} "
-                f"({first.spec.digest}): it was exported from another checkpoint"
-            )
+    with _open(reference) as first, _open(candidate) as second:
+        _check_specs(first, second)
         spec = first.spec
         levels = level_sizes(spec)
         for batch in batches:
             tiles = sample_tiles(spec, batch, images)
+            given = second.raw(tiles)
             report.batches[batch] = compare(
-                first.raw(tiles), second.raw(tiles), levels, score_tolerance, spec.score_threshold
+                first.raw(tiles), given, levels, score_tolerance, spec.score_threshold
             )
+            if batch > 1:
+                alone = zip(*(second.raw(tiles[index : index + 1]) for index in range(batch)), strict=True)
+                boxes, scores = (np.concatenate(parts) for parts in alone)
+                report.alone[batch] = compare(
+                    (boxes, scores), given, levels, score_tolerance, spec.score_threshold
+                )
     return report
+
+
+def compare_detections(
+    reference: Path,
+    candidate: Path,
+    *,
+    images: Path | None = None,
+    tiles: int = TILES,
+    batches: Sequence[int] = BATCHES,
+    iou: float = MATCH_IOU,
+    min_score: float = MIN_SCORE,
+    min_matched: float = MIN_MATCHED,
+) -> DetectionReport:
+    """Run both files to detections: the reference tile by tile, the candidate at each batch size.
+
+    Raises:
+        ModelError: a file is no model, or the two carry different specs.
+        InputError: neither finds anything, so that nothing was compared.
+    """
+    report = DetectionReport(min_matched)
+    with _open(reference) as first, _open(candidate) as second:
+        _check_specs(first, second)
+        given = detection_tiles(first.spec, tiles, images)
+        expected = in_batches(first, given, 1)
+        alone = in_batches(second, given, 1)
+        for batch in batches:
+            found = alone if batch == 1 else in_batches(second, given, batch)
+            report.batches[batch] = match_tiles(expected, found, iou=iou, min_score=min_score)
+            if batch > 1:
+                report.alone[batch] = match_tiles(alone, found, iou=iou, min_score=min_score)
+    if not any(sum(found.counts) for found in report.batches.values()):
+        raise errors.InputError(
+            f"neither model finds anything above {min_score:g} in {len(given)} tiles, so nothing was "
+            "compared; give --images with objects on them, or a lower --min-score"
+        )
+    return report
+
+
+def in_batches(runner: Runner, tiles: NDArray[np.uint8], batch: int) -> list[Detections]:
+    """Detections of each tile, `batch` tiles a call. The last call is filled up with tiles from the start,
+    whose detections are dropped, so that every call has that size."""
+    found: list[Detections] = []
+    for start in range(0, len(tiles), batch):
+        indices = np.arange(start, start + batch) % len(tiles)
+        found += runner(tiles[indices])
+    return found[: len(tiles)]
+
+
+def detection_tiles(spec: DetectorSpec, count: int, images: Path | None) -> NDArray[np.uint8]:
+    """At most `count` tiles, spread over the images of the folder; made up without it."""
+    from rgfl.trt_runtime.sample_tiles import patterned_tiles
+
+    if images is None:
+        return patterned_tiles(spec.image_size, count)
+    from rgfl.dota.images import read_image
+    from rgfl.dota.tiling import crop, windows
+    from rgfl.trt_runtime.pipeline import default_stride, find_scenes, tile_side
+
+    size = tile_side(spec)
+    paths = list(find_scenes(images).values())[:count]
+    cut: list[NDArray[np.uint8]] = []
+    for index, path in enumerate(paths):
+        image = read_image(path)
+        places = windows(image.shape[0], image.shape[1], size, default_stride(size))
+        share = -(-(count - len(cut)) // (len(paths) - index))  # of what is left, rounded up
+        cut += [crop(image, x, y, size, spec.pad_value) for x, y in places[:share]]
+    return np.stack(cut)
+
+
+def _open(path: Path) -> Runner:
+    """The runner of `path`: on the CPU, which computes FP32 the same everywhere, but for engines."""
+    from rgfl.trt_runtime.runners import load_runner, recognise
+
+    return load_runner(path, device="auto" if recognise(path)[0] == "engine" else "cpu")
+
+
+def _check_specs(first: Runner, second: Runner) -> None:
+    if first.spec != second.spec:
+        raise errors.ModelError(
+            f"{second.path.name} carries another spec ({second.spec.digest}) than {first.path.name} "
+            f"({first.spec.digest}): it was exported from another checkpoint"
+        )
 
 
 def level_sizes(spec: DetectorSpec) -> list[Level]:
@@ -275,36 +481,59 @@ def main(argv: list[str] | None = None) -> int:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help="the file to check (.onnx)")
     parser.add_argument(
-        "--reference", type=Path, required=True, metavar="CHECKPOINT", help="what it came from"
+        "models", type=Path, nargs="+", metavar="MODEL", help="files to check (.pt, .onnx or .engine)"
+    )
+    parser.add_argument(
+        "--reference", type=Path, required=True, metavar="MODEL", help="what they came from, in any form"
     )
     parser.add_argument("--images", type=Path, metavar="DIR", help="compare on tiles of these images")
     parser.add_argument("--batch", default="1,2,3", metavar="N,N", help="batch sizes (default: %(default)s)")
-    parser.add_argument(
-        "--box-tolerance", type=float, default=BOX_TOLERANCE, metavar="PX", help="%(default)s"
+    points = parser.add_argument_group("before NMS")
+    points.add_argument("--box-tolerance", type=float, metavar="PX", help=f"default: {BOX_TOLERANCE:g}")
+    points.add_argument("--score-tolerance", type=float, metavar="X", help=f"default: {SCORE_TOLERANCE:g}")
+    after = parser.add_argument_group("after NMS")
+    after.add_argument("--detections", action="store_true", help="compare detections, by matching")
+    after.add_argument("--match-iou", type=float, metavar="IOU", help=f"at least; default: {MATCH_IOU}")
+    after.add_argument(
+        "--min-score", type=float, metavar="S", help=f"must be matched above it; default: {MIN_SCORE}"
     )
-    parser.add_argument(
-        "--score-tolerance", type=float, default=SCORE_TOLERANCE, metavar="X", help="%(default)s"
+    after.add_argument(
+        "--min-matched", type=float, metavar="SHARE", help=f"of each model's; default: {MIN_MATCHED}"
     )
+    after.add_argument("--tiles", type=int, metavar="N", help=f"at most; default: {TILES}")
     arguments = parser.parse_args(argv)
     return errors.run("verify", lambda: check(arguments))
 
 
 def check(arguments: argparse.Namespace) -> int:
     """The command behind `main`, with parsed arguments."""
+    before = ("box_tolerance", "score_tolerance")
+    after = ("match_iou", "min_score", "min_matched", "tiles")
+    for name in before if arguments.detections else after:
+        if getattr(arguments, name) is not None:
+            wanted = "without" if arguments.detections else "with"
+            raise errors.InputError(f"--{name.replace('_', '-')} goes {wanted} --detections")
+    given = {name: value for name in (*before, *after) if (value := getattr(arguments, name)) is not None}
+    for name in ("match_iou", "min_score", "min_matched"):
+        if not 0 <= given.get(name, 0.5) <= 1:
+            raise errors.InputError(f"--{name.replace('_', '-')} {given[name]:g}: expected 0 to 1")
+    if given.get("tiles", 1) < 1:
+        raise errors.InputError(f"--tiles {given['tiles']}: expected 1 or more")
+    if "match_iou" in given:
+        given["iou"] = given.pop("match_iou")
     if arguments.images:
         errors.existing_directory(arguments.images, "--images")
-    report = compare_files(
-        arguments.reference,
-        arguments.model,
-        images=arguments.images,
-        batches=errors.positive_integers(arguments.batch, "--batch"),
-        box_tolerance=arguments.box_tolerance,
-        score_tolerance=arguments.score_tolerance,
-    )
-    print(report.text())
-    return 0 if report.passed else 1
+    batches = errors.positive_integers(arguments.batch, "--batch")
+    run = compare_detections if arguments.detections else compare_files
+    passed = True
+    for model in arguments.models:
+        report = run(arguments.reference, model, images=arguments.images, batches=batches, **given)
+        if len(arguments.models) > 1:
+            print(f"{model} against {arguments.reference}")
+        print(report.text())
+        passed = passed and report.passed
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":

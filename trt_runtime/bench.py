@@ -2,7 +2,8 @@
 
     python trt_runtime/bench.py --model best.pt --model model.onnx --batch 1,4
 
-Each repetition runs every model once, so that a busy machine slows all of them alike.
+Each repetition runs every model once, so that a busy machine slows all of them alike. Engines also tell
+what the GPU was busy with, by CUDA events: copies, network, and NMS where it runs behind the engine.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import json
 import sys
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +26,8 @@ from rgfl.trt_runtime import errors, machine
 if TYPE_CHECKING:
     from rgfl.trt_runtime.runners import Runner
 
-PARTS = ("preprocess", "network", "nms")
+PARTS = ("preprocess", "network", "nms")  # by the clock of the host: prepare, infer, finish
+DEVICE_PARTS = ("copy_in", "network", "nms", "copy_out")  # of engines, by CUDA events
 
 EXAMPLES = """\
 examples:
@@ -32,7 +35,11 @@ examples:
   python trt_runtime/bench.py --model model.onnx --batch 1,2,4,8 --threads 4 --markdown bench.md
   python trt_runtime/bench.py --model model.onnx --images val/images   NMS depends on what is seen
 
-latency is that of a whole call, pixels in memory to detections; exit status: 0 done, 2 bad input
+latency is that of a whole call, pixels in memory to detections
+
+not run yet: engines (they need a GPU); the code that runs and times them is tested on stand-ins
+
+exit status: 0 done, 2 bad input
 """
 
 
@@ -43,6 +50,7 @@ def measure(
     warmup: int,
     repeat: int,
     images: Path | None = None,
+    streamed: bool = False,
     progress: bool = False,
 ) -> list[dict[str, Any]]:
     """One record for each runner and batch size.
@@ -53,6 +61,7 @@ def measure(
         warmup: calls before the first that counts.
         repeat: calls that count.
         images: where tiles come from; made up without it.
+        streamed: measure throughput with the stages of a call side by side, too.
         progress: show a bar on stderr.
     """
     from tqdm import tqdm
@@ -64,13 +73,41 @@ def measure(
     ]
     seconds = np.zeros((len(cases), warmup + repeat, len(PARTS)))
     detections = np.zeros(len(cases))
+    on_device: list[list[dict[str, float]]] = [[] for _ in cases]
     for turn in tqdm(range(warmup + repeat), unit="turn", disable=not progress):
         for index, (runner, _, tiles) in enumerate(cases):
             seconds[index, turn], detections[index] = _timed_call(runner, tiles)
-    return [
-        _summary(runner, batch, seconds[index, warmup:], detections[index] / batch)
-        for index, (runner, batch, _) in enumerate(cases)
-    ]
+            if turn >= warmup and runner.device_ms:
+                on_device[index].append(runner.device_ms)
+    results = []
+    for index, (runner, batch, tiles) in enumerate(cases):
+        row = _summary(runner, batch, seconds[index, warmup:], detections[index] / batch)
+        if on_device[index]:
+            row["device_ms"] = {
+                part: _percentiles(np.array([call[part] for call in on_device[index]]) / 1e3)
+                for part in DEVICE_PARTS
+                if part in on_device[index][0]
+            }
+        if streamed:
+            row["streamed_images_per_second"] = batch * repeat / _streamed_seconds(runner, tiles, repeat)
+        results.append(row)
+    return results
+
+
+def _streamed_seconds(runner: Runner, tiles: NDArray[np.uint8], calls: int) -> float:
+    """How long `calls` take with their stages side by side, as the pipeline runs them."""
+    start = time.perf_counter()
+    with ThreadPoolExecutor(1) as before, ThreadPoolExecutor(1) as after:
+        feed = before.submit(runner.prepare, tiles)
+        finished: list[Future[Any]] = []
+        for call in range(calls):
+            ready = feed.result()
+            if call + 1 < calls:
+                feed = before.submit(runner.prepare, tiles)
+            finished.append(after.submit(runner.finish, runner.infer(ready)))
+        for future in finished:
+            future.result()
+    return time.perf_counter() - start
 
 
 def _timed_call(runner: Runner, tiles: NDArray[np.uint8]) -> tuple[list[float], int]:
@@ -123,12 +160,35 @@ def markdown(record: dict[str, Any]) -> str:
             + " | ".join(f"{parts[name]['p50']:.1f}" for name in PARTS)
             + " |"
         )
+    lines += _device_table(record["results"])
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     lines += [
         "",
         f"Parts are medians in ms. {record['results'][0]['calls']} calls each, interleaved. {versions}",
     ]
+    for when, state in record.get("gpu_state", {}).items():
+        if state:
+            lines += ["", f"GPU {when}: " + ", ".join(f"{name} {value}" for name, value in state.items())]
     return "\n".join(lines) + "\n"
+
+
+def _device_table(rows: list[dict[str, Any]]) -> list[str]:
+    """What is known beyond the first table: the parts on the GPU, and streamed throughput."""
+    rows = [row for row in rows if "device_ms" in row or "streamed_images_per_second" in row]
+    if not rows:
+        return []
+    lines = [
+        "",
+        "| model | batch | copy in | network | NMS | copy out | images/s, streamed |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        parts = row.get("device_ms", {})
+        cells = [f"{parts[name]['p50']:.3f}" if name in parts else "–" for name in DEVICE_PARTS]
+        rate = row.get("streamed_images_per_second")
+        cells.append(f"{rate:.2f}" if rate else "–")
+        lines.append(f"| {row['model']['file']} | {row['batch']} | {' | '.join(cells)} |")
+    return lines
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -144,14 +204,17 @@ def main(argv: list[str] | None = None) -> int:
         action="append",
         required=True,
         metavar="M",
-        help=".pt or .onnx; may be repeated",
+        help=".pt, .onnx or .engine; may be repeated",
     )
     parser.add_argument("--batch", default="1", metavar="N,N", help="tiles a call (default: 1)")
     parser.add_argument("--warmup", type=int, default=5, metavar="N", help="calls first (default: 5)")
     parser.add_argument("--repeat", type=int, default=50, metavar="N", help="calls timed (default: 50)")
     parser.add_argument("--images", type=Path, metavar="DIR", help="tiles of these images (default: made up)")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all)")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: cores)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
+    parser.add_argument(
+        "--streamed", action="store_true", help="throughput with the stages of a call side by side, too"
+    )
     parser.add_argument("--json", type=Path, metavar="F", help="write all numbers")
     parser.add_argument("--markdown", type=Path, metavar="F", help="write the table")
     arguments = parser.parse_args(argv)
@@ -173,6 +236,7 @@ def benchmark(arguments: argparse.Namespace) -> int:
     from rgfl.trt_runtime.runners import load_runner
 
     runners: list[Runner] = []
+    state = {"before": machine.gpu_state()}
     try:
         for path in arguments.model:
             runners.append(load_runner(path, device=arguments.device, threads=arguments.threads))
@@ -183,8 +247,10 @@ def benchmark(arguments: argparse.Namespace) -> int:
             warmup=arguments.warmup,
             repeat=arguments.repeat,
             images=arguments.images,
+            streamed=arguments.streamed,
             progress=True,
         )
+        state["after"] = machine.gpu_state()
     finally:
         for runner in runners:
             runner.close()
@@ -192,6 +258,7 @@ def benchmark(arguments: argparse.Namespace) -> int:
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "hardware": {**machine.hardware(), "load_before": busy},
         "versions": machine.versions(),
+        "gpu_state": state,
         "settings": {
             "warmup": arguments.warmup,
             "repeat": arguments.repeat,

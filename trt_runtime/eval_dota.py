@@ -57,7 +57,9 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--model", type=Path, metavar="MODEL", help="run this .pt or .onnx over --images")
+    what.add_argument(
+        "--model", type=Path, metavar="MODEL", help="run this .pt, .onnx or .engine over --images"
+    )
     what.add_argument("--task1", type=Path, metavar="DIR", help="score the Task1_<class>.txt files in DIR")
     parser.add_argument("--images", type=Path, metavar="DIR", help="full images (with --model)")
     parser.add_argument("--labels", type=Path, metavar="DIR", help="labelTxt files: the image set to score")

@@ -23,6 +23,7 @@ DISTRIBUTIONS = {
     "timm": ("timm",),
     "onnx": ("onnx",),
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "cuda.bindings": ("cuda-bindings", "cuda-python"),
     "tensorrt": ("tensorrt",),
     "tensorrt_rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
 }
@@ -46,7 +47,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """CPU model, usable cores, GPU where torch sees one, and the load when asked."""
+    """CPU model, usable cores, the GPU where there is one, and the load when asked."""
     record: dict[str, Any] = {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -54,9 +55,10 @@ def hardware() -> dict[str, Any]:
     }
     if hasattr(os, "getloadavg"):
         record["load_average"] = round(os.getloadavg()[0], 2)
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        record["gpu"] = torch.cuda.get_device_name(0)
+    from rgfl.export.tensorrt_api import find_gpu
+
+    if gpu := find_gpu():
+        record["gpu"] = gpu.name
     return record
 
 
@@ -67,6 +69,63 @@ def has_vnni() -> bool:
         return True
     flags = next((line for line in cpuinfo.read_text(errors="replace").splitlines() if "flags" in line), "")
     return not {"avx512_vnni", "avx_vnni"}.isdisjoint(flags.split())
+
+
+def physical_cores() -> int:
+    """Cores that this process may use, two threads of one core counted once: what CPU networks gain from."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    topology = "/sys/devices/system/cpu/cpu{}/topology/{}"
+    places = set()
+    for index in allowed:
+        try:
+            names = ("physical_package_id", "core_id")
+            places.add(tuple(Path(topology.format(index, name)).read_text() for name in names))
+        except OSError:  # another system than Linux, or a container that hides it
+            return len(allowed)
+    return len(places)
+
+
+def gpu_state() -> dict[str, Any]:
+    """Clocks (MHz), temperature (°C), power and its limit (W), what holds the clocks down, and the driver.
+
+    Of the GPU that CUDA sees first, by NVIDIA's management library; {} where that, or pynvml (the package
+    nvidia-ml-py), is missing. Not run on a GPU yet.
+    """
+    try:
+        import pynvml
+    except ImportError:
+        return {}
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return {}
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    try:
+        if first.isdigit():
+            gpu = pynvml.nvmlDeviceGetHandleByIndex(int(first))
+        else:
+            gpu = pynvml.nvmlDeviceGetHandleByUUID(first)
+        asked: dict[str, Any] = {
+            "driver": lambda: pynvml.nvmlSystemGetDriverVersion(),
+            "sm_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM),
+            "sm_mhz_most": lambda: pynvml.nvmlDeviceGetMaxClockInfo(gpu, pynvml.NVML_CLOCK_SM),
+            "memory_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_MEM),
+            "celsius": lambda: pynvml.nvmlDeviceGetTemperature(gpu, pynvml.NVML_TEMPERATURE_GPU),
+            "watts": lambda: pynvml.nvmlDeviceGetPowerUsage(gpu) / 1e3,
+            "watts_most": lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(gpu) / 1e3,
+            "held_down_by": lambda: hex(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu)),
+        }
+        state = {}
+        for name, ask in asked.items():
+            try:
+                state[name] = ask()
+            except pynvml.NVMLError:  # no GPU answers everything
+                continue
+        return state
+    except pynvml.NVMLError:
+        return {}
+    finally:
+        pynvml.nvmlShutdown()
 
 
 def file_facts(path: Path) -> dict[str, Any]:

@@ -293,7 +293,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of how a model is run, the same in every command that runs one over scenes."""
     parser.add_argument("--stride", type=int, default=0, metavar="PX", help="tile to tile (824 for 1024)")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="tiles a call (default: 1)")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all)")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: cores)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
 
 
@@ -311,7 +311,13 @@ def main(argv: list[str] | None = None) -> int:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", type=Path, required=True, metavar="MODEL", help=".pt or .onnx")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        required=True,
+        metavar="MODEL",
+        help=".pt, .onnx or .engine (engines: not run on a GPU yet)",
+    )
     parser.add_argument("--images", type=Path, required=True, metavar="PATH", help="an image or a folder")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where results go")
     parser.add_argument(

@@ -8,6 +8,8 @@ A runner works in three stages, so that a benchmark can time each and a pipeline
     prepare  tiles -> what the network takes           (any thread)
     infer    -> what the network gives                 (one thread)
     finish   -> detections after class-wise rotated NMS (any thread)
+
+Engines take more: tiles that lie on the GPU, and a `fork()` for each thread (rgfl.trt_runtime.engine).
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from numpy.typing import NDArray
 from rgfl.detections import Detections
 from rgfl.spec import METADATA_KEY, DetectorSpec, SpecError
 from rgfl.trt_runtime.errors import ModelError
-from rgfl.trt_runtime.machine import file_facts, has_vnni
+from rgfl.trt_runtime.machine import file_facts, has_vnni, physical_cores
 
 Device = Literal["auto", "cpu", "cuda"]
 Kind = Literal["torch", "onnx", "engine"]
@@ -48,16 +50,19 @@ class Runner(ABC):
         spec: what it was trained to see and how its outputs are read.
         reason: why this runner was chosen, in one line.
         name: "file (backend)", for tables and messages.
+        device_ms: milliseconds of each part of the last call on a GPU, where the backend measures them.
     """
 
     backend: str = ""  # "PyTorch", "ONNX Runtime", …
     precision: str = "fp32"
     device: str = "cpu"
+    device_ms: dict[str, float]
 
     def __init__(self, path: Path, spec: DetectorSpec, reason: str) -> None:
         self.path = path
         self.spec = spec
         self.reason = reason
+        self.device_ms = {}
 
     @property
     def name(self) -> str:
@@ -194,8 +199,9 @@ class OnnxRunner(Runner):
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if not has_vnni():  # INT8 kernels that do not saturate; where none do, these take twice the time
             options.add_session_config_entry("session.x64quantprecision", "1")
-        if threads:
-            options.intra_op_num_threads = threads
+        # ONNX Runtime's own default, but named, so that a result file can say it.
+        self._threads = threads or physical_cores()
+        options.intra_op_num_threads = self._threads
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # ONNX Runtime raises its own classes, one per status code
@@ -203,7 +209,6 @@ class OnnxRunner(Runner):
                 f"{path}: ONNX Runtime cannot load it ({_first_sentence(error)}); "
                 "write it anew with export/to_onnx.py"
             ) from error
-        self._threads = threads
         self.device = "cuda" if self._session.get_providers()[0].startswith("CUDA") else "cpu"
         metadata = self._session.get_modelmeta().custom_metadata_map
         if METADATA_KEY not in metadata:
@@ -240,28 +245,33 @@ class OnnxRunner(Runner):
         tiles = self._checked(tiles)
         if self._takes_uint8:
             return tiles
-        mean, std = (np.array(values, np.float32) for values in (self.spec.mean, self.spec.std))
-        scaled = (tiles.astype(np.float32) - mean) / std
-        return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+        return normalised(tiles, self.spec)
 
     def infer(self, feed: NDArray) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         boxes, scores = self._session.run(OUTPUT_NAMES, {INPUT_NAME: feed})
         return boxes, scores
 
     def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "threads": self._threads or "all cores"}
+        return {**super().describe(), "threads": self._threads}
 
     def close(self) -> None:
         if hasattr(self, "_session"):
             del self._session
 
 
+def normalised(tiles: NDArray[np.uint8], spec: DetectorSpec) -> NDArray[np.float32]:
+    """(B, 3, H, W) float32, what graphs without normalisation take, from tiles (B, H, W, 3)."""
+    mean, std = (np.array(values, np.float32) for values in (spec.mean, spec.std))
+    scaled = (tiles.astype(np.float32) - mean) / std
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+
+
 def load_runner(path: str | Path, *, device: Device = "auto", threads: int = 0) -> Runner:
     """The runner for the file at `path`.
 
     Args:
-        path: a checkpoint (.pt) or an ONNX file.
-        device: "auto" takes a GPU where the backend has one.
+        path: a checkpoint (.pt), an ONNX file or a TensorRT engine (not run on a GPU yet).
+        device: "auto" takes a GPU where the backend has one; an engine needs one.
         threads: CPU threads of the backend; 0 leaves its default.
 
     Raises:
@@ -273,7 +283,12 @@ def load_runner(path: str | Path, *, device: Device = "auto", threads: int = 0) 
         return TorchRunner(path, reason, device, threads)
     if kind == "onnx":
         return OnnxRunner(path, reason, device, threads)
-    raise ModelError(f"{path}: this version runs checkpoints and .onnx files, not TensorRT engines")
+    if device == "cpu":
+        raise ModelError(f"{path}: an engine runs on a GPU only; leave --device away, or run the .onnx")
+    from rgfl.trt_runtime.engine import EngineRunner, open_engine
+
+    engine, why = open_engine(path)
+    return EngineRunner(engine, f"{reason}; {why}")
 
 
 def recognise(path: Path) -> tuple[Kind, str]:
@@ -282,7 +297,7 @@ def recognise(path: Path) -> tuple[Kind, str]:
     Content that is beyond doubt must agree with the suffix; content decides where the suffix is unknown.
     """
     if path.is_dir():
-        raise ModelError(f"{path}: a directory, expected a model file (.pt or .onnx)")
+        raise ModelError(f"{path}: a directory, expected a model file (.pt, .onnx or .engine)")
     if not path.exists():
         raise ModelError(f"{path}: no such file")
     if path.stat().st_size == 0:

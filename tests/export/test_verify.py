@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from rgfl.detections import Detections
 from rgfl.export import verify
-from rgfl.export.verify import Level, compare, corner_distance
+from rgfl.export.verify import Level, compare, match_tiles
 from rgfl.spec import DetectorSpec
 
 
@@ -23,15 +27,6 @@ def some_points(count: int = 40, seed: int = 0) -> tuple[np.ndarray, np.ndarray]
         1,
     )
     return boxes[None].astype(np.float32), random.uniform(0.1, 0.9, (1, count, 3)).astype(np.float32)
-
-
-def test_corners_are_compared_in_any_cyclic_order() -> None:
-    box = np.array([[50.0, 40.0, 30.0, 20.0, 0.3]])
-    turned = np.array([[50.0, 40.0, 20.0, 30.0, 0.3 + np.pi / 2]])
-    opposite = box + np.array([0, 0, 0, 0, np.pi])
-    np.testing.assert_allclose(corner_distance(box, turned), 0, atol=1e-12)
-    np.testing.assert_allclose(corner_distance(box, opposite), 0, atol=1e-12)
-    np.testing.assert_allclose(corner_distance(box, box + np.array([3.0, 4.0, 0, 0, 0])), 5)
 
 
 def test_another_order_within_a_level_is_no_error() -> None:
@@ -139,3 +134,185 @@ def test_another_checkpoints_weights_are_noticed(
         other, DetectorSpec.from_json(record["spec"]), ModelConfig(**record["model"]), record["weights"]
     )
     assert verify.main([str(tiny_onnx), "--reference", str(other), "--batch", "1"]) == 1
+
+
+# --- detections ------------------------------------------------------------------------------------------
+
+
+def some_detections(count: int = 30, seed: int = 0) -> Detections:
+    """Far apart, so that each can only match itself."""
+    random = np.random.default_rng(seed)
+    places = np.stack(np.divmod(np.arange(count), 6), 1) * 100 + 50
+    sides, angles = random.uniform(30, 50, (count, 2)), random.uniform(-0.7, 2.3, (count, 1))
+    sides[:, 0] += 25
+    boxes = np.concatenate([places, sides, angles], 1).astype(np.float32)
+    scores = np.sort(random.uniform(0.35, 0.9, count).astype(np.float32))[::-1]
+    return Detections(boxes, scores, random.integers(0, 3, count).astype(np.int32))
+
+
+def test_the_same_detections_match_whatever_their_order() -> None:
+    found = some_detections()
+    order = np.random.default_rng(1).permutation(len(found))
+    matches = match_tiles([found], [found[order]])
+    assert matches.shares == (1, 1)
+    assert len(matches.corners) == len(found)
+    assert max(matches.corners.max(), matches.angles.max(), matches.scores.max()) == 0
+    report = verify.DetectionReport(batches={1: matches})
+    assert report.passed
+    assert report.text().endswith("the same detections")
+
+
+def test_shares_are_told_both_ways() -> None:
+    found = some_detections()
+    labels, boxes = found.labels.copy(), found.boxes.copy()
+    labels[3] = (labels[3] + 1) % 3
+    boxes[5, 0] += 20
+    other = Detections(boxes, found.scores, labels)[:-4]
+    matches = match_tiles([found], [other])
+    assert matches.counts == (30, 26)
+    assert matches.matched == (24, 24)
+    assert matches.shares == (24 / 30, 24 / 26)
+    assert not verify.DetectionReport(0.9, {1: matches}).passed
+    assert verify.DetectionReport(0.8, {1: matches}).passed
+    same = match_tiles([found], [found])
+    assert not verify.DetectionReport(0.9, {2: same}, {2: matches}).passed
+
+
+def test_a_score_that_falls_below_the_line_is_found_all_the_same() -> None:
+    found = some_detections()
+    scores = found.scores.copy()
+    scores[-1] = 0.29
+    other = Detections(found.boxes, scores, found.labels)
+    matches = match_tiles([found], [other])
+    assert matches.counts == (30, 29)
+    assert matches.shares == (1, 1)
+    assert matches.scores.max() == pytest.approx(float(found.scores[-1]) - 0.29, abs=1e-6)
+    faint = Detections(found.boxes, np.full(30, 0.1, np.float32), found.labels)
+    assert match_tiles([faint], [faint]).counts == (0, 0)
+
+
+def test_differences_are_in_pixels_and_radians() -> None:
+    found = some_detections()
+    boxes = found.boxes.copy()
+    boxes[:, 0] += 0.3
+    boxes[:, 1] += 0.4
+    boxes[7, 4] += 0.01
+    other = Detections(boxes, found.scores - np.float32(0.02), found.labels)
+    matches = match_tiles([found], [other])
+    np.testing.assert_allclose(np.sort(matches.corners)[:-1], 0.5, atol=1e-4)
+    assert matches.angles.max() == pytest.approx(0.01, abs=1e-5)
+    np.testing.assert_allclose(matches.scores, 0.02, atol=1e-6)
+    rows = {
+        line[:18].strip(): line[18:].split()
+        for line in verify.DetectionReport(batches={1: matches}).text().splitlines()
+    }
+    assert rows["corners, px"][:2] == ["0.5", "0.5"]
+    assert rows["angle, degrees"] == ["0", "0", "0.57", "0.57"]
+    assert rows["score"] == ["0.02"] * 4
+
+
+def detections_of(*arguments: object) -> int:
+    return verify.main([*map(str, arguments), "--detections", "--tiles", "6", "--batch", "1,4"])
+
+
+def test_rounded_and_quantised_files_are_held_to_a_share(
+    tiny_onnx: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    from rgfl.export import graph
+
+    rounded = tmp_path / "rounded.onnx"
+    assert graph.main([str(tiny_onnx), "--rounding", "--out", str(rounded)]) == 0
+    capsys.readouterr()
+    assert detections_of(tiny_onnx, "--reference", tiny_checkpoint) == 0
+    assert "matched 100.00% at least" in capsys.readouterr().out
+    assert detections_of(rounded, tiny_onnx, "--reference", tiny_onnx, "--min-matched", 0.9) == 0
+    printed = capsys.readouterr().out
+    assert f"{rounded} against {tiny_onnx}" in printed
+    assert printed.count("the same detections") == 2
+    assert detections_of(rounded, "--reference", tiny_onnx, "--match-iou", 0.9999) == 1
+    assert "DIFFERENT" in capsys.readouterr().out
+
+
+def write_batch_dependent(source: Path, out: Path, shift: float) -> Path:
+    """A graph that moves its boxes by `shift` px for every further tile in the batch."""
+    import onnx
+    from onnx import helper
+
+    from rgfl.export import graph
+
+    model = graph.load(source)
+    for node in model.graph.node:
+        node.output[:] = ["boxes.right" if name == "boxes" else name for name in node.output]
+    constants = {
+        "first": np.array([0], np.int64),
+        "one": np.array([1], np.float32),
+        "direction": np.array([shift, 0, 0, 0, 0], np.float32),
+    }
+    for name, value in constants.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    model.graph.node.extend(
+        [
+            helper.make_node("Shape", ["images"], ["shape"]),
+            helper.make_node("Gather", ["shape", "first"], ["count"]),
+            helper.make_node("Cast", ["count"], ["tiles"], to=onnx.TensorProto.FLOAT),
+            helper.make_node("Sub", ["tiles", "one"], ["further"]),
+            helper.make_node("Mul", ["further", "direction"], ["move"]),
+            helper.make_node("Add", ["boxes.right", "move"], ["boxes"]),
+        ]
+    )
+    graph.save(model, out)
+    return out
+
+
+def test_a_batch_size_that_changes_a_detection_is_found(
+    tiny_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Also where the reference has the same fault, and both agree at every batch size."""
+    broken = write_batch_dependent(tiny_onnx, tmp_path / "broken.onnx", 5)
+    assert verify.main([str(broken), "--reference", str(broken), "--batch", "1"]) == 0
+    assert verify.main([str(broken), "--reference", str(broken), "--batch", "1,2"]) == 1
+    assert "2 tiles and each alone: boxes need 5.0e+00 px" in capsys.readouterr().out
+    assert detections_of(broken, "--reference", tiny_onnx) == 1
+    assert "4, alone" in capsys.readouterr().out
+    assert verify.main([str(tiny_onnx), "--reference", str(tiny_onnx), "--batch", "1,2,8"]) == 0
+    assert "8 tiles and each alone: boxes need" in capsys.readouterr().out
+
+
+def test_where_nothing_is_found_nothing_passes(
+    tiny_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert detections_of(tiny_onnx, "--reference", tiny_onnx, "--min-score", 1) == 2
+    assert "neither model finds anything above 1 in 6 tiles" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    for flags, expected in (
+        (["--images", str(tmp_path / "empty")], "no image in this folder"),
+        (["--min-matched", "1.5"], "--min-matched 1.5: expected 0 to 1"),
+        (["--box-tolerance", "1"], "--box-tolerance goes without --detections"),
+        (["--tiles", "0"], "--tiles 0: expected 1 or more"),
+    ):
+        command = [str(tiny_onnx), "--reference", str(tiny_onnx), "--detections", *flags]
+        assert verify.main(command) == 2
+        assert expected in capsys.readouterr().err
+    assert verify.main([str(tiny_onnx), "--reference", str(tiny_onnx), "--min-score", "0.1"]) == 2
+    assert "--min-score goes with --detections" in capsys.readouterr().err
+
+
+def test_tiles_are_spread_over_the_images(tiny_scenes: SimpleNamespace) -> None:
+    spec = DetectorSpec(classes=("a",), image_size=(128, 128))
+    tiles = verify.detection_tiles(spec, 6, tiny_scenes.images)  # 1, 1, 6 and 2 windows
+    assert len(tiles) == 6  # one of each small image, two of the others
+    assert len({tile.tobytes() for tile in tiles}) == 6
+    assert len(verify.detection_tiles(spec, 50, tiny_scenes.images)) == 10
+    assert len(verify.detection_tiles(spec, 2, tiny_scenes.images)) == 2
+
+
+def test_the_polygraphy_command_of_the_help_is_one(tiny_onnx: Path) -> None:
+    """As far as a machine without TensorRT gets: every tensor of the graph, run by ONNX Runtime."""
+    pytest.importorskip("polygraphy", reason="needs Polygraphy: pip install 'rgfl[export]'")
+    words = next(line for line in verify.__doc__.splitlines() if "polygraphy run" in line).split()
+    assert words[:5] == ["polygraphy", "run", "MODEL.onnx", "--onnxrt", "--trt"]
+    command = [sys.executable, str(Path(sys.executable).with_name("polygraphy")), "run", str(tiny_onnx)]
+    command += ["--onnxrt", *words[5:8], "--input-shapes", "images:[1,128,128,3]"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "PASSED" in done.stdout

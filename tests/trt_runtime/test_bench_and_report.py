@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from stand_ins import write_engine
 
 from rgfl.export import to_trt
 from rgfl.trt_runtime import bench, report
+from rgfl.trt_runtime import machine as hardware
+from rgfl.trt_runtime.runners import load_runner
 
 
 def test_bench_measures_every_model_and_batch(
@@ -34,6 +42,116 @@ def test_bench_measures_every_model_and_batch(
     table = (tmp_path / "b.md").read_text()
     assert table == capsys.readouterr().out
     assert table.count("| tiny.onnx (ONNX Runtime) | fp32 | cpu | 1 |") == 2
+
+
+def test_cpu_runs_name_their_threads(tiny_checkpoint: Path, tiny_onnx: Path) -> None:
+    """A number, without --threads too: "all cores" says nothing on another machine."""
+    for path in (tiny_checkpoint, tiny_onnx):
+        with load_runner(path, device="cpu") as runner:
+            assert isinstance(runner.describe()["threads"], int)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert 1 <= hardware.physical_cores() <= (cores or 1)
+
+
+def test_engines_tell_what_the_gpu_did(
+    machine: Callable[..., Any], tiny_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """On stand-ins, whose clock counts events: what is shown is that each part is told, and where."""
+    machine()
+    inside = write_engine(tmp_path / "inside.engine", tiny_onnx)
+    behind = write_engine(tmp_path / "behind.engine", tiny_onnx, backend="rtx")
+    command = ["--model", inside, "--model", behind, "--model", tiny_onnx, "--batch", "1,6", "--repeat", 3]
+    command += ["--warmup", 1, "--streamed", "--json", tmp_path / "b.json"]
+    assert bench.main(list(map(str, command))) == 0
+    table = capsys.readouterr().out
+    rows = json.loads((tmp_path / "b.json").read_text())["results"]
+    parts = {"copy_in", "network", "copy_out"}
+    for row, expected in zip(rows, [parts, parts | {"nms"}, None] * 2, strict=True):
+        assert set(row["parts_ms"]) == {"preprocess", "network", "nms"}
+        assert set(row.get("device_ms", {})) == (expected or set())
+        assert row["streamed_images_per_second"] > 0
+        if expected:
+            assert all(0 < value["p50"] <= value["p99"] for value in row["device_ms"].values())
+            assert row["model"]["batch_sizes"] == [1, 1, 4]
+    # Six tiles are two runs of the engine.
+    assert rows[3]["device_ms"]["copy_in"]["p50"] == 2 * rows[0]["device_ms"]["copy_in"]["p50"]
+    assert re.search(r"\| inside.engine \| 1 \| [\d.]+ \| [\d.]+ \| – \| [\d.]+ \| [\d.]+ \|", table)
+    assert re.search(r"\| tiny.onnx \| 6 \| – \| – \| – \| – \| [\d.]+ \|", table)
+
+
+def test_streamed_calls_overlap_and_are_complete() -> None:
+    """Stages that wait for each other across calls: one call after the other would never end."""
+    import threading
+
+    both = threading.Barrier(2, timeout=20)
+
+    class Waiting:
+        prepared = inferred = finished = 0
+
+        def prepare(self, tiles: Any) -> int:
+            self.prepared += 1
+            if self.prepared == 2:
+                both.wait()
+            return self.prepared
+
+        def infer(self, feed: int) -> int:
+            self.inferred += 1
+            if feed == 1:
+                both.wait()
+            return feed
+
+        def finish(self, outputs: int) -> None:
+            self.finished += 1
+
+    runner = Waiting()
+    assert bench._streamed_seconds(runner, None, 5) > 0  # type: ignore[arg-type]
+    assert (runner.prepared, runner.inferred, runner.finished) == (5, 5, 5)
+
+
+def test_the_state_of_the_gpu_is_what_the_library_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NVMLError(Exception):
+        pass
+
+    def refuse(*_: Any) -> None:
+        raise NVMLError
+
+    def handle(kind: str) -> Callable[[Any], str]:
+        return lambda which: f"{kind} {which}"
+
+    library = SimpleNamespace(
+        NVMLError=NVMLError,
+        NVML_CLOCK_SM=1,
+        NVML_CLOCK_MEM=2,
+        NVML_TEMPERATURE_GPU=0,
+        nvmlInit=lambda: None,
+        nvmlShutdown=lambda: None,
+        nvmlDeviceGetHandleByIndex=handle("index"),
+        nvmlDeviceGetHandleByUUID=handle("uuid"),
+        nvmlSystemGetDriverVersion=lambda: "580.1",
+        nvmlDeviceGetClockInfo=lambda gpu, clock: {1: 1755, 2: 2619}[clock],
+        nvmlDeviceGetMaxClockInfo=lambda gpu, clock: 1980,
+        nvmlDeviceGetTemperature=lambda gpu, sensor: 41 if gpu == "index 2" else 42,
+        nvmlDeviceGetPowerUsage=lambda gpu: 512_500,
+        nvmlDeviceGetEnforcedPowerLimit=refuse,
+        nvmlDeviceGetCurrentClocksThrottleReasons=lambda gpu: 4,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", library)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,0")
+    assert hardware.gpu_state() == {
+        "driver": "580.1",
+        "sm_mhz": 1755,
+        "sm_mhz_most": 1980,
+        "memory_mhz": 2619,
+        "celsius": 41,
+        "watts": 512.5,
+        "held_down_by": "0x4",
+    }
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1234")
+    assert hardware.gpu_state()["celsius"] == 42
+    library.nvmlInit = refuse
+    assert hardware.gpu_state() == {}
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert hardware.gpu_state() == {}
 
 
 def test_bench_refuses_what_cannot_be(tiny_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -1,0 +1,54 @@
+"""Engines without a GPU: stand-ins for CUDA and TensorRT, and the NMS kernels on the CPU emulator."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "plugins"))  # how the kernels are compiled is known there
+
+from plugin_libraries import KERNELS, compile_cpp
+from stand_ins import VERSIONS, HostCuda, StreamNms, TensorRT
+
+from rgfl.export import tensorrt_api
+from rgfl.export.tensorrt_api import Api, Gpu
+from rgfl.plugins import launcher
+from rgfl.trt_runtime import engine
+
+
+@pytest.fixture(scope="session")
+def emulated_nms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library of the CUDA kernels, to run on the CPU."""
+    return compile_cpp(tmp_path_factory.mktemp("emulated") / "libkernels.so", KERNELS, "-shared")
+
+
+class Machine:
+    """A GPU that is not there, with both TensorRTs installed."""
+
+    def __init__(self, kernels: Path, monkeypatch: pytest.MonkeyPatch, order: str) -> None:
+        self.cuda = HostCuda(order)
+        self.trt = TensorRT(self.cuda, kernels)
+        plugin = kernels.with_name("librgfl_plugins.so")
+
+        def open_api(backend: Any, gpu: Any) -> Api:
+            return Api(backend, self.trt, VERSIONS[backend], "stands in")
+
+        monkeypatch.setattr(tensorrt_api, "find_gpu", lambda: Gpu("NVIDIA H200", (9, 0)))
+        monkeypatch.setattr(tensorrt_api, "open_api", open_api)
+        monkeypatch.setattr(engine, "Cuda", lambda: self.cuda)
+        monkeypatch.setattr("rgfl.plugins.library", lambda: plugin)
+        monkeypatch.setattr(launcher, "RotatedNms", lambda: StreamNms(kernels, self.cuda))
+
+
+@pytest.fixture
+def machine(emulated_nms: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Machine]:
+    """Makes the machine, with the order in which its streams run."""
+
+    def make(order: str = "all late") -> Machine:
+        return Machine(emulated_nms, monkeypatch, order)
+
+    return make

@@ -1,0 +1,786 @@
+"""Runs TensorRT engines: TensorRT 10 and 11 with NMS inside, TensorRT for RTX with our CUDA NMS behind.
+
+    prepare   tiles → pinned memory → device      copy stream, any thread
+    infer     one CUDA graph of the network [and one of NMS], results → pinned memory    compute stream
+    finish    detections from the rows that count                                        any thread
+
+While one batch is computed, `prepare` copies the next: the streams meet at events only. Buffers are
+allocated once. The last copy inside the device, from where a batch arrived to where the network reads,
+costs microseconds and buys fixed addresses: one graph a batch size instead of one for each buffer, and
+a buffer that is free for the next batch before the network has begun.
+
+Not run on a GPU yet. The tests run all of this on stand-ins for CUDA and TensorRT that compute on the
+CPU and execute streams in the order that harms most (tests/trt_runtime/stand_ins.py).
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rgfl import atomic
+from rgfl.detections import Detections
+from rgfl.spec import DetectorSpec, SpecError
+from rgfl.trt_runtime.cuda_calls import Cuda, CudaError, host_view
+from rgfl.trt_runtime.device_arrays import DeviceArray, borrow, is_on_device
+from rgfl.trt_runtime.errors import ModelError, one_line
+from rgfl.trt_runtime.runners import INPUT_NAME, OUTPUT_NAMES, Runner, normalised
+
+if TYPE_CHECKING:
+    from rgfl.export.tensorrt_api import Api, Gpu, Plan
+
+NMS_OUTPUTS = ("num_detections", "boxes", "scores", "labels")
+OPTIONAL_OUTPUT = "uncertainty"  # of export/to_onnx.py --uncertainty; carried, not read
+TYPES = {"UINT8": "uint8", "FLOAT": "float32", "INT32": "int32"}
+
+
+# --- the engine ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """What the engine says about one of its inputs and outputs; the first axis is the batch."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def row_bytes(self) -> int:
+        return int(np.prod(self.shape[1:])) * np.dtype(self.dtype).itemsize
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {('B', *self.shape[1:])}".replace("'", "")
+
+
+class Engine:
+    """A deserialised engine. Runners share it; the last that is closed closes it.
+
+    Attributes:
+        path: its file.
+        api: the TensorRT that runs it.
+        spec: read from its name.
+        record: how it was built, {} if unknown.
+        tensors: inputs and outputs by name.
+        batch: least, most frequent and greatest batch of its profile.
+        nms_inside: whether it gives detections, or boxes and scores before NMS.
+    """
+
+    def __init__(self, path: Path, api: Api, record: dict[str, Any], cuda: Cuda) -> None:
+        from rgfl.export.tensorrt_api import rebuild_command
+
+        self.path, self.api, self.record, self.cuda = path, api, record, cuda
+        self.again = f"build it anew with: {rebuild_command(path, record)}"
+        self._users = 0
+        self._lock = threading.Lock()
+        self.log = api.new_logger()
+        self._runtime = self._made("a runtime", lambda: api.trt.Runtime(self.log))
+        if api.has_plugins:
+            self._load_plugin()
+        data = path.read_bytes()
+        self._engine = self._made(
+            "the engine from its file", lambda: self._runtime.deserialize_cuda_engine(data)
+        )
+        self.spec = self._read_spec()
+        self.tensors = self._read_tensors()
+        self.nms_inside = NMS_OUTPUTS[0] in self.tensors
+        self._check_border()
+        profile = self._engine.get_tensor_profile_shape(INPUT_NAME, 0)
+        self.batch: tuple[int, ...] = tuple(int(shape[0]) for shape in profile)
+        self._config: Any = None
+        self._cache: Any = None
+        self._cached = b""
+        if api.name == "rtx":
+            self._configure_rtx()
+
+    # --- loading
+
+    def _made(self, what: str, make: Callable[[], Any]) -> Any:
+        """What `make` gives; TensorRT throws or gives None where it cannot."""
+        detail = ""
+        try:
+            made = make()
+        except Exception as error:  # pybind11 raises TypeError where the C++ factory gave null
+            made, detail = None, f" ({one_line(error)})"
+        if made is None:
+            raise ModelError(
+                f"{self.path}: {self.api} cannot make {what}: {self.log.errors()}{detail}; {self.again}"
+            )
+        return made
+
+    def _load_plugin(self) -> None:
+        """RotatedNMS, before the engine is read; a version-compatible engine brings its own."""
+        import rgfl.plugins
+
+        if self.record.get("version_compatible"):
+            self._runtime.engine_host_code_allowed = True
+            return
+        try:
+            library = rgfl.plugins.library()
+        except FileNotFoundError as error:
+            raise ModelError(f"{self.path}: {error}") from error
+        registry = self._runtime.get_plugin_registry()
+        names = (rgfl.plugins.NAME, rgfl.plugins.VERSION, rgfl.plugins.NAMESPACE)
+        # None also means that the process has it already, from another engine.
+        if registry.load_library(str(library)) is None and registry.get_creator(*names) is None:
+            raise ModelError(f"{library}: {self.api} cannot load it; run: python -m rgfl.plugins.build")
+
+    def _read_spec(self) -> DetectorSpec:
+        try:
+            return DetectorSpec.from_json(self._engine.name)
+        except SpecError as error:
+            raise ModelError(
+                f"{self.path}: no rgfl spec in the engine's name ({error}); {self.again}"
+            ) from error
+
+    def _read_tensors(self) -> dict[str, Tensor]:
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        return {
+            name: Tensor(
+                tuple(map(int, self._engine.get_tensor_shape(name))),
+                TYPES.get(
+                    self._engine.get_tensor_dtype(name).name, self._engine.get_tensor_dtype(name).name.lower()
+                ),
+            )
+            for name in names
+        }
+
+    def _check_border(self) -> None:
+        """Names, types and shapes as the contract has them, with the spec's numbers."""
+        height, width = self.spec.image_size
+        classes, rows = len(self.spec.classes), self.spec.max_detections
+        inputs = (Tensor((-1, height, width, 3), "uint8"), Tensor((-1, 3, height, width), "float32"))
+        if self.nms_inside:
+            expected = {
+                "num_detections": Tensor((-1, 1), "int32"),
+                "boxes": Tensor((-1, rows, 5), "float32"),
+                "scores": Tensor((-1, rows), "float32"),
+                "labels": Tensor((-1, rows), "int32"),
+            }
+        else:
+            boxes = self.tensors.get("boxes", Tensor((-1, 0, 5), "float32"))
+            points = boxes.shape[1] if len(boxes.shape) == 3 else 0
+            expected = {
+                "boxes": Tensor((-1, points, 5), "float32"),
+                "scores": Tensor((-1, points, classes), "float32"),
+            }
+        problems = [
+            f"{name} {self.tensors.get(name, 'is missing')}, expected {tensor}"
+            for name, tensor in expected.items()
+            if self.tensors.get(name) != tensor or min(tensor.shape[1:]) < 1
+        ]
+        if self.tensors.get(INPUT_NAME) not in inputs:
+            found = self.tensors.get(INPUT_NAME, "is missing")
+            problems.insert(0, f"{INPUT_NAME} {found}, expected {inputs[0]} or {inputs[1]}")
+        strange = set(self.tensors) - {INPUT_NAME, OPTIONAL_OUTPUT, *expected}
+        if strange:
+            problems.append(f"unknown {', '.join(sorted(strange))}")
+        if problems:
+            raise ModelError(
+                f"{self.path}: not the tensors of an rgfl engine: {'; '.join(problems)}; {self.again}"
+            )
+
+    # --- TensorRT for RTX compiles kernels on this GPU when shapes are first seen, and keeps them here
+
+    @property
+    def cache_path(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.runtime-cache")
+
+    def _configure_rtx(self) -> None:
+        trt = self.api.trt
+        self._config = self._engine.create_runtime_config()
+        self._config.set_execution_context_allocation_strategy(
+            trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
+        # The default compiles in the background, and a graph captured meanwhile would keep slow kernels.
+        self._config.dynamic_shapes_kernel_specialization_strategy = (
+            trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        )
+        self._cache = self._config.create_runtime_cache()
+        with suppress(OSError):
+            data = self.cache_path.read_bytes()
+            if self._cache.deserialize(data):  # False: of another GPU, driver or version, so it starts empty
+                self._cached = data
+        self._config.set_runtime_cache(self._cache)
+
+    def save_cache(self) -> None:
+        """Keep what was compiled, if anything was; a folder that cannot be written to costs time only."""
+        if self._cache is None:
+            return
+        with self._lock:
+            data = bytes(self._cache.serialize())
+            if data != self._cached:
+                try:
+                    atomic.write_bytes(self.cache_path, data)
+                except OSError as error:
+                    warnings.warn(f"kernels are compiled anew next time: {one_line(error)}", stacklevel=2)
+                self._cached = data
+
+    # --- use
+
+    def new_context(self) -> Any:
+        """An execution context without device memory of its own."""
+        if self._config is not None:
+            make = lambda: self._engine.create_execution_context(self._config)  # noqa: E731
+        else:
+            strategy = self.api.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            make = lambda: self._engine.create_execution_context(strategy)  # noqa: E731
+        with self._lock:  # creation is the one use of an engine that is not safe in two threads
+            return self._made("an execution context", make)
+
+    @property
+    def activation_bytes(self) -> int:
+        """Device memory of a context, at the greatest batch."""
+        return int(self._engine.device_memory_size_v2)
+
+    def retain(self) -> None:
+        with self._lock:
+            self._users += 1
+
+    def release(self) -> None:
+        with self._lock:
+            self._users -= 1
+            last = self._users == 0
+        if last:
+            try:
+                self.save_cache()
+            finally:  # in this order: what was made first goes last
+                self._engine = self._config = self._cache = self._runtime = None
+
+
+def open_engine(path: Path) -> tuple[Engine, str]:
+    """The engine in `path`, and which TensorRT runs it and why, in one line.
+
+    Raises:
+        ModelError: it cannot run here; one line with the reason and the command that builds it anew.
+    """
+    from rgfl.export import tensorrt_api
+
+    plan = tensorrt_api.read_plan(path)
+    gpu = tensorrt_api.find_gpu()
+    api = _api_for(path, plan, gpu)
+    engine = Engine(path, api, tensorrt_api.check_engine(path, api, gpu), Cuda())
+    nms = "inside the engine" if engine.nms_inside else "behind the engine, on the same stream"
+    return engine, f"{api}, which wrote the file, on {gpu}; NMS {nms}"
+
+
+def _api_for(path: Path, plan: Plan, gpu: Gpu | None) -> Api:
+    """The TensorRT that wrote the file, whichever else is installed."""
+    from rgfl.export import tensorrt_api
+
+    if gpu is None:
+        raise ModelError(
+            f"{path}: an engine needs an NVIDIA GPU, and CUDA's driver finds none here; "
+            "run the .onnx it was built from"
+        )
+    try:
+        return tensorrt_api.open_api(plan.backend, gpu)
+    except ValueError as error:
+        record = tensorrt_api.read_record(path)
+        raise ModelError(
+            f"{path}: an engine of {plan}: {error}; or build it anew for what is installed: "
+            f"{tensorrt_api.rebuild_command(path, record)}"
+        ) from error
+
+
+# --- what is on its way ----------------------------------------------------------------------------------
+
+
+@dataclass
+class _Slot:
+    """Pinned and device memory of one batch, and the events that order their use."""
+
+    host: int
+    device: int
+    started: int  # the copy began
+    arrived: int  # the copy is done: the pinned memory is free, the network may read
+    free: int  # the network's input is copied on: the device memory is free
+
+
+@dataclass
+class _Part:
+    """Tiles of one run of the engine, on the device or on their way to it."""
+
+    count: int
+    address: int
+    arrived: int
+    slot: _Slot | None = None
+    owner: Any = None  # keeps borrowed memory alive
+
+
+@dataclass(eq=False)
+class Feed:
+    """What `prepare` gives and `infer` takes, once: parts of at most the engine's greatest batch.
+
+    Only the first is copied by `prepare`; each other one while the one before is computed, so that a
+    call of any size needs two buffers.
+    """
+
+    runner: EngineRunner
+    waiting: deque[NDArray[Any] | DeviceArray]
+    parts: deque[_Part] = field(default_factory=deque)
+
+    def advance(self) -> None:
+        """Start the copy of the next part."""
+        if self.waiting:
+            self.parts.append(self.runner._send(self.waiting.popleft()))
+
+    def release(self) -> None:
+        """Give back the buffers of what was not inferred."""
+        self.waiting.clear()
+        while self.parts:
+            self.runner._give_back(self.parts.popleft())
+
+    def __del__(self) -> None:
+        self.release()
+
+
+@dataclass
+class _Lane:
+    """One batch size: a context whose shape and addresses never change, and its graphs.
+
+    TensorRT leaves undefined what a graph does after its context was changed, hence one for each; since
+    version 10 contexts may share the engine's one profile.
+    """
+
+    context: Any
+    graphs: list[int]  # one a stage; none where capture was refused
+
+
+@dataclass(frozen=True)
+class _Buffer:
+    """A result: its memory on the device, in pinned memory, and the latter as an array."""
+
+    device: int
+    host: int
+    array: NDArray[Any]
+    row_bytes: int
+
+
+Results = tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]]
+
+
+class EngineRunner(Runner):
+    """An engine with streams, buffers and contexts of its own.
+
+    `prepare` and `finish` may run in other threads than `infer`; `infer` takes one call at a time. For
+    several at once, give each thread a `fork()`.
+
+    A call may hold any number of tiles: more than the engine's greatest batch are run in parts, fewer than
+    its least beside what the buffer held before, whose results are dropped.
+
+    Tiles may lie on the GPU already: whatever speaks DLPack or `__cuda_array_interface__` (PyCUDA's
+    GPUArray, CuPy, torch) is read where it is, in the engine's own type and order (uint8 NHWC, but for
+    engines of float32 graphs). Those runs use no CUDA graph, which would hold on to the address. PyCUDA must
+    use the context that all others share: `import pycuda.autoprimaryctx`, not `pycuda.autoinit`.
+
+    An engine drops boxes and scores that are not numbers, so unlike the other runners this one cannot tell
+    a broken model from one that finds nothing.
+
+    Attributes:
+        device_ms: milliseconds of the last call on the GPU, by CUDA events: copy_in, network, nms (where it
+            runs behind the engine), copy_out.
+        graph_note: "" where CUDA graphs are used, else why not.
+    """
+
+    device = "cuda"
+    device_ms: dict[str, float]
+
+    def __init__(self, engine: Engine, reason: str) -> None:
+        from rgfl.export.tensorrt_api import NAMES
+
+        super().__init__(engine.path, engine.spec, reason)
+        self.engine = engine
+        self.backend = NAMES[engine.api.name]
+        self.precision = str(engine.record.get("precision", "unknown"))
+        self.graph_note = ""
+        self._cuda = engine.cuda
+        # The garbage collector may give back a feed while this very thread takes a slot.
+        self._running, self._pool = threading.Lock(), threading.RLock()
+        self._copies = self._compute = 0  # no stream
+        self._slots: list[_Slot] = []
+        self._events: list[int] = []
+        self._lanes: dict[int, _Lane] = {}
+        self._direct: tuple[Any, int, int] | None = None  # context, batch and address it is set to
+        self._resources = ExitStack()
+        engine.retain()
+        self._resources.callback(engine.release)
+        try:
+            self._allocate()
+        except BaseException:
+            self.close()
+            raise
+
+    def fork(self) -> EngineRunner:
+        """Another runner of the same engine, for another thread; to be closed like this one."""
+        return EngineRunner(self.engine, self.reason)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            **super().describe(),
+            "tensorrt": str(self.engine.api),
+            "nms": "inside" if self.engine.nms_inside else "behind",
+            "batch_sizes": list(self.engine.batch),
+            "cuda_graphs": self.graph_note or "yes",
+        }
+
+    def close(self) -> None:
+        """Free everything. A runner that is closed twice, or was never whole, is no error."""
+        for stream in filter(None, (self._copies, self._compute)):
+            with suppress(CudaError):  # what failed before is reported where it failed
+                self._cuda.synchronize(stream)
+        self._copies = self._compute = 0
+        self._resources.close()
+
+    # --- memory
+
+    def _allocate(self) -> None:
+        self._copies = self._keep(self._cuda.stream, self._cuda.destroy_stream)
+        self._compute = self._keep(self._cuda.stream, self._cuda.destroy_stream)
+        tensors, greatest = self.engine.tensors, self.engine.batch[2]
+        self._input = tensors[INPUT_NAME]
+        self._images = self._device_memory(greatest * self._input.row_bytes)
+        self._outputs = {
+            name: self._device_memory(greatest * tensor.row_bytes)
+            for name, tensor in tensors.items()
+            if name != INPUT_NAME
+        }
+        rows = self.spec.max_detections
+        shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+            "num_detections": ((1,), np.int32),
+            "boxes": ((rows, 5), np.float32),
+            "scores": ((rows,), np.float32),
+            "labels": ((rows,), np.int32),
+        }
+        self._results = {
+            name: self._result(name, greatest, *shapes[name], inside=self.engine.nms_inside)
+            for name in NMS_OUTPUTS
+        }
+        self._activations = self._device_memory(self.engine.activation_bytes)
+        self._stages: list[tuple[str, Callable[[Any, int], None]]] = [("network", self._enqueue_network)]
+        if not self.engine.nms_inside:
+            self._stages.append(("nms", self._prepare_nms(greatest)))
+        self._marks = [self._event() for _ in range(len(self._stages) + 3)]
+        self._resources.callback(self._drop_contexts)  # before the memory they use
+
+    def _keep(self, make: Callable[[], int], destroy: Callable[[int], None]) -> int:
+        handle = make()
+        self._resources.callback(destroy, handle)
+        return handle
+
+    def _event(self) -> int:
+        return self._keep(self._cuda.event, self._cuda.destroy_event)
+
+    def _device_memory(self, size: int) -> int:
+        return self._keep(lambda: self._cuda.allocate(max(size, 256)), self._cuda.free)
+
+    def _pinned_memory(self, size: int) -> int:
+        return self._keep(lambda: self._cuda.allocate_pinned(size), self._cuda.free_pinned)
+
+    def _result(self, name: str, batch: int, shape: tuple[int, ...], dtype: Any, *, inside: bool) -> _Buffer:
+        row_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        device = self._outputs[name] if inside else self._device_memory(batch * row_bytes)
+        host = self._pinned_memory(batch * row_bytes)
+        return _Buffer(device, host, host_view(host, (batch, *shape), dtype), row_bytes)
+
+    def _prepare_nms(self, greatest: int) -> Callable[[Any, int], None]:
+        """What enqueues the CUDA NMS on the outputs of the engine."""
+        from rgfl.plugins import launcher
+
+        try:
+            launch = launcher.RotatedNms()
+        except (OSError, AttributeError) as error:  # not built, not loadable, or another library
+            hint = "" if "rgfl.plugins.build" in str(error) else "; run: python -m rgfl.plugins.build"
+            raise ModelError(f"{self.path}: NMS runs behind this engine, and {error}{hint}") from error
+        spec = self.spec
+        settings = launcher.Settings(
+            score_threshold=spec.score_threshold,
+            iou_threshold=spec.iou_threshold,
+            pre_nms_topk=spec.pre_nms_topk,
+            max_detections=spec.max_detections,
+        )
+        points, classes = self.engine.tensors["scores"].shape[1:]
+        workspace = self._device_memory(launch.workspace_size((greatest, points, classes)))
+        outputs = launcher.Outputs(**{name: buffer.device for name, buffer in self._results.items()})
+
+        def enqueue(_: Any, batch: int) -> None:
+            try:
+                launch(
+                    (batch, points, classes),
+                    settings,
+                    boxes=self._outputs["boxes"],
+                    scores=self._outputs["scores"],
+                    outputs=outputs,
+                    workspace=workspace,
+                    stream=self._compute,
+                )
+            except launcher.LaunchError as error:
+                raise CudaError(str(error)) from error
+
+        return enqueue
+
+    def _drop_contexts(self) -> None:
+        self._lanes.clear()
+        self._direct = None
+
+    # --- to the device
+
+    def prepare(self, tiles: Any) -> Feed:
+        """Start the copy of tiles (B, H, W, 3) to the device; those that lie there stay where they are."""
+        whole: Any
+        if is_on_device(tiles):
+            whole = self._borrowed(tiles)
+            count = whole.shape[0]
+            cut: Callable[[int, int], Any] = whole.rows
+        else:
+            whole = self._checked(tiles)
+            if self._input.dtype != "uint8":
+                whole = normalised(whole, self.spec)
+            count = len(whole)
+            cut = lambda start, stop: whole[start:stop]  # noqa: E731
+        greatest = self.engine.batch[2]
+        starts = range(0, count, greatest)
+        feed = Feed(self, deque(cut(start, min(start + greatest, count)) for start in starts))
+        feed.advance()
+        return feed
+
+    def _borrowed(self, tiles: Any) -> DeviceArray:
+        array = borrow(tiles, self._cuda, self._copies)
+        expected = self._input
+        if array.dtype != expected.dtype or array.shape[1:] != expected.shape[1:] or not array.shape[0]:
+            raise ValueError(
+                f"{self.path.name} takes {expected}, B ≥ 1, from the device; got {array.dtype} {array.shape}"
+            )
+        return array
+
+    def _send(self, tiles: NDArray[Any] | DeviceArray) -> _Part:
+        """Enqueue the copy of one part; of borrowed memory only an event, which says that it is ready."""
+        cuda, copies = self._cuda, self._copies
+        if isinstance(tiles, DeviceArray):
+            with self._pool:
+                arrived = self._events.pop() if self._events else self._event()
+            cuda.record(arrived, copies)
+            return _Part(tiles.shape[0], tiles.address, arrived, owner=tiles)
+        slot = self._take_slot()
+        try:
+            cuda.wait_on_host(slot.arrived)  # an abandoned feed may still be copying out of it
+            host_view(slot.host, tiles.shape, tiles.dtype)[:] = tiles
+            cuda.wait(copies, slot.free)
+            cuda.record(slot.started, copies)
+            cuda.copy(slot.device, slot.host, tiles.nbytes, copies)
+            cuda.record(slot.arrived, copies)
+        except BaseException:
+            with self._pool:
+                self._slots.append(slot)
+            raise
+        return _Part(len(tiles), slot.device, slot.arrived, slot)
+
+    def _take_slot(self) -> _Slot:
+        """A slot that is free; a new one while all are on their way, so callers bound their number."""
+        with self._pool:
+            if self._slots:
+                return self._slots.pop()
+            size = self.engine.batch[2] * self._input.row_bytes
+            events = [self._event() for _ in range(3)]
+            return _Slot(self._pinned_memory(size), self._device_memory(size), *events)
+
+    def _give_back(self, part: _Part) -> None:
+        with self._pool:
+            if part.slot is not None:
+                self._slots.append(part.slot)
+            else:
+                self._events.append(part.arrived)
+
+    # --- on the device
+
+    def infer(self, feed: Feed) -> Results:
+        """num_detections (B, 1), boxes (B, K, 5), scores (B, K), labels (B, K) for `feed`."""
+        found = [self._copied_results(count) for count in self._runs(feed)]
+        joined = [np.concatenate([part[index] for part in found]) for index in range(len(NMS_OUTPUTS))]
+        return joined[0], joined[1], joined[2], joined[3]
+
+    def raw(self, tiles: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Decoded boxes and scores before NMS.
+
+        Raises:
+            ModelError: NMS is inside the engine, and they never leave it.
+        """
+        if self.engine.nms_inside:
+            raise ModelError(
+                f"{self.path}: NMS is inside this engine, so only detections can be compared: --detections"
+            )
+        found: list[list[NDArray[np.float32]]] = []
+        for count in self._runs(self.prepare(tiles)):
+            arrays = [
+                np.empty((count, *self.engine.tensors[name].shape[1:]), np.float32) for name in OUTPUT_NAMES
+            ]
+            for name, array in zip(OUTPUT_NAMES, arrays, strict=True):
+                self._cuda.copy(array.ctypes.data, self._outputs[name], array.nbytes, self._compute)
+            self._cuda.synchronize(self._compute)
+            found.append(arrays)
+        boxes, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return boxes, scores
+
+    def _runs(self, feed: Feed) -> Iterator[int]:
+        """Run the parts of `feed`; yields the tiles of each while its results stand in the buffers."""
+        with self._running:
+            if not feed.parts:
+                raise ValueError("this feed was inferred already; prepare the tiles again")
+            self.device_ms = {}
+            try:
+                while feed.parts:
+                    part = feed.parts[0]
+                    self._run(part, feed)
+                    self._give_back(feed.parts.popleft())
+                    yield part.count
+            except BaseException:
+                with suppress(CudaError):  # nothing may still use the buffers that are given back
+                    self._cuda.synchronize(self._compute)
+                raise
+            finally:
+                feed.release()
+
+    def _run(self, part: _Part, feed: Feed) -> None:
+        """One run of the engine, and meanwhile the copy of the next part."""
+        cuda, compute, marks = self._cuda, self._compute, self._marks
+        batch = max(part.count, self.engine.batch[0])
+        borrowed = part.slot is None
+        # Borrowed memory ends with its last tile: a padded run must not read beyond it.
+        in_place = borrowed and batch == part.count
+        lane = _Lane(self._context_at(batch, part.address), []) if in_place else self._lane(batch)
+        cuda.wait(compute, part.arrived)
+        cuda.record(marks[0], compute)
+        if not in_place:
+            cuda.copy(self._images, part.address, part.count * self._input.row_bytes, compute)
+        if part.slot is not None:
+            cuda.record(part.slot.free, compute)
+        cuda.record(marks[1], compute)
+        for index, (_, enqueue) in enumerate(self._stages):
+            if lane.graphs:
+                cuda.launch(lane.graphs[index], compute)
+            else:
+                enqueue(lane.context, batch)
+            cuda.record(marks[index + 2], compute)
+        for buffer in self._results.values():
+            cuda.copy(buffer.host, buffer.device, part.count * buffer.row_bytes, compute)
+        cuda.record(marks[-1], compute)
+        feed.advance()
+        cuda.wait_on_host(marks[-1])
+        self._add_times(part)
+
+    def _add_times(self, part: _Part) -> None:
+        names = ["copy_in", *(name for name, _ in self._stages), "copy_out"]
+        spans = list(zip(self._marks, self._marks[1:], strict=False))
+        times = [self._cuda.milliseconds(start, end) for start, end in spans]
+        if part.slot is not None:
+            times[0] += self._cuda.milliseconds(part.slot.started, part.slot.arrived)
+        for name, value in zip(names, times, strict=True):
+            self.device_ms[name] = self.device_ms.get(name, 0.0) + value
+
+    def _enqueue_network(self, context: Any, batch: int) -> None:
+        if not context.execute_async_v3(self._compute):
+            raise ModelError(
+                f"{self.path}: {self.engine.api} cannot run {batch} tiles: {self.engine.log.errors()}"
+            )
+
+    def _copied_results(self, count: int) -> list[NDArray[Any]]:
+        return [self._results[name].array[:count].copy() for name in NMS_OUTPUTS]
+
+    # --- contexts and graphs
+
+    def _context(self, batch: int, images: int) -> Any:
+        """A new context with this shape and these addresses, on the memory that all contexts share."""
+        context = self.engine.new_context()
+        context.set_device_memory(self._activations, self.engine.activation_bytes)
+        for name, address in self._outputs.items():
+            self._done(context.set_tensor_address(name, address), f"the address of {name}")
+        self._set_input(context, batch, images)
+        return context
+
+    def _set_input(self, context: Any, batch: int, images: int) -> None:
+        shape = (batch, *self._input.shape[1:])
+        self._done(context.set_input_shape(INPUT_NAME, shape), f"a batch of {batch}")
+        self._done(context.set_tensor_address(INPUT_NAME, images), f"the address of {INPUT_NAME}")
+
+    def _done(self, accepted: bool, what: str) -> None:
+        if not accepted:
+            raise ModelError(f"{self.path}: the engine does not take {what}: {self.engine.log.errors()}")
+
+    def _context_at(self, batch: int, images: int) -> Any:
+        """The context for borrowed memory, touched only where shape or address changed."""
+        if self._direct is None:
+            self._direct = (self._context(batch, images), batch, images)
+            self.engine.save_cache()
+        context, *current = self._direct
+        if current != [batch, images]:
+            self._set_input(context, batch, images)
+            self._direct = (context, batch, images)
+        return context
+
+    def _lane(self, batch: int) -> _Lane:
+        """Context and graphs of a batch size, made when it first comes."""
+        if batch not in self._lanes:
+            context = self._context(batch, self._images)
+            # The first run with a shape settles what a graph cannot hold; TensorRT for RTX compiles in it.
+            for _, enqueue in self._stages:
+                enqueue(context, batch)
+            self._cuda.synchronize(self._compute)
+            self._lanes[batch] = _Lane(context, self._captured(context, batch))
+            self.engine.save_cache()
+        return self._lanes[batch]
+
+    def _captured(self, context: Any, batch: int) -> list[int]:
+        """A graph for each stage; none, and the reason told once, where one is refused."""
+        graphs: list[int] = []
+        try:
+            capturable = getattr(context, "is_stream_capturable", None)  # TensorRT for RTX knows beforehand
+            if capturable is not None and not capturable(self._compute):
+                raise ModelError(f"{self.engine.api} says that this engine cannot be captured")
+            for _, enqueue in self._stages:
+                graphs.append(self._capture(enqueue, context, batch))
+        except ModelError as error:
+            for graph in graphs:
+                self._cuda.destroy_graph(graph)
+            if not self.graph_note:
+                self.graph_note = f"no, {error}"
+                warnings.warn(f"{self.path.name} runs without CUDA graphs: {error}", stacklevel=2)
+            return []
+        for graph in graphs:
+            self._resources.callback(self._cuda.destroy_graph, graph)
+        return graphs
+
+    def _capture(self, enqueue: Callable[[Any, int], None], context: Any, batch: int) -> int:
+        self._cuda.begin_capture(self._compute)
+        try:
+            enqueue(context, batch)
+        except BaseException:
+            with suppress(CudaError):  # the stream must leave the capture, whatever it holds
+                self._cuda.destroy_graph(self._cuda.end_capture(self._compute))
+            raise
+        return self._cuda.end_capture(self._compute)
+
+    # --- from the device
+
+    def finish(self, outputs: Results) -> list[Detections]:
+        """Detections of each tile: the rows that count, in canonical form."""
+        from rgfl.boxes import canonical
+
+        counts, boxes, scores, labels = outputs
+        found = []
+        for tile, count in enumerate(counts[:, 0].tolist()):
+            if not 0 <= count <= self.spec.max_detections:
+                raise ModelError(
+                    f"{self.path}: the engine counts {count} detections, expected 0 to "
+                    f"{self.spec.max_detections}; {self.engine.again}"
+                )
+            kept = canonical(boxes[tile, :count]).astype(np.float32)
+            found.append(Detections(kept, scores[tile, :count], labels[tile, :count]))
+        return found
