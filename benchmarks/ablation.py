@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import re
 import statistics
 import subprocess
 import sys
@@ -24,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from rgfl import train
-from rgfl.atomic import write_text
 from rgfl.recipes import RECIPES, Recipe
 
 # All that a variant changes of the base recipe. Both modes name each field in which their papers differ, so
@@ -303,12 +301,7 @@ def run(arguments: argparse.Namespace) -> int:
     }
     text = describe(report)
     print(f"\n{text}")
-    folder = arguments.record or arguments.out
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / f"{report['date']}-ablation-{_slug(report['hardware'])}"
-    write_text(f"{stem}.md", text)
-    write_text(f"{stem}.json", json.dumps(report, indent=2) + "\n")
-    print(f"{stem}.md, .json")
+    print(f"{machine.write_record(arguments.record or arguments.out, 'ablation', report, text)}, .md")
     return 0
 
 
@@ -329,12 +322,6 @@ def _without_places(arguments: argparse.Namespace) -> list[str]:
     if arguments.first_seed:
         words += ["--first-seed", str(arguments.first_seed)]
     return [*words, *(["--", *arguments.flags] if arguments.flags else [])]
-
-
-def _slug(hardware: Mapping[str, Any]) -> str:
-    """For a file's name: the GPU, or the processor and its cores."""
-    name = hardware.get("gpu") or f"{hardware['cpu']} {hardware['cores']} cores"
-    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", name.lower())).strip("-")
 
 
 if __name__ == "__main__":

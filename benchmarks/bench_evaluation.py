@@ -19,8 +19,6 @@ import contextlib
 import datetime
 import importlib.util
 import io
-import json
-import os
 import platform
 import sys
 import tempfile
@@ -34,6 +32,7 @@ import numpy as np
 
 from rgfl.dota.average_precision import THRESHOLDS, Result, evaluate
 from rgfl.dota.labels import CLASSES, read_label_folder, read_task1
+from rgfl.trt_runtime import machine
 
 SCRIPTS = {"1.0": "dota_evaluation_task1.py", "1.5": "dota-v1.5_evaluation_task1.py"}
 WITHOUT_TRUTH, WITHOUT_DETECTIONS = "helicopter", "roundabout"
@@ -164,15 +163,6 @@ def timed(call: Callable[[], object], repeats: int) -> float:
     return min(seconds)
 
 
-def processor() -> str:
-    """The machine in words."""
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
-    return f"{' '.join(model.split())}, {os.cpu_count()} cores"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -187,7 +177,7 @@ def main() -> None:
 
     report: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
-        "machine": processor(),
+        "hardware": machine.hardware(),
         "python": platform.python_version(),
         "numpy": np.__version__,
         "images": options.images,
@@ -204,10 +194,7 @@ def main() -> None:
     text = describe(report)
     print(text)
     if options.out:
-        machine = report["machine"].lower().replace("(r)", "").replace("(tm)", "").replace(",", "")
-        stem = f"{report['date']}-evaluation-{'-'.join(machine.split())}"
-        (options.out / f"{stem}.md").write_text(text + "\n")
-        (options.out / f"{stem}.json").write_text(json.dumps(report, indent=2) + "\n")
+        print(f"{machine.write_record(options.out, 'evaluation', report, text)}, .md")
 
 
 def measure(scene: Path, version: str, devkit: Path | None, repeats: int) -> dict[str, Any]:
@@ -249,7 +236,8 @@ def describe(report: dict[str, Any]) -> str:
     lines = [
         f"# Evaluation of Task 1, {report['date']}",
         "",
-        f"{report['machine']}; Python {report['python']}, NumPy {report['numpy']}.",
+        f"{report['hardware']['cpu']}, {report['hardware']['cores']} cores; Python {report['python']}, "
+        f"NumPy {report['numpy']}.",
         f"{report['images']} images, {report['detections']} detections (seed {report['seed']}), "
         f"{len(THRESHOLDS)} IoU thresholds.",
         "",
