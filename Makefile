@@ -57,7 +57,7 @@ $(PLUGIN): $(VENV)/.built $(PLUGIN_SOURCES)
 demo: $(DEMO)/report.md
 	@cat $(DEMO)/report.md
 	@echo
-	@echo "Pictures: $(DEMO)/pictures/   Plot: $(DEMO)/pareto.png   Table: $(DEMO)/report.md"
+	@echo "Pictures: $(DEMO)/pictures/   Plot: $(DEMO)/pareto.png   Table: $(DEMO)/report.md   Training: $(DEMO)/run/page.html"
 
 $(DEMO)/data/classes.txt: $(VENV)/.built
 	$(PY) -m rgfl.dota.synthetic --out $(DEMO)/data --train 720 --val 60 --seed 7 --objects 1.6
