@@ -17,17 +17,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import cv2
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from rgfl import checkpoint
 from rgfl.atomic import write_text
 from rgfl.checkpoint import CheckpointError
-from rgfl.data import Batch, DataError, Dataset, Tiles, batches, collate, read_dataset, steps_per_epoch
+from rgfl.data import Batch, DataError, Dataset, Loader, Tiles, batches, read_dataset, steps_per_epoch
 from rgfl.dota.images import ImageError
 from rgfl.dota.labels import LabelError
 from rgfl.nn.backbone import WeightsError
@@ -184,25 +182,18 @@ def train(recipe: Recipe, root: Path, out: Path, classes: str = "", resume: bool
     def due() -> bool:
         return evaluating and step > evaluated and (step % evaluation_steps == 0 or step == total)
 
-    loader: DataLoader = DataLoader(
-        tiles,  # type: ignore[arg-type]
-        batch_sampler=batches(len(tiles), schedule.batch, schedule.seed, step, total),
-        collate_fn=collate,
-        num_workers=workers,
-        worker_init_fn=_start_worker,
-        pin_memory=on_cuda,
-        generator=torch.Generator(),  # its own: the loader must not draw from the model's
-    )
+    loader: Loader | None = None
     saved = time.monotonic()
     bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True, smoothing=0.1)
     try:
         if due():  # killed between the last step of an epoch and its evaluation
             evaluate()
-        ticks = iter(loader)
+        keys = batches(len(tiles), schedule.batch, schedule.seed, step, total)
+        loader = Loader(tiles, keys, workers, pin_memory=on_cuda)
         interval, waited, counted = time.monotonic(), 0.0, 0
         while step < total and not stop.now():
             before = time.monotonic()
-            batch = next(ticks)
+            batch = next(loader)
             if isinstance(batch, Exception):
                 raise batch
             assert isinstance(batch, Batch)
@@ -281,6 +272,8 @@ def train(recipe: Recipe, root: Path, out: Path, classes: str = "", resume: bool
             "lower one of them"
         ) from error
     finally:
+        if loader is not None:
+            loader.close()
         bar.close()
         board.close()
         log.close()
@@ -412,13 +405,6 @@ class _Stop:
     def restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-
-
-def _start_worker(_index: int) -> None:
-    # Terminals and containers signal the whole group; stopping is for the loop, which then ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    cv2.setNumThreads(0)
 
 
 def _workers(on_cuda: bool) -> int:

@@ -1,32 +1,19 @@
 """Runs from end to end with a tiny model: what they leave, how they stop, and that they resume exactly."""
 
-import contextlib
-import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
+from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
+from tiny_training import CLASSES, PATIENCE, curve, make_data, records, run, running
 
 from rgfl import checkpoint, loop
 from rgfl.nn.detector import Detector
-from rgfl.train import main
-
-CLASSES = ("plane", "ship")
-FLAGS = """
-    --recipe gfl_lite --backbone test_efficientnet --weights= --no-pretrained --frozen-stages 0 --no-norm-eval
-    --neck-channels 16 --head-channels 16 --head-convs 1 --reg-max 8 --angle-bins 8 --tile-size 128
-    --test-size 128 --test-stride 64 --batch 2 --epochs 4 --warmup-steps 3 --log-every 1 --eval-every 2
-    --threads 1 --workers 0 --level-topk 50 --device cpu --pictures 1
-"""
-TINY = FLAGS.split()
-PATIENCE = 300  # seconds for a process on a machine that is busy with something else
 
 
 @pytest.fixture(autouse=True)
@@ -38,60 +25,7 @@ def threads():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Bright bars and squares on dark ground; 8 training images of several sizes, 2 for validation."""
-    root = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 8), ("val", 2)):
-        for kind in ("images", "labelTxt"):
-            (root / split / kind).mkdir(parents=True)
-        for index in range(count):
-            image = np.full((128 + 16 * (index % 2), 128, 3), 60, np.uint8)
-            lines = ["imagesource:test"]
-            for x in (34, 94):
-                size = [(40, 16), (26, 26)][kind_of := int(rng.integers(2))]
-                corners = cv2.boxPoints(((x, 40 + rng.uniform(0, 50)), size, rng.uniform(0, 180)))
-                cv2.fillPoly(image, [np.round(corners).astype(int)], (230, 120, 200 * kind_of))
-                lines.append(" ".join(f"{v:.1f}" for v in corners.ravel()) + f" {CLASSES[kind_of]} 0")
-            assert cv2.imwrite(str(root / split / f"images/{index}.png"), image)
-            (root / split / f"labelTxt/{index}.txt").write_text("\n".join(lines))
-    return root
-
-
-def run(data, out, *flags):
-    return main([*TINY, "--data", str(data), "--out", str(out), *flags])
-
-
-@contextlib.contextmanager
-def running(data, out, *flags, until_step):
-    """A training in a process and group of its own, once it has logged so many steps; dead afterwards."""
-    command = [sys.executable, "-m", "rgfl.train", *TINY, "--data", str(data), "--out", str(out), *flags]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-    try:
-        log, deadline = out / "log.jsonl", time.monotonic() + PATIENCE
-        while not log.is_file() or log.read_text().count('"step_s"') < until_step:
-            assert process.poll() is None, process.stdout.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-
-
-def records(out, kind=None):
-    """The log without what depends on the clock and the place."""
-    found = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    for record in found:
-        for name in ("time", "step_s", "data_wait_s", "seconds"):
-            record.pop(name, None)
-    return [record for record in found if kind is None or record["kind"] == kind]
-
-
-def curve(out):
-    return [record for record in records(out) if record["kind"] != "run"]
+    return make_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +125,34 @@ def test_a_signal_to_the_whole_group_does_not_kill_the_workers_first(data, tmp_p
     assert "Traceback" not in told
 
 
+def alive(pid):
+    """Whether a process runs: nobody may be there to collect a dead one, which then stays as a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def children(pid):
+    return [
+        int(child)
+        for path in Path(f"/proc/{pid}/task").iterdir()
+        for child in (path / "children").read_text().split()
+    ]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes through Linux's /proc")
+def test_killed_outright_it_leaves_no_process(data, tmp_path):
+    with running(data, tmp_path, "--workers", "2", "--epochs", "400", until_step=3) as process:
+        workers = children(process.pid)
+        assert len([pid for pid in workers if alive(pid)]) >= 2
+        process.kill()
+        deadline = time.monotonic() + PATIENCE
+        while any(alive(pid) for pid in workers):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
 def test_killed_before_an_evaluation_it_is_made_up_for(data, whole, tmp_path, monkeypatch):
     class Killed(BaseException):
         pass
@@ -264,6 +226,7 @@ def test_an_image_that_cannot_be_read_is_named_in_one_line(data, tmp_path, capsy
         image.write_bytes(before)
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(f"error: {image}: ")
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
