@@ -348,8 +348,14 @@ class Tiles:
         return image
 
 
-def batches(count: int, batch: int, seed: int, start: int, stop: int) -> Iterator[list[tuple[int, int]]]:
-    """Keys of `Tiles` for the steps `start` to `stop`: each epoch a new order, the last odd ones left out."""
+def batches(
+    count: int, batch: int, seed: int, start: int, stop: int, rank: int = 0, ranks: int = 1
+) -> Iterator[list[tuple[int, int]]]:
+    """Keys of `Tiles` for the steps `start` to `stop`: each epoch a new order, the last odd ones left out.
+
+    Of `ranks` processes each gets an equal share of every batch, so that together they see what one would.
+    """
+    share = batch // ranks
     per_epoch = steps_per_epoch(count, batch)
     order, ordered = None, -1
     for step in range(start, stop):
@@ -357,7 +363,8 @@ def batches(count: int, batch: int, seed: int, start: int, stop: int) -> Iterato
         if order is None or epoch != ordered:
             order, ordered = np.random.default_rng([seed, epoch]).permutation(count), epoch
         # With fewer windows than a batch holds, some come twice.
-        chosen = np.arange(position * batch, (position + 1) * batch) % count
+        first = position * batch + rank * share
+        chosen = np.arange(first, first + share) % count
         yield [(epoch, int(index)) for index in order[chosen]]
 
 
@@ -374,6 +381,19 @@ class Batch:
     boxes: list[torch.Tensor]  # (G, 5) float32 each
     labels: list[torch.Tensor]  # (G,) int64 each
     names: list[str]
+
+    def split(self, parts: int) -> list[Batch]:
+        """The batch in so many equal parts."""
+        size = len(self.names) // parts
+        return [
+            Batch(
+                self.images[first : first + size],
+                self.boxes[first : first + size],
+                self.labels[first : first + size],
+                self.names[first : first + size],
+            )
+            for first in range(0, parts * size, size)
+        ]
 
     def pin_memory(self) -> Batch:
         """For the DataLoader."""

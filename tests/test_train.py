@@ -161,7 +161,7 @@ def test_killed_before_an_evaluation_it_is_made_up_for(data, whole, tmp_path, mo
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "validate", killed)
+        patch.setattr(loop, "find", killed)
         with pytest.raises(Killed):
             run(data, tmp_path)
     assert checkpoint.load(tmp_path / "last.pt")["training"]["step"] == 8
@@ -233,8 +233,8 @@ def test_an_image_that_cannot_be_read_is_named_in_one_line(data, tmp_path, capsy
 def test_a_loss_that_is_not_finite_stops_with_the_parts_named(data, tmp_path, capsys, monkeypatch, bad):
     honest, calls = Detector.losses, []
 
-    def broken(self, raw, boxes, labels):
-        parts = honest(self, raw, boxes, labels)
+    def broken(self, raw, boxes, labels, normalisers):
+        parts = honest(self, raw, boxes, labels, normalisers)
         calls.append(1)
         if len(calls) == 6:
             nan = torch.full((), float("nan"))
