@@ -183,12 +183,17 @@ def _train(
             return network(images)
 
     # --- what is written, by the first process alone
+    log: TextIO | None = None
     with ranks.together(ERRORS):
         if ranks.first:
             try:
                 out.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise TrainingError(f"--out {out}: cannot be made a folder: {error.strerror}") from error
+            try:
+                log = _open_log(out, step, evaluated)
+            except OSError as error:
+                raise TrainingError(f"--out {out}: cannot be written to: {error.strerror}") from error
     workers = run.workers if run.workers >= 0 else _workers(on_cuda, ranks.local_size)
     say(
         f"{recipe.name}: {len(dataset.classes)} classes, {len(dataset.train)} + {len(dataset.val)} images, "
@@ -200,8 +205,6 @@ def _train(
         say(f"warning: {warning}")
     if step:
         say(f"resuming {out / 'last.pt'} at step {step} of {total} (--no-resume starts anew)")
-    with ranks.together(ERRORS):
-        log = _open_log(out, step, evaluated) if ranks.first else None
     _write(log, kind="run", step=step, data=dataset.digest(), device=_name(device), **recipe.result_fields())
     board = SummaryWriter(out / "tensorboard", purge_step=step + 1) if ranks.first else None
     stop = _Stop(run.max_minutes, started)
@@ -283,8 +286,8 @@ def _train(
         loader = Loader(tiles, keys, workers, pin_memory=on_cuda)
         interval, waited, counted = time.monotonic(), 0.0, 0
         while step < total:
-            overdue: int = 0 < run.checkpoint_minutes <= (time.monotonic() - saved) / 60
-            halt, overdue = ranks.greatest(stop.now(), int(overdue))
+            overdue = int(0 < run.checkpoint_minutes <= (time.monotonic() - saved) / 60)
+            halt, overdue = ranks.greatest(stop.now(), overdue)
             if halt:
                 break
             if overdue:

@@ -1,7 +1,10 @@
 """Runs from end to end with a tiny model: what they leave, how they stop, and that they resume exactly."""
 
+import errno
+import json
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -13,6 +16,7 @@ import torch
 from tiny_training import CLASSES, PATIENCE, curve, make_data, records, run, running
 
 from rgfl import checkpoint, loop
+from rgfl.data import Tiles
 from rgfl.nn.detector import Detector
 
 
@@ -250,6 +254,93 @@ def test_a_loss_that_is_not_finite_stops_with_the_parts_named(data, tmp_path, ca
     assert "on images " in error
     state = checkpoint.load(tmp_path / "last.pt")["training"]["model"]
     assert all(value.isfinite().all() for value in state.values() if value.is_floating_point())
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_it(data, whole, tmp_path, capsys):
+    assert run(data, tmp_path, "--max-minutes", "0.0001") == 0
+    last, partial = tmp_path / "last.pt", tmp_path / ".last.pt.partial"
+    before = last.read_bytes()
+    partial.symlink_to("/dev/full")  # where every write fails for want of room
+    assert run(data, tmp_path) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"error: {last}: cannot be written: No space left on device; the one before it is whole" in error
+    assert last.read_bytes() == before
+    partial.unlink()
+    assert run(data, tmp_path) == 0
+    assert curve(tmp_path) == curve(whole)
+
+
+def test_a_log_that_finds_no_room_is_told_in_one_line(data, tmp_path, capsys, monkeypatch):
+    honest = loop._write
+
+    def full(log, **record):
+        if record.get("step") == 6:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        honest(log, **record)
+
+    monkeypatch.setattr(loop, "_write", full)
+    assert run(data, tmp_path) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"error: {tmp_path}: No space left on device; with room made, the same command goes on" in error
+
+
+def test_the_log_says_how_much_memory_and_waiting_a_step_takes(whole):
+    for line in (whole / "log.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        if record["kind"] == "step":
+            assert 50 < record["memory_mb"] < 1e6
+            assert 0 <= record["data_wait_s"] <= record["step_s"]
+
+
+def test_waiting_for_tiles_is_told_once_with_what_helps(data, tmp_path, capsys, monkeypatch):
+    honest = Tiles.tile
+
+    def slow(self, epoch, index):
+        time.sleep(0.05)
+        return honest(self, epoch, index)
+
+    monkeypatch.setattr(Tiles, "tile", slow)
+    assert run(data, tmp_path, "--epochs", "7", "--eval-every", "0") == 0
+    told = capsys.readouterr().out
+    assert told.count("of the time goes into waiting for tiles (data_wait_s in log.jsonl): use more") == 1
+    assert "--workers (now 0)" in told
+
+
+def test_a_little_waiting_is_not_told():
+    waiting = loop._Waiting(workers=2)
+    assert waiting.warning(waited=9, seconds=10, steps=20) == ""  # the workers were starting
+    assert waiting.warning(waited=0.4, seconds=10, steps=20) == ""
+    assert waiting.share == 0.04
+    assert waiting.warning(waited=0.7, seconds=10, steps=20).startswith("6% of the time")
+    assert waiting.warning(waited=9, seconds=10, steps=20) == ""
+
+
+@pytest.mark.parametrize("mode", [[], ["--mode", "integral", "--anchor-scale", "4"]], ids=["gfl", "integral"])
+def test_tiles_with_nothing_to_learn_and_boxes_over_the_border(data, tmp_path, mode):
+    """One class; most batches hold no object: none labelled, none but difficult ones, or cut ones."""
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    for path in copy.glob("*/labelTxt/*.txt"):
+        path.write_text("")
+    difficult = "30 30 60 30 60 50 30 50 plane 1"
+    border = [
+        "-10 20 30 20 30 40 -10 40 plane 0",  # over the left border
+        "0 0 40 0 40 128 0 128 plane 0",  # from the top border to the bottom one
+        "100 100 127.9 100 127.9 127.9 100 127.9 plane 0",  # into the corner
+        "-40 -40 168 -40 168 168 -40 168 plane 0",  # larger than the tile
+    ]
+    (copy / "train/labelTxt/1.txt").write_text(f"{difficult}\n")
+    (copy / "train/labelTxt/2.txt").write_text("\n".join([*border, difficult]) + "\n")
+    (copy / "val/labelTxt/0.txt").write_text(f"{difficult}\n")
+    flags = ["--windows", "grid", "--stride", "128", "--empty-tiles", "--no-train-difficult"]
+    assert run(copy, tmp_path / "run", *flags, *mode) == 0
+    steps = records(tmp_path / "run", "step")
+    assert len(steps) >= 16
+    assert all(np.isfinite(value) for line in steps for value in line.values() if not isinstance(value, str))
+    assert any(line["loss_iou"] == 0 for line in steps)  # nothing to regress
+    assert any(line["loss_iou"] > 0 for line in steps)
+    assert all(line["grad_norm"] > 0 for line in steps)  # what is no object is learned too
+    assert records(tmp_path / "run", "eval")[-1]["classes"].keys() == {"plane"}
 
 
 def test_no_such_device(data, tmp_path, capsys):
