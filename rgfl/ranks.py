@@ -20,7 +20,7 @@ from torch import nn
 
 T = TypeVar("T")
 
-# Ranks wait for each other through evaluations; one that has died is torchrun's to notice.
+# Of an agreement: the others wait while one evaluates or reads. Gradients keep torch's limit.
 LONGEST_WAIT = datetime.timedelta(hours=6)
 
 
@@ -57,7 +57,7 @@ class Ranks:
         self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         # Agreements are about numbers in main memory: through gloo they do not wait for the GPU.
         self._control = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
 

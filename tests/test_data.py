@@ -305,6 +305,26 @@ def test_fewer_windows_than_a_batch_repeat():
     assert {epoch for epoch, _ in keys} == {5}
 
 
+@pytest.mark.parametrize("count", [11, 3])
+def test_ranks_see_together_what_one_sees(count):
+    whole = list(batches(count, 6, seed=4, start=2, stop=9))
+    shares = [list(batches(count, 6, seed=4, start=2, stop=9, rank=rank, ranks=3)) for rank in range(3)]
+    for step, keys in enumerate(zip(*shares, strict=True)):
+        assert [key for share in keys for key in share] == whole[step]
+
+
+def test_a_batch_in_parts(folder):
+    tiles = tiles_of(folder)
+    whole = collate([tiles[0, index] for index in range(6)])
+    for parts in (1, 2, 3, 6):
+        pieces = whole.split(parts)
+        assert [len(piece.names) for piece in pieces] == [6 // parts] * parts
+        assert torch.equal(torch.cat([piece.images for piece in pieces]), whole.images)
+        for kind in ("boxes", "labels", "names"):
+            joined = [part for piece in pieces for part in getattr(piece, kind)]
+            assert all(a is b for a, b in zip(joined, getattr(whole, kind), strict=True))
+
+
 # ------------------------------------------------------------------------------------------------ workers
 
 

@@ -182,3 +182,34 @@ def test_boxes_at_the_border_have_finite_losses_and_gradients(name: str, box: li
     assert all(value.isfinite() for value in parts.values())
     assert all(parameter.grad is not None for parameter in detector.parameters())
     assert all(parameter.grad.isfinite().all() for parameter in detector.parameters())
+
+
+@pytest.mark.parametrize("backbone_can", [True, False])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_checkpointed_activations_keep_less_and_give_the_same_gradients(
+    name: str, backbone_can: bool
+) -> None:
+    def cannot(enable: bool) -> None:
+        assert not enable, "gradient checkpointing not supported"
+
+    images, found, kept = torch.randn(2, 3, 128, 128), [], []
+    for checkpointed in (False, True):
+        detector = build(name)
+        if checkpointed:
+            if not backbone_can:  # as timm's networks do that have no way of their own
+                detector.backbone.net.set_grad_checkpointing = cannot
+            detector.checkpoint_activations()
+        sizes: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, sizes: dict[int, int] = sizes) -> torch.Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            raw = detector(images)
+        torch.stack(list(detector.losses(raw, BOXES, LABELS).values())).sum().backward()
+        kept.append(sum(sizes.values()))
+        found.append([parameter.grad for parameter in detector.parameters()])
+    assert kept[1] < 0.8 * kept[0]
+    for plain, again in zip(*found, strict=True):
+        torch.testing.assert_close(again, plain)
