@@ -3,8 +3,8 @@
     python benchmarks/bench_training.py --out benchmarks
 
 The heads and losses are those of the recipes named, on a light backbone so that what depends on the objects
-weighs more. Steps with few and with many objects alternate, because a machine's pace drifts; medians count.
-"Losses" is assignment and losses, forward and backward down to the head's outputs.
+weighs more. Steps with few and with many objects alternate, because a machine's pace drifts, and the ratio is
+the median over neighbours. "Losses" is assignment and losses, forward and backward to the head's outputs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import re
 import statistics
 import sys
 import time
@@ -93,13 +94,15 @@ def measure(name: str, backbone: str, size: int, repeats: int, device: torch.dev
         objects: [statistics.median(column) for column in zip(*rows, strict=True)]
         for objects, rows in times.items()
     }
+    # A step with many over the one with few right before it.
+    ratios = [round(many[0] / few[0], 3) for few, many in zip(times[FEW], times[MANY], strict=True)]
     return {
         "recipe": name,
         "step_ms": {str(objects): round(row[0] * 1e3, 1) for objects, row in middle.items()},
         "losses_ms": {str(objects): round(row[1] * 1e3, 1) for objects, row in middle.items()},
-        "step_ratio": round(middle[MANY][0] / middle[FEW][0], 3),
+        "step_ratio": round(statistics.median(ratios), 3),
         "losses_ratio": round(middle[MANY][1] / middle[FEW][1], 3),
-        "ratios": [round(many[0] / few[0], 3) for few, many in zip(times[FEW], times[MANY], strict=True)],
+        "ratios": ratios,
     }
 
 
@@ -157,13 +160,15 @@ def main() -> int:
                 for row in results
             ),
             "",
-            "Losses: assignment and losses, forward and backward to the head's outputs; part of the step.",
+            "Ratio of steps: median over neighbouring steps. Losses: assignment and losses, forward and",
+            "backward to the head's outputs; part of the step.",
         ]
     )
     print(text)
     if options.out:
         name = hardware["gpu"] if device.type == "cuda" else hardware["cpu"]
-        stem = f"{today}-training-{'-'.join(name.lower().split())}-{hardware['cores']}-cores"
+        name = "-".join(re.findall("[a-z0-9]+", re.sub(r"\((r|tm)\)", "", name.lower())))
+        stem = f"{today}-training-{name}-{hardware['cores']}-cores"
         (options.out / f"{stem}.md").write_text(text + "\n")
         (options.out / f"{stem}.json").write_text(json.dumps(report, indent=2) + "\n")
     return 1 if options.check and any(row["step_ratio"] > LIMIT for row in results) else 0

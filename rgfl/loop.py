@@ -376,6 +376,10 @@ def _train(
             f"out of GPU memory with --batch {schedule.batch} tiles of --tile-size {recipe.data.tile_size}; "
             "try --accumulate, --checkpoint-activations or --amp bf16, or lower one of them"
         ) from error
+    except RuntimeError as error:
+        if not ranks.lost(error):
+            raise
+        raise TrainingError("another process of this run has ended; its own lines say why") from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -79,6 +79,10 @@ class Ranks:
         """Whether this process is the one that writes."""
         return self.rank == 0
 
+    def lost(self, error: RuntimeError) -> bool:
+        """Whether an error says that another process has gone."""
+        return not self.alone and (isinstance(error, dist.DistError) or "gloo" in str(error))
+
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """This rank's part of the items: every `size`-th."""
         return items[self.rank :: self.size]

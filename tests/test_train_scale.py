@@ -269,3 +269,15 @@ def test_synchronised_batchnorms_are_those_that_train(data):
     modules = dict(model.named_modules())
     assert {name for name in modules if isinstance(modules[name], torch.nn.SyncBatchNorm)} == trained
     assert set(training_batchnorms(model)) == trained
+
+
+def test_a_rank_that_dies_does_not_leave_the_other_waiting(data, tmp_path):
+    with Ranks(data, tmp_path, *SAME, "--epochs", "400") as both:
+        log, deadline = tmp_path / "log.jsonl", time.monotonic() + PATIENCE
+        while not log.is_file() or log.read_text().count('"step_s"') < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        both.processes[1].kill()
+        (code, _, err), _ = both.end()
+    assert code == 1
+    assert "error: another process of this run has ended" in err.strip().splitlines()[-1], err
