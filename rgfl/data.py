@@ -10,17 +10,25 @@ processes nor a restart changes what is trained on.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import multiprocessing
+import os
+import signal
+import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from torch.utils.data import DataLoader
 
 from rgfl import boxes
 from rgfl.augment import about, map_pixels, map_points, map_round, random_color, random_turn
@@ -218,6 +226,38 @@ class Tiles:
         self._cache: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
         self._cache_left = cache_mb * 10**6
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For worker processes: a few large arrays in place of many small ones, and no pixels."""
+        objects = [picture.objects for picture in self.pictures]
+        cached = sum(image.nbytes for image in self._cache.values())
+        return {
+            **self.__dict__,
+            "pictures": (
+                [picture.name for picture in self.pictures],
+                [str(picture.path) for picture in self.pictures],
+                [(picture.height, picture.width, len(picture.objects)) for picture in self.pictures],
+                np.concatenate([part.quads for part in objects]),
+                np.concatenate([part.labels for part in objects]),
+                np.concatenate([part.difficult for part in objects]),
+            ),
+            "windows": [(picture, *(corner or ())) for picture, corner in self.windows],
+            "_cache": OrderedDict(),
+            "_cache_left": self._cache_left + cached,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        names, paths, sizes, *arrays = state["pictures"]
+        pictures, first = [], 0
+        for name, path, (height, width, count) in zip(names, paths, sizes, strict=True):
+            objects = Objects(*(array[first : first + count] for array in arrays))
+            pictures.append(Picture(name, Path(path), height, width, objects))
+            first += count
+        windows = [
+            Window(picture, (corner[0], corner[1]) if corner else None)
+            for picture, *corner in state["windows"]
+        ]
+        self.__dict__.update(state, pictures=pictures, windows=windows)
+
     def __len__(self) -> int:
         return len(self.windows)
 
@@ -308,8 +348,14 @@ class Tiles:
         return image
 
 
-def batches(count: int, batch: int, seed: int, start: int, stop: int) -> Iterator[list[tuple[int, int]]]:
-    """Keys of `Tiles` for the steps `start` to `stop`: each epoch a new order, the last odd ones left out."""
+def batches(
+    count: int, batch: int, seed: int, start: int, stop: int, rank: int = 0, ranks: int = 1
+) -> Iterator[list[tuple[int, int]]]:
+    """Keys of `Tiles` for the steps `start` to `stop`: each epoch a new order, the last odd ones left out.
+
+    Of `ranks` processes each gets an equal share of every batch, so that together they see what one would.
+    """
+    share = batch // ranks
     per_epoch = steps_per_epoch(count, batch)
     order, ordered = None, -1
     for step in range(start, stop):
@@ -317,7 +363,8 @@ def batches(count: int, batch: int, seed: int, start: int, stop: int) -> Iterato
         if order is None or epoch != ordered:
             order, ordered = np.random.default_rng([seed, epoch]).permutation(count), epoch
         # With fewer windows than a batch holds, some come twice.
-        chosen = np.arange(position * batch, (position + 1) * batch) % count
+        first = position * batch + rank * share
+        chosen = np.arange(first, first + share) % count
         yield [(epoch, int(index)) for index in order[chosen]]
 
 
@@ -334,6 +381,19 @@ class Batch:
     boxes: list[torch.Tensor]  # (G, 5) float32 each
     labels: list[torch.Tensor]  # (G,) int64 each
     names: list[str]
+
+    def split(self, parts: int) -> list[Batch]:
+        """The batch in so many equal parts."""
+        size = len(self.names) // parts
+        return [
+            Batch(
+                self.images[first : first + size],
+                self.boxes[first : first + size],
+                self.labels[first : first + size],
+                self.names[first : first + size],
+            )
+            for first in range(0, parts * size, size)
+        ]
 
     def pin_memory(self) -> Batch:
         """For the DataLoader."""
@@ -366,3 +426,92 @@ def collate(tiles: Sequence[Tile | Exception]) -> Batch | Exception:
         [torch.from_numpy(tile.labels) for tile in good],
         [tile.name for tile in good],
     )
+
+
+# ------------------------------------------------------------------------------------------------ workers
+
+
+class Loader:
+    """Batches of the keys of `Tiles`, in their order, made by worker processes or, with none, here.
+
+    Workers start afresh and are not forked: this process holds threads (OpenMP, TensorBoard, the bar), and
+    a fork may copy a lock that one of them holds. They end with `close`, or with this process.
+    """
+
+    def __init__(
+        self, tiles: Tiles, keys: Iterable[list[tuple[int, int]]], workers: int, pin_memory: bool = False
+    ) -> None:
+        loader: DataLoader = DataLoader(
+            tiles,  # type: ignore[arg-type]
+            batch_sampler=keys,
+            collate_fn=collate,
+            num_workers=workers,
+            worker_init_fn=_start_worker,
+            pin_memory=pin_memory,
+            multiprocessing_context="spawn" if workers else None,
+            generator=torch.Generator(),  # its own: the loader must not draw from the model's
+        )
+        self._batches: Iterator[Batch | Exception] | None = None
+        others = multiprocessing.active_children()
+        try:
+            with _signals_held_back() if workers else contextlib.nullcontext():
+                self._batches = iter(loader)
+        finally:
+            self._workers = [child for child in multiprocessing.active_children() if child not in others]
+            if self._batches is None:
+                self.close()
+
+    def __next__(self) -> Batch | Exception:
+        """The next batch, or the error that stands in its place."""
+        assert self._batches is not None
+        return next(self._batches)
+
+    def close(self) -> None:
+        """End the workers: asked first, then killed, since one that hangs would hang Python's exit too."""
+        try:
+            # torch asks them when the last reference to its iterator goes, but an error's traceback holds on
+            # to one. There is no public name for it; without it the workers are killed unasked.
+            ask = getattr(self._batches, "_shutdown_workers", None)
+            if ask is not None:
+                ask()
+        finally:
+            for worker in self._workers:
+                worker.kill()
+            for worker in self._workers:
+                worker.join(KILLED_WITHIN)
+
+
+KILLED_WITHIN = 10.0  # seconds; only a process that the kernel cannot stop takes longer
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """SIGINT and SIGTERM wait until the end of the block; processes that begin in it never get them.
+
+    A worker imports torch before any line of ours runs in it, and a signal in that time would kill it.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # starting it unblocks these signals, so it must not start within
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker(_index: int) -> None:
+    # Terminals and containers signal the whole group; stopping is for the loop, which then ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    cv2.setNumThreads(0)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # torch looks for the parent between two tiles only; a worker that hangs within one would stay for ever.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

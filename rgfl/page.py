@@ -411,7 +411,7 @@ def look(run: Path, data: Path, weights: Path, images: int | None, device: str) 
 
     from rgfl import checkpoint
     from rgfl.data import read_dataset
-    from rgfl.validate import validate
+    from rgfl.validate import find, score
 
     settings: dict[str, Any] = next(
         (record for record in reversed(read_log(run)) if record["kind"] == "run"), {}
@@ -429,9 +429,9 @@ def look(run: Path, data: Path, weights: Path, images: int | None, device: str) 
             bar.update()
             return False
 
-        outcome = validate(detector.predict, chosen, detector.spec, config, tick)
-    assert outcome is not None
-    result, found = outcome
+        found = find(detector.predict, chosen, detector.spec, config, tick)
+    assert found is not None
+    result = score(found, chosen, detector.spec)
     step = checkpoint.load(weights)["result"].get("step", 0)
     return Evaluation(int(step), result, chosen, found)
 

@@ -78,7 +78,7 @@ class ScheduleConfig:
 
     seed: int = 0  # of weights, sample order and augmentation
     epochs: float = 12  # passes over the training windows
-    batch: int = 2  # tiles a step
+    batch: int = 2  # tiles a step, over all processes and parts
     optimizer: Literal["sgd", "adamw"] = "sgd"  # method of descent
     lr: float = 0.0025  # learning rate of this batch size (not rescaled when --batch changes)
     backbone_lr: float = 1.0  # factor on the backbone's learning rate
@@ -93,7 +93,7 @@ class ScheduleConfig:
     warmup_start: float = 0.001  # share of the learning rate at the first step
     ema: float = 0.0  # decay of the running mean of the weights, which is what gets evaluated; 0: off
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
-    # mixed precision on CUDA (CPUs train in FP32); "auto": bf16 where the GPU has it, else fp16
+    # mixed precision; "auto": on CUDA bf16 where the GPU has it, else fp16, and off on CPUs. fp16 needs CUDA
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,11 +114,17 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """How the run is carried out; none of this changes the result, so a resumed run may differ here."""
+    """How the run is carried out; it changes no result beyond rounding, so a resumed run may differ here."""
 
     device: str = "auto"  # "cpu", "cuda", "cuda:1"; "auto": cuda where there is one
     workers: int = -1  # processes that prepare tiles; -1: by the machine's cores
     threads: int = 0  # CPU threads of torch; 0: torch's choice
+    accumulate: int = 1
+    # compute a step in so many parts, for less memory. Losses are divided by sums over the whole batch, as at
+    # once (mode gfl needs a second forward pass for them); only BatchNorm that trains sees the parts singly
+    checkpoint_activations: bool = False
+    # keep fewer activations and compute them again in the backward pass: less memory, a third more time
+    compile: bool = False  # torch.compile of the network: quicker steps after minutes at the start
     cache_mb: int = 512  # decoded images that each of these processes keeps, MB
     log_every: int = 20  # steps between lines of log.jsonl and points of TensorBoard
     checkpoint_minutes: float = 10.0  # time between writes of last.pt, besides every end of an epoch
@@ -167,7 +173,7 @@ class Recipe:
             (data, ("stride",)),
             (schedule, ("epochs", "batch", "lr")),
             (evaluation, ("test_stride", "test_batch", "max_detections")),
-            (run, ("log_every",)),
+            (run, ("log_every", "accumulate")),
         ):
             for name in positive:
                 _expect(getattr(owner, name) > 0, name, getattr(owner, name), "a positive number")
@@ -181,6 +187,10 @@ class Recipe:
                 _expect(getattr(owner, name) >= 0, name, getattr(owner, name), "0 or more")
         _expect(0 <= schedule.ema < 1, "ema", schedule.ema, "a decay in 0…1, below 1")
         _expect(0 <= schedule.momentum < 1, "momentum", schedule.momentum, "0 or more, below 1")
+        _expect(
+            schedule.batch % run.accumulate == 0,
+            "batch", schedule.batch, f"a multiple of --accumulate {run.accumulate}",
+        )  # fmt: skip
         _expect(run.workers >= -1, "workers", run.workers, "-1 or more")
         _expect(
             evaluation.test_stride <= evaluation.test_size,

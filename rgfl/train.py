@@ -1,6 +1,7 @@
 """Train a detector.
 
     python -m rgfl.train --recipe gfl_lite --data DIR --out RUN
+    torchrun --nproc-per-node 8 -m rgfl.train --recipe gfl_lite --data DIR --out RUN      on eight GPUs
 
 DIR holds train/ and val/, each with images/ and labelTxt/. RUN gets last.pt (resume), best.pt (the
 detector), log.jsonl, tensorboard/ and page.html, which shows all of it (rgfl/page.py). The same command
@@ -19,6 +20,14 @@ from pathlib import Path
 
 from rgfl.recipes import RECIPES, Recipe, RecipeError, add_flags, replaced
 
+SEVERAL = """\
+several GPUs or machines:
+  torchrun --nproc-per-node 8 -m rgfl.train --recipe NAME --data DIR --out DIR
+  torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m rgfl.train …
+
+--batch is of all processes together and stays what it is, so the losses are those of one process. --data and
+--out must be on a file system that every machine sees. A run may go on with another number of processes."""
+
 
 def parse(argv: Sequence[str] | None = None) -> tuple[Recipe, argparse.Namespace]:
     """The recipe with the command line's changes, and the other arguments."""
@@ -34,7 +43,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Recipe, argparse.Namespace
         prog="python -m rgfl.train",
         description="Train a detector of rotated objects. The same command resumes a run that was stopped.",
         epilog=f"recipes:\n{listing}\n\nIn brackets: the values of {shown}. See those of another recipe by "
-        "--recipe NAME --help.",
+        f"--recipe NAME --help.\n\n{SEVERAL}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         usage="%(prog)s --recipe NAME --data DIR --out DIR [options]",
@@ -74,11 +83,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     # 45 s. It reads this once, when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from rgfl.loop import ERRORS, train
+    from rgfl.ranks import SharedError, first_rank
 
     try:
         return train(recipe, arguments.data, arguments.out, arguments.classes, arguments.resume)
     except ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
+        if first_rank() or not isinstance(error, SharedError):
+            print(f"error: {error}", file=sys.stderr)
         return 1
 
 

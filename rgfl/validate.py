@@ -21,14 +21,14 @@ from rgfl.trt_runtime.draw import picture as draw_picture
 LONGEST_SIDE = 1024  # pixels of a drawn picture
 
 
-def validate(
+def find(
     infer: Infer,
     pictures: Sequence[Picture],
     spec: DetectorSpec,
     config: EvaluationConfig,
     stopped: Callable[[], bool] = lambda: False,
-) -> tuple[Result, dict[str, Detections]] | None:
-    """AP on merged full images, and what was found in each; None if `stopped` said so in between."""
+) -> dict[str, Detections] | None:
+    """What is found in each full image, its tiles merged; None if `stopped` said so in between."""
     found = {}
     for picture in pictures:
         if stopped():
@@ -42,8 +42,14 @@ def validate(
             iou_threshold=config.merge_iou,
             batch=config.test_batch,
         )
+    return found
+
+
+def score(found: dict[str, Detections], pictures: Sequence[Picture], spec: DetectorSpec) -> Result:
+    """AP of what was found in all these images."""
     truth = {picture.name: picture.objects for picture in pictures}
-    return evaluate_detections(found, truth, spec.classes, version=version_of(spec.classes)), found
+    ordered = {name: found[name] for name in truth}  # equal scores are ranked by the images' order
+    return evaluate_detections(ordered, truth, spec.classes, version=version_of(spec.classes))
 
 
 def draw(picture: Picture, found: Detections, classes: Sequence[str]) -> NDArray[np.uint8]:

@@ -1,4 +1,9 @@
-"""What a training folder holds, what is wrong with it, and which tiles come out."""
+"""What a training folder holds, what is wrong with it, which tiles come out, and who makes them."""
+
+import multiprocessing
+import pickle
+import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -6,9 +11,20 @@ import pytest
 import torch
 
 from rgfl import boxes
-from rgfl.data import DataError, Tiles, batches, collate, list_windows, read_dataset, steps_per_epoch
+from rgfl.data import (
+    Batch,
+    DataError,
+    Loader,
+    Picture,
+    Tiles,
+    batches,
+    collate,
+    list_windows,
+    read_dataset,
+    steps_per_epoch,
+)
 from rgfl.dota.images import ImageError
-from rgfl.dota.labels import LabelError
+from rgfl.dota.labels import LabelError, Objects
 from rgfl.recipes import AugmentConfig, DataConfig
 
 PLAIN = AugmentConfig()
@@ -287,3 +303,81 @@ def test_fewer_windows_than_a_batch_repeat():
     assert len(keys) == 8
     assert {index for _, index in keys} == {0, 1, 2}
     assert {epoch for epoch, _ in keys} == {5}
+
+
+@pytest.mark.parametrize("count", [11, 3])
+def test_ranks_see_together_what_one_sees(count):
+    whole = list(batches(count, 6, seed=4, start=2, stop=9))
+    shares = [list(batches(count, 6, seed=4, start=2, stop=9, rank=rank, ranks=3)) for rank in range(3)]
+    for step, keys in enumerate(zip(*shares, strict=True)):
+        assert [key for share in keys for key in share] == whole[step]
+
+
+def test_a_batch_in_parts(folder):
+    tiles = tiles_of(folder)
+    whole = collate([tiles[0, index] for index in range(6)])
+    for parts in (1, 2, 3, 6):
+        pieces = whole.split(parts)
+        assert [len(piece.names) for piece in pieces] == [6 // parts] * parts
+        assert torch.equal(torch.cat([piece.images for piece in pieces]), whole.images)
+        for kind in ("boxes", "labels", "names"):
+            joined = [part for piece in pieces for part in getattr(piece, kind)]
+            assert all(a is b for a, b in zip(joined, getattr(whole, kind), strict=True))
+
+
+# ------------------------------------------------------------------------------------------------ workers
+
+
+def test_tiles_travel_to_a_worker_without_pixels_and_are_the_same_there(folder):
+    for data in (SMALL, DataConfig(tile_size=128, stride=64, windows="grid")):
+        here = tiles_of(folder, data, augment=BUSY)
+        first = here.tile(0, 0)
+        assert here._cache
+        there = pickle.loads(pickle.dumps(here))
+        assert not there._cache
+        assert there._cache_left == 10**6
+        assert there.windows == here.windows
+        assert there.pictures[0].path == here.pictures[0].path
+        np.testing.assert_array_equal(there.tile(0, 0).image, first.image)
+        np.testing.assert_array_equal(there.tile(0, 0).boxes, first.boxes)
+        assert len(here._cache) > 0  # those of this process stay
+
+
+def test_a_large_data_set_is_a_small_pickle():
+    rng = np.random.default_rng(0)
+    pictures = []
+    for index in range(5000):
+        objects = Objects(rng.uniform(0, 128, (4, 8)), np.zeros(4, np.int32), np.zeros(4, np.int32))
+        pictures.append(Picture(f"P{index}", Path(f"/data/train/images/P{index}.png"), 128, 128, objects))
+    tiles = Tiles(pictures, ("ship",), SMALL, PLAIN, seed=0)
+    numbers = 5000 * 4 * (8 * 8 + 4 + 4)
+    assert len(pickle.dumps(tiles)) < numbers + 5000 * 100
+
+
+class Stuck:
+    """Tiles of which the second never comes."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, key):
+        if key[1] == 1:
+            (self.folder / "stuck").touch()
+            while True:
+                time.sleep(3600)
+        return tiles_of(self.folder)[0, 0]
+
+
+def test_a_worker_that_hangs_is_killed_at_the_end(folder):
+    loader = Loader(Stuck(folder), [[(0, 0)], [(0, 1)]], workers=1)
+    try:
+        assert isinstance(next(loader), Batch)
+        while not (folder / "stuck").exists():
+            time.sleep(0.01)
+    finally:
+        loader.close()
+    assert not multiprocessing.active_children()
+    loader.close()  # a second time has nothing to do

@@ -1,32 +1,23 @@
 """Runs from end to end with a tiny model: what they leave, how they stop, and that they resume exactly."""
 
-import contextlib
+import errno
 import json
+import multiprocessing
 import os
+import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
+from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
+from tiny_training import CLASSES, PATIENCE, curve, make_data, records, run, running
 
 from rgfl import checkpoint, loop, page
+from rgfl.data import Tiles
 from rgfl.nn.detector import Detector
-from rgfl.train import main
-
-CLASSES = ("plane", "ship")
-FLAGS = """
-    --recipe gfl_lite --backbone test_efficientnet --weights= --no-pretrained --frozen-stages 0 --no-norm-eval
-    --neck-channels 16 --head-channels 16 --head-convs 1 --reg-max 8 --angle-bins 8 --tile-size 128
-    --test-size 128 --test-stride 64 --batch 2 --epochs 4 --warmup-steps 3 --log-every 1 --eval-every 2
-    --threads 1 --workers 0 --level-topk 50 --device cpu --pictures 1
-"""
-TINY = FLAGS.split()
-PATIENCE = 300  # seconds for a process on a machine that is busy with something else
 
 
 @pytest.fixture(autouse=True)
@@ -38,60 +29,7 @@ def threads():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Bright bars and squares on dark ground; 8 training images of several sizes, 2 for validation."""
-    root = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 8), ("val", 2)):
-        for kind in ("images", "labelTxt"):
-            (root / split / kind).mkdir(parents=True)
-        for index in range(count):
-            image = np.full((128 + 16 * (index % 2), 128, 3), 60, np.uint8)
-            lines = ["imagesource:test"]
-            for x in (34, 94):
-                size = [(40, 16), (26, 26)][kind_of := int(rng.integers(2))]
-                corners = cv2.boxPoints(((x, 40 + rng.uniform(0, 50)), size, rng.uniform(0, 180)))
-                cv2.fillPoly(image, [np.round(corners).astype(int)], (230, 120, 200 * kind_of))
-                lines.append(" ".join(f"{v:.1f}" for v in corners.ravel()) + f" {CLASSES[kind_of]} 0")
-            assert cv2.imwrite(str(root / split / f"images/{index}.png"), image)
-            (root / split / f"labelTxt/{index}.txt").write_text("\n".join(lines))
-    return root
-
-
-def run(data, out, *flags):
-    return main([*TINY, "--data", str(data), "--out", str(out), *flags])
-
-
-@contextlib.contextmanager
-def running(data, out, *flags, until_step):
-    """A training in a process and group of its own, once it has logged so many steps; dead afterwards."""
-    command = [sys.executable, "-m", "rgfl.train", *TINY, "--data", str(data), "--out", str(out), *flags]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-    try:
-        log, deadline = out / "log.jsonl", time.monotonic() + PATIENCE
-        while not log.is_file() or log.read_text().count('"step_s"') < until_step:
-            assert process.poll() is None, process.stdout.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-
-
-def records(out, kind=None):
-    """The log without what depends on the clock and the place."""
-    found = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    for record in found:
-        for name in ("time", "step_s", "data_wait_s", "seconds"):
-            record.pop(name, None)
-    return [record for record in found if kind is None or record["kind"] == kind]
-
-
-def curve(out):
-    return [record for record in records(out) if record["kind"] != "run"]
+    return make_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +144,34 @@ def test_a_signal_to_the_whole_group_does_not_kill_the_workers_first(data, tmp_p
     assert "Traceback" not in told
 
 
+def alive(pid):
+    """Whether a process runs: nobody may be there to collect a dead one, which then stays as a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def children(pid):
+    return [
+        int(child)
+        for path in Path(f"/proc/{pid}/task").iterdir()
+        for child in (path / "children").read_text().split()
+    ]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes through Linux's /proc")
+def test_killed_outright_it_leaves_no_process(data, tmp_path):
+    with running(data, tmp_path, "--workers", "2", "--epochs", "400", until_step=3) as process:
+        workers = children(process.pid)
+        assert len([pid for pid in workers if alive(pid)]) >= 2
+        process.kill()
+        deadline = time.monotonic() + PATIENCE
+        while any(alive(pid) for pid in workers):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
 def test_killed_before_an_evaluation_it_is_made_up_for(data, whole, tmp_path, monkeypatch):
     class Killed(BaseException):
         pass
@@ -214,7 +180,7 @@ def test_killed_before_an_evaluation_it_is_made_up_for(data, whole, tmp_path, mo
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "validate", killed)
+        patch.setattr(loop, "find", killed)
         with pytest.raises(Killed):
             run(data, tmp_path)
     assert checkpoint.load(tmp_path / "last.pt")["training"]["step"] == 8
@@ -279,14 +245,15 @@ def test_an_image_that_cannot_be_read_is_named_in_one_line(data, tmp_path, capsy
         image.write_bytes(before)
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(f"error: {image}: ")
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
 def test_a_loss_that_is_not_finite_stops_with_the_parts_named(data, tmp_path, capsys, monkeypatch, bad):
     honest, calls = Detector.losses, []
 
-    def broken(self, raw, boxes, labels):
-        parts = honest(self, raw, boxes, labels)
+    def broken(self, raw, boxes, labels, normalisers):
+        parts = honest(self, raw, boxes, labels, normalisers)
         calls.append(1)
         if len(calls) == 6:
             nan = torch.full((), float("nan"))
@@ -302,6 +269,93 @@ def test_a_loss_that_is_not_finite_stops_with_the_parts_named(data, tmp_path, ca
     assert "on images " in error
     state = checkpoint.load(tmp_path / "last.pt")["training"]["model"]
     assert all(value.isfinite().all() for value in state.values() if value.is_floating_point())
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_it(data, whole, tmp_path, capsys):
+    assert run(data, tmp_path, "--max-minutes", "0.0001") == 0
+    last, partial = tmp_path / "last.pt", tmp_path / ".last.pt.partial"
+    before = last.read_bytes()
+    partial.symlink_to("/dev/full")  # where every write fails for want of room
+    assert run(data, tmp_path) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"error: {last}: cannot be written: No space left on device; the one before it is whole" in error
+    assert last.read_bytes() == before
+    partial.unlink()
+    assert run(data, tmp_path) == 0
+    assert curve(tmp_path) == curve(whole)
+
+
+def test_a_log_that_finds_no_room_is_told_in_one_line(data, tmp_path, capsys, monkeypatch):
+    honest = loop._write
+
+    def full(log, **record):
+        if record.get("step") == 6:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        honest(log, **record)
+
+    monkeypatch.setattr(loop, "_write", full)
+    assert run(data, tmp_path) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"error: {tmp_path}: No space left on device; with room made, the same command goes on" in error
+
+
+def test_the_log_says_how_much_memory_and_waiting_a_step_takes(whole):
+    for line in (whole / "log.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        if record["kind"] == "step":
+            assert 50 < record["memory_mb"] < 1e6
+            assert 0 <= record["data_wait_s"] <= record["step_s"]
+
+
+def test_waiting_for_tiles_is_told_once_with_what_helps(data, tmp_path, capsys, monkeypatch):
+    honest = Tiles.tile
+
+    def slow(self, epoch, index):
+        time.sleep(0.05)
+        return honest(self, epoch, index)
+
+    monkeypatch.setattr(Tiles, "tile", slow)
+    assert run(data, tmp_path, "--epochs", "7", "--eval-every", "0") == 0
+    told = capsys.readouterr().out
+    assert told.count("of the time goes into waiting for tiles (data_wait_s in log.jsonl): use more") == 1
+    assert "--workers (now 0)" in told
+
+
+def test_a_little_waiting_is_not_told():
+    waiting = loop._Waiting(workers=2)
+    assert waiting.warning(waited=9, seconds=10, steps=20) == ""  # the workers were starting
+    assert waiting.warning(waited=0.4, seconds=10, steps=20) == ""
+    assert waiting.share == 0.04
+    assert waiting.warning(waited=0.7, seconds=10, steps=20).startswith("6% of the time")
+    assert waiting.warning(waited=9, seconds=10, steps=20) == ""
+
+
+@pytest.mark.parametrize("mode", [[], ["--mode", "integral", "--anchor-scale", "4"]], ids=["gfl", "integral"])
+def test_tiles_with_nothing_to_learn_and_boxes_over_the_border(data, tmp_path, mode):
+    """One class; most batches hold no object: none labelled, none but difficult ones, or cut ones."""
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    for path in copy.glob("*/labelTxt/*.txt"):
+        path.write_text("")
+    difficult = "30 30 60 30 60 50 30 50 plane 1"
+    border = [
+        "-10 20 30 20 30 40 -10 40 plane 0",  # over the left border
+        "0 0 40 0 40 128 0 128 plane 0",  # from the top border to the bottom one
+        "100 100 127.9 100 127.9 127.9 100 127.9 plane 0",  # into the corner
+        "-40 -40 168 -40 168 168 -40 168 plane 0",  # larger than the tile
+    ]
+    (copy / "train/labelTxt/1.txt").write_text(f"{difficult}\n")
+    (copy / "train/labelTxt/2.txt").write_text("\n".join([*border, difficult]) + "\n")
+    (copy / "val/labelTxt/0.txt").write_text(f"{difficult}\n")
+    flags = ["--windows", "grid", "--stride", "128", "--empty-tiles", "--no-train-difficult"]
+    assert run(copy, tmp_path / "run", *flags, *mode) == 0
+    steps = records(tmp_path / "run", "step")
+    assert len(steps) >= 16
+    assert all(np.isfinite(value) for line in steps for value in line.values() if not isinstance(value, str))
+    assert any(line["loss_iou"] == 0 for line in steps)  # nothing to regress
+    assert any(line["loss_iou"] > 0 for line in steps)
+    assert all(line["grad_norm"] > 0 for line in steps)  # what is no object is learned too
+    assert records(tmp_path / "run", "eval")[-1]["classes"].keys() == {"plane"}
 
 
 def test_no_such_device(data, tmp_path, capsys):

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import Conv2dSame, Format
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from rgfl.nn.config import ModelConfig
 
@@ -74,16 +75,28 @@ class Backbone(nn.Module):
         if config.weights:
             load_weights(self.net, config.weights, name)
         self.norm_eval = config.norm_eval
+        self._checkpointed = False
         self._frozen = _modules_through_stage(self.net, config.frozen_stages)
         for module in self._frozen:
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        features: list[Tensor] = self.net(images)
+        features: list[Tensor]
+        if self._checkpointed and torch.is_grad_enabled():
+            features = checkpoint(self.net, images, use_reentrant=False)
+        else:
+            features = self.net(images)
         if self._channels_last:
             return [feature.permute(0, 3, 1, 2).contiguous() for feature in features]
         return features
+
+    def checkpoint_activations(self) -> None:
+        """Keep the stages' inputs for the backward pass where timm's network can, else the images alone."""
+        try:
+            self.net.set_grad_checkpointing(True)  # type: ignore[operator]
+        except (AttributeError, AssertionError):  # timm: no such method, or one that says it cannot
+            self._checkpointed = True
 
     def train(self, mode: bool = True) -> Backbone:
         super().train(mode)

@@ -15,7 +15,7 @@ from rgfl.nn.backbone import Backbone
 from rgfl.nn.config import ModelConfig
 from rgfl.nn.decode import LevelDecoder, Raw
 from rgfl.nn.head import GROUPS, Head
-from rgfl.nn.loss import detection_losses
+from rgfl.nn.loss import detection_losses, loss_normalisers
 from rgfl.nn.neck import FeaturePyramid
 from rgfl.spec import DetectorSpec
 
@@ -69,15 +69,34 @@ class Detector(nn.Module):
         """
         return self.decoder.with_uncertainty(raw)
 
-    def losses(self, raw: Raw, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> dict[str, Tensor]:
+    def losses(
+        self,
+        raw: Raw,
+        boxes: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        normalisers: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Weighted parts of the loss; the total is their sum.
 
         Args:
             raw: from `forward`.
             boxes: one (G_i, 5) an image, canonical, pixels.
             labels: one (G_i,) an image.
+            normalisers: of the batch of which these images are a part; None: they are all of it.
         """
-        return detection_losses(raw, boxes, labels, self.config, self.decoder)
+        return detection_losses(raw, boxes, labels, self.config, self.decoder, normalisers)
+
+    def normalisers(self, raw: Raw | None, boxes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        """What the losses of images of this size are divided by, to be added up over the parts of a batch.
+
+        Mode `integral` counts points and needs no `raw`; `gfl` weighs them by their scores.
+        """
+        return loss_normalisers(raw, boxes, size, self.config, self.decoder)
+
+    def checkpoint_activations(self) -> None:
+        """Training keeps fewer activations from now on and computes the others again, of the same values."""
+        self.backbone.checkpoint_activations()
+        self.head.checkpointed = True
 
     @torch.no_grad()
     def predict(self, images: NDArray[np.uint8]) -> list[Detections]:

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from rgfl.nn.config import ModelConfig
 from rgfl.nn.decode import BoxDecoder, Raw
@@ -83,6 +84,7 @@ class Head(nn.Module):
         self.cls = nn.Conv2d(in_channels, num_classes, 3, padding=1)
         self.reg = nn.Conv2d(in_channels, decoder.channels, 3, padding=1)
         self.scales = nn.Parameter(torch.ones(levels)) if config.mode == "gfl" else None
+        self.checkpointed = False  # towers keep their input alone for the backward pass
         self.quality = None
         if config.quality:
             self.quality = QualityPredictor(decoder.bins, decoder.angle_bins)
@@ -97,11 +99,17 @@ class Head(nn.Module):
     def forward(self, pyramid: Sequence[Tensor]) -> Raw:
         cls, reg, quality = [], [], []
         for level, feature in enumerate(pyramid):
-            cls.append(self.cls(self.cls_tower(feature, level)))
-            distribution = self.reg(self.reg_tower(feature, level))
+            cls.append(self.cls(self._run(self.cls_tower, feature, level)))
+            distribution = self.reg(self._run(self.reg_tower, feature, level))
             if self.scales is not None:
                 distribution = distribution * self.scales[level]
             reg.append(distribution)
             if self.quality is not None:
                 quality.append(self.quality(distribution))
         return Raw(tuple(cls), tuple(reg), tuple(quality))
+
+    def _run(self, tower: nn.Module, feature: Tensor, level: int) -> Tensor:
+        if self.checkpointed and torch.is_grad_enabled():
+            out: Tensor = checkpoint(tower, feature, level, use_reentrant=False)
+            return out
+        return tower(feature, level)

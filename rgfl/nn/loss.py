@@ -21,16 +21,22 @@ from rgfl.nn.iou import rotated_iou_pairwise
 from rgfl.nn.precision import full_precision
 
 
-def averaged_over_replicas(normalisers: Tensor) -> Tensor:
-    """Mean of the normalisers over the processes of a distributed run; here and nowhere else.
-
-    Gradients are averaged over the processes, so the sums must be divided by averaged counts.
-    """
-    if not (dist.is_available() and dist.is_initialized()):
+def summed_over_replicas(normalisers: Tensor) -> Tensor:
+    """Sum of the normalisers over the processes of a distributed run; here and nowhere else."""
+    if not _distributed():
         return normalisers
     normalisers = normalisers.detach().clone()
     dist.all_reduce(normalisers)
-    return normalisers / dist.get_world_size()
+    return normalisers
+
+
+def replicas() -> int:
+    """Processes over which gradients are averaged: a sum divided by a global count must be times this."""
+    return dist.get_world_size() if _distributed() else 1
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 def log_scores(cls: Tensor, quality: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -120,7 +126,12 @@ def nearest_description(
 
 
 def detection_losses(
-    raw: Raw, boxes: Sequence[Tensor], labels: Sequence[Tensor], config: ModelConfig, decoder: LevelDecoder
+    raw: Raw,
+    boxes: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    config: ModelConfig,
+    decoder: LevelDecoder,
+    normalisers: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Weighted parts of the loss of one batch; the total is their sum.
 
@@ -128,29 +139,19 @@ def detection_losses(
         raw: of the B images.
         boxes: one (G_i, 5) an image, canonical, pixels; may be empty.
         labels: one (G_i,) an image.
+        normalisers: what the sums are divided by, of the whole batch of which these images are a part: the
+            sum over parts and processes of `loss_normalisers`. None: these images are all of this process.
     """
     if not len(boxes) == len(labels) == len(raw.cls[0]):
         raise ValueError(
             f"expected boxes and labels for {len(raw.cls[0])} images, got {len(boxes)} and {len(labels)}"
         )
     with full_precision(raw.cls[0]):
-        levels = [
-            Level(level.shape[2], level.shape[3], stride)
-            for level, stride in zip(raw.cls, decoder.strides, strict=True)
-        ]
-        places = torch.cat([decoder.places(i, level.height, level.width) for i, level in enumerate(levels)])
+        assigned, places = _assign([level.shape[2:] for level in raw.cls], boxes, config, decoder)
+        device = places.device
         points = places[:, :2]  # (P, 2)
-        assigned = atss(
-            boxes,
-            levels,
-            points,
-            offset=decoder.box.offset,
-            anchor_scale=config.anchor_scale,
-            topk=config.atss_topk,
-        )
-        device = points.device
         strides = places[assigned.point, 2:]  # (N, 1)
-        cls = torch.cat([level.flatten(2) for level in raw.cls], 2).float()  # (B, C, P)
+        cls, quality = _flat(raw)
         reg = torch.cat([level.flatten(2) for level in raw.reg], 2)  # (B, R, P)
         reg = reg[assigned.image, :, assigned.point].float()  # (N, R)
         target = torch.cat([box.reshape(-1, 5) for box in boxes]).to(device, torch.float32)[assigned.target]
@@ -158,22 +159,93 @@ def detection_losses(
         predicted = decoder.box(reg, points[assigned.point], strides)
         iou = rotated_iou_pairwise(predicted, target)
         if config.mode == "integral":
-            return _integral_losses(cls, iou, label, assigned, config)
-        quality = None
-        if raw.quality:
-            quality = torch.cat([level.flatten(2) for level in raw.quality], 2).float()  # (B, 1, P)
+            if normalisers is None:
+                normalisers = summed_over_replicas(_count_positives(assigned, len(boxes)))
+            return _integral_losses(cls, iou, label, assigned, normalisers, config)
+        weight = _weights(cls, quality, assigned)
+        if normalisers is None:
+            normalisers = summed_over_replicas(_count_weights(weight))
         sides = distances(points[assigned.point], target) / strides
+        angles = predicted[:, 4].detach()
         return _gfl_losses(
-            cls, quality, reg, predicted[:, 4].detach(), sides, target[:, 4], iou, label, assigned, config
+            cls, quality, reg, angles, sides, target[:, 4], iou, label, weight, assigned, normalisers, config
         )
 
 
+@torch.no_grad()
+def loss_normalisers(
+    raw: Raw | None,
+    boxes: Sequence[Tensor],
+    size: tuple[int, int],
+    config: ModelConfig,
+    decoder: LevelDecoder,
+) -> Tensor:
+    """What `detection_losses` divides by, of these images alone: to be added up over parts and processes.
+
+    Args:
+        raw: of the images; may be None in mode `integral`, which counts objects' points only.
+        boxes: one (G_i, 5) an image.
+        size: height and width of the images, pixels.
+    """
+    sizes = [(size[0] // stride, size[1] // stride) for stride in decoder.strides]
+    assigned, places = _assign(sizes, boxes, config, decoder)
+    if config.mode == "integral":
+        return _count_positives(assigned, len(boxes))
+    if raw is None:
+        raise ValueError("mode 'gfl' weighs its points by their scores: expected the raw outputs, got None")
+    with full_precision(places):
+        return _count_weights(_weights(*_flat(raw), assigned))
+
+
+def _assign(
+    sizes: Sequence[Sequence[int]], boxes: Sequence[Tensor], config: ModelConfig, decoder: LevelDecoder
+) -> tuple[Assignment, Tensor]:
+    """Which points answer for which object, and the places (P, 3) of all points."""
+    levels = [
+        Level(height, width, stride) for (height, width), stride in zip(sizes, decoder.strides, strict=True)
+    ]
+    places = torch.cat([decoder.places(i, level.height, level.width) for i, level in enumerate(levels)])
+    assigned = atss(
+        boxes,
+        levels,
+        places[:, :2],
+        offset=decoder.box.offset,
+        anchor_scale=config.anchor_scale,
+        topk=config.atss_topk,
+    )
+    return assigned, places
+
+
+def _flat(raw: Raw) -> tuple[Tensor, Tensor | None]:
+    """Class logits (B, C, P) of all levels and those of the quality (B, 1, P), if there are any; float32."""
+    cls = torch.cat([level.flatten(2) for level in raw.cls], 2).float()
+    if not raw.quality:
+        return cls, None
+    return cls, torch.cat([level.flatten(2) for level in raw.quality], 2).float()
+
+
+def _count_positives(assigned: Assignment, images: int) -> Tensor:
+    """(1,) Positive points, at least one an image, as the published row counts."""
+    return torch.bincount(assigned.image, minlength=images).clamp(min=1).sum().float()[None]
+
+
+@torch.no_grad()
+def _weights(cls: Tensor, quality: Tensor | None, assigned: Assignment) -> Tensor:
+    """(N,) Best score of each positive point."""
+    score = cls[assigned.image, :, assigned.point].sigmoid().amax(-1)
+    return score if quality is None else score * quality[assigned.image, 0, assigned.point].sigmoid()
+
+
+def _count_weights(weight: Tensor) -> Tensor:
+    """(2,) Positive points, and the sum of their weights."""
+    return torch.stack((weight.new_tensor(float(len(weight))), weight.sum()))
+
+
 def _integral_losses(
-    cls: Tensor, iou: Tensor, label: Tensor, assigned: Assignment, config: ModelConfig
+    cls: Tensor, iou: Tensor, label: Tensor, assigned: Assignment, normalisers: Tensor, config: ModelConfig
 ) -> dict[str, Tensor]:
     """Focal loss over all points and −log IoU over the positives, as the published row."""
-    per_image = torch.bincount(assigned.image, minlength=len(cls)).clamp(min=1)
-    count = averaged_over_replicas(per_image.sum().float())
+    count = normalisers[0] / replicas()
     # All points as if negative, then the positives put right: no dense tensor of labels.
     focal = focal_loss(cls, torch.zeros((), device=cls.device)).sum()
     chosen = cls[assigned.image, label, assigned.point]
@@ -195,19 +267,17 @@ def _gfl_losses(
     angle: Tensor,
     iou: Tensor,
     label: Tensor,
+    weight: Tensor,
     assigned: Assignment,
+    normalisers: Tensor,
     config: ModelConfig,
 ) -> dict[str, Tensor]:
     """QFL over all points; IoU and the distributions over the positives, weighted by the best score."""
     chosen = cls[assigned.image, label, assigned.point]
     chosen_quality = None if quality is None else quality[assigned.image, 0, assigned.point]
-    with torch.no_grad():
-        score = cls[assigned.image, :, assigned.point].sigmoid().amax(-1)
-        weight = score if chosen_quality is None else score * chosen_quality.sigmoid()
-        soft_label = iou.clamp(0, 1)
-        counts = torch.stack((weight.new_tensor(float(len(weight))), weight.sum()))
-        positives, total_weight = averaged_over_replicas(counts)
-        positives, total_weight = positives.clamp(min=1), total_weight.clamp(min=1e-6)
+    soft_label = iou.detach().clamp(0, 1)
+    positives = normalisers[0].clamp(min=1) / replicas()
+    total_weight = normalisers[1].clamp(min=1e-6) / replicas()
 
     focal = quality_focal_loss(cls, torch.zeros((), device=cls.device), quality=quality).sum()
     positive = quality_focal_loss(chosen, soft_label, quality=chosen_quality)

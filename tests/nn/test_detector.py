@@ -140,3 +140,76 @@ def test_contradictions_are_refused(change: dict, word: str) -> None:
 def test_odd_image_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="multiples of 128"):
         build("gfl")(torch.zeros(1, 3, 160, 128))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_losses_of_parts_by_the_normalisers_of_the_whole_add_up_to_it(name: str) -> None:
+    detector = build(name).eval()  # BatchNorm would see the parts singly
+    images = torch.randn(4, 3, 128, 128)
+    boxes, labels = [*BOXES, BOXES[0][:1], BOXES[0].roll(1, 0)], [*LABELS, LABELS[0][:1], LABELS[0].roll(1)]
+    whole = detector.losses(detector(images), boxes, labels)
+    parts = [slice(0, 2), slice(2, 4)]
+    integral = detector.config.mode == "integral"  # which counts, and needs no scores
+    normalisers = torch.stack(
+        [
+            detector.normalisers(None if integral else detector(images[part]), boxes[part], (128, 128))
+            for part in parts
+        ]
+    ).sum(0)
+    found = [
+        detector.losses(detector(images[part]), boxes[part], labels[part], normalisers) for part in parts
+    ]
+    for key, value in whole.items():
+        torch.testing.assert_close(sum(losses[key] for losses in found), value)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    "box",
+    [
+        [0.0, 0.0, 30.0, 20.0, 0.3],  # its centre on the corner
+        [127.9, 64.0, 40.0, 10.0, 1.5],
+        [64.0, 64.0, 400.0, 300.0, 0.0],  # larger than the tile
+        [-30.0, 64.0, 40.0, 20.0, 0.0],  # wholly outside
+        [64.0, 64.0, 3.0, 2.0, 0.7],  # smaller than any cell
+    ],
+)
+def test_boxes_at_the_border_have_finite_losses_and_gradients(name: str, box: list[float]) -> None:
+    detector = build(name)
+    boxes, labels = [torch.tensor([box]), torch.zeros(0, 5)], [torch.tensor([1]), LABELS[1]]
+    parts = detector.losses(detector(torch.randn(2, 3, 128, 128)), boxes, labels)
+    torch.stack(list(parts.values())).sum().backward()
+    assert all(value.isfinite() for value in parts.values())
+    assert all(parameter.grad is not None for parameter in detector.parameters())
+    assert all(parameter.grad.isfinite().all() for parameter in detector.parameters())
+
+
+@pytest.mark.parametrize("backbone_can", [True, False])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_checkpointed_activations_keep_less_and_give_the_same_gradients(
+    name: str, backbone_can: bool
+) -> None:
+    def cannot(enable: bool) -> None:
+        assert not enable, "gradient checkpointing not supported"
+
+    images, found, kept = torch.randn(2, 3, 128, 128), [], []
+    for checkpointed in (False, True):
+        detector = build(name)
+        if checkpointed:
+            if not backbone_can:  # as timm's networks do that have no way of their own
+                detector.backbone.net.set_grad_checkpointing = cannot
+            detector.checkpoint_activations()
+        sizes: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, sizes: dict[int, int] = sizes) -> torch.Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            raw = detector(images)
+        torch.stack(list(detector.losses(raw, BOXES, LABELS).values())).sum().backward()
+        kept.append(sum(sizes.values()))
+        found.append([parameter.grad for parameter in detector.parameters()])
+    assert kept[1] < 0.8 * kept[0]
+    for plain, again in zip(*found, strict=True):
+        torch.testing.assert_close(again, plain)

@@ -1,0 +1,178 @@
+"""What a crowded tile costs a training step: 1,000 objects against 10, as ratios measured in one run.
+
+    python benchmarks/bench_training.py --out benchmarks
+
+The heads and losses are those of the recipes named, on a light backbone so that what depends on the objects
+weighs more. Steps with few and with many objects alternate, because a machine's pace drifts, and the ratio is
+the median over neighbours. "Losses" is assignment and losses, forward and backward to the head's outputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import re
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rgfl import boxes
+from rgfl.nn.detector import Detector, build_detector
+from rgfl.recipes import RECIPES
+from rgfl.trt_runtime import machine
+
+FEW, MANY, LIMIT = 10, 1000, 2.0
+CLASSES = tuple(f"class-{index}" for index in range(15))  # as many as DOTA 1.0 has
+RECIPE_NAMES = ("rgfl_r50_dota_1x", "gfl_r50_dota_1x")
+
+
+def crowd(count: int, size: int, seed: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Objects of 8 to 60 pixels anywhere in a tile, as vehicles and ships are."""
+    random = np.random.default_rng(seed)
+    rows = random.uniform([0, 0, 8, 8, -np.pi], [size, size, 60, 60, np.pi], (count, 5))
+    labels = torch.from_numpy(random.integers(0, len(CLASSES), count))
+    return torch.from_numpy(boxes.canonical(rows)).float().to(device), labels.to(device)
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_of_step(
+    model: Detector,
+    optimizer: torch.optim.Optimizer,
+    images: torch.Tensor,
+    objects: int,
+    size: int,
+    seed: int,
+) -> tuple[float, float]:
+    """A whole step, and its losses alone, on one tile with so many objects."""
+    device = images.device
+    truth, labels = crowd(objects, size, seed, device)
+    synchronise(device)
+    start = time.perf_counter()
+    raw = model(images)
+    # The losses end at the head's outputs, whose gradients then go on through the network.
+    heads = [level for levels in raw for level in levels]
+    ends = [level.detach().requires_grad_() for level in heads]
+    cut = iter(ends)
+    loose = type(raw)(*(tuple(next(cut) for _ in levels) for levels in raw))
+    synchronise(device)
+    before = time.perf_counter()
+    torch.stack(list(model.losses(loose, [truth], [labels]).values())).sum().backward()
+    synchronise(device)
+    losses = time.perf_counter() - before
+    torch.autograd.backward(heads, [level.grad for level in ends])
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 35.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    synchronise(device)
+    return time.perf_counter() - start, losses
+
+
+def measure(name: str, backbone: str, size: int, repeats: int, device: torch.device) -> dict[str, Any]:
+    recipe = RECIPES[name]().replace(backbone=backbone, pretrained=False, weights="", test_size=size)
+    torch.manual_seed(0)
+    model = build_detector(recipe.model, recipe.spec(CLASSES)).to(device).train()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=1e-6)
+    images = torch.randn(1, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+    times: dict[int, list[tuple[float, float]]] = {FEW: [], MANY: []}
+    for seed in range(-1, repeats):
+        for objects in (FEW, MANY):
+            took = seconds_of_step(model, optimizer, images, objects, size, abs(seed))
+            if seed >= 0:  # the first of each warms up
+                times[objects].append(took)
+    middle = {
+        objects: [statistics.median(column) for column in zip(*rows, strict=True)]
+        for objects, rows in times.items()
+    }
+    # A step with many over the one with few right before it.
+    ratios = [round(many[0] / few[0], 3) for few, many in zip(times[FEW], times[MANY], strict=True)]
+    return {
+        "recipe": name,
+        "step_ms": {str(objects): round(row[0] * 1e3, 1) for objects, row in middle.items()},
+        "losses_ms": {str(objects): round(row[1] * 1e3, 1) for objects, row in middle.items()},
+        "step_ratio": round(statistics.median(ratios), 3),
+        "losses_ratio": round(middle[MANY][1] / middle[FEW][1], 3),
+        "ratios": ratios,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--backbone", default="tf_efficientnet_lite0", help="timm model name")
+    parser.add_argument("--size", type=int, default=1024, help="side of the tile, a multiple of 128")
+    parser.add_argument(
+        "--repeats", type=int, default=7, help="steps of each kind, of which the median counts"
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, help="folder for the dated result files; none by default")
+    parser.add_argument("--check", action="store_true", help=f"exit with 1 where a ratio exceeds {LIMIT:g}")
+    options = parser.parse_args()
+
+    device = torch.device(options.device)
+    results = [
+        measure(name, options.backbone, options.size, options.repeats, device) for name in RECIPE_NAMES
+    ]
+    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    hardware, versions = machine.hardware(), machine.versions()
+    report = {
+        "date": today,
+        "command": " ".join(["python", "benchmarks/bench_training.py", *sys.argv[1:]]),
+        "device": options.device,
+        "threads": torch.get_num_threads(),
+        "hardware": hardware,
+        "versions": versions,
+        "backbone": options.backbone,
+        "tile": options.size,
+        "objects": [FEW, MANY],
+        "statistic": f"median of {options.repeats} steps of each kind, interleaved, after one to warm up",
+        "results": results,
+    }
+    text = "\n".join(
+        [
+            f"# Training step by number of objects, {today}",
+            "",
+            f"{hardware['gpu'] if device.type == 'cuda' else hardware['cpu']}, {hardware['cores']} cores, "
+            f"{torch.get_num_threads()} threads, load average {hardware.get('load_average', 'unknown')}; "
+            f"Python {versions['python']}, torch {versions['torch']}.",
+            f"One tile of {options.size}², {len(CLASSES)} classes, head and losses of the recipe on "
+            f"{options.backbone}, FP32; {report['statistic']}.",
+            "",
+            f"| recipe's head | step, {FEW} objects | step, {MANY:,} | ratio "
+            f"| losses, {FEW} | losses, {MANY:,} | ratio |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+            *(
+                f"| `{row['recipe']}` "
+                f"| {row['step_ms'][str(FEW)]:,.0f} ms | {row['step_ms'][str(MANY)]:,.0f} ms "
+                f"| {row['step_ratio']:.2f} | {row['losses_ms'][str(FEW)]:.0f} ms "
+                f"| {row['losses_ms'][str(MANY)]:.0f} ms | {row['losses_ratio']:.2f} |"
+                for row in results
+            ),
+            "",
+            "Ratio of steps: median over neighbouring steps. Losses: assignment and losses, forward and",
+            "backward to the head's outputs; part of the step.",
+        ]
+    )
+    print(text)
+    if options.out:
+        name = hardware["gpu"] if device.type == "cuda" else hardware["cpu"]
+        name = "-".join(re.findall("[a-z0-9]+", re.sub(r"\((r|tm)\)", "", name.lower())))
+        stem = f"{today}-training-{name}-{hardware['cores']}-cores"
+        (options.out / f"{stem}.md").write_text(text + "\n")
+        (options.out / f"{stem}.json").write_text(json.dumps(report, indent=2) + "\n")
+    return 1 if options.check and any(row["step_ratio"] > LIMIT for row in results) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,283 @@
+"""A step in parts, recomputed, compiled or shared by processes: the same run as in one piece."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from tiny_training import PATIENCE, TINY, make_data, records, run
+
+from rgfl import checkpoint, loop
+
+# No BatchNorm that trains: its statistics are the one thing that depends on who computes what.
+# GroupNorm of 32 groups needs two values in each, also on the level of one cell. SGD, since AdamW's first
+# steps are signs, and rounding decides the signs of gradients near 0.
+SAME = """
+    --norm-eval --head-norm group --head-channels 64 --optimizer sgd --lr 0.02 --batch 4 --epochs 3
+    --eval-every 0
+""".split()  # noqa: SIM905
+STEPS = 6
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """The folder of a run of one process, each step at once."""
+    out = tmp_path_factory.mktemp("whole")
+    assert run(data, out, *SAME) == 0
+    return out
+
+
+def assert_same_losses(out, other, rel=1e-4):
+    ours, theirs = records(out, "step"), records(other, "step")
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        del a["kind"], b["kind"]
+        assert a == pytest.approx(b, rel=rel)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--accumulate", "2"], ["--accumulate", "4"], ["--checkpoint-activations"]],
+    ids=" ".join,
+)
+def test_how_a_step_is_computed_does_not_change_it(data, whole, tmp_path, flags):
+    assert run(data, tmp_path, *SAME, *flags) == 0
+    assert_same_losses(tmp_path, whole)
+
+
+def test_checkpointed_activations_move_the_statistics_of_batchnorm_once(data, tmp_path):
+    flags = ["--epochs", "1", "--eval-every", "0", "--ema", "0"]  # TINY: every BatchNorm trains
+    for name, more in (("plain", []), ("again", ["--checkpoint-activations"])):
+        assert run(data, tmp_path / name, *flags, *more) == 0
+    assert_same_losses(tmp_path / "again", tmp_path / "plain")
+    plain, again = (checkpoint.load(tmp_path / name / "last.pt")["weights"] for name in ("plain", "again"))
+    statistics = [key for key in plain if "running_" in key or "num_batches" in key]
+    assert len(statistics) > 20
+    for key in statistics:
+        torch.testing.assert_close(again[key], plain[key], rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_in_parts_counts_points_alone_in_mode_integral(data, tmp_path, monkeypatch):
+    flags = [*SAME, "--mode", "integral", "--anchor-scale", "4", "--iou-loss-weight", "1"]
+    assert run(data, tmp_path / "whole", *flags) == 0
+    passes = []
+    honest = loop.Detector.forward
+    monkeypatch.setattr(loop.Detector, "forward", lambda self, x: passes.append(len(x)) or honest(self, x))
+    assert run(data, tmp_path / "parts", *flags, "--accumulate", "2") == 0
+    assert passes == [2] * 2 * STEPS
+    assert_same_losses(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_parts_under_batchnorm_are_warned_of(data, tmp_path, capsys):
+    flags = ["--batch", "4", "--epochs", "0.5", "--eval-every", "0"]
+    assert run(data, tmp_path, *flags, "--accumulate", "2") == 0
+    assert "warning: BatchNorm sees one of --accumulate 2 parts at a time" in capsys.readouterr().out
+
+
+def test_a_batch_that_cannot_be_cut_is_refused(data, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(data, tmp_path, *SAME, "--accumulate", "3")
+    assert "--batch: expected a multiple of --accumulate 3, got 4" in capsys.readouterr().err
+
+
+def test_compiled(data, whole, tmp_path, monkeypatch):
+    compiled, compiler = [], torch.compile
+
+    def compile(network):  # without the code generator, which takes minutes
+        compiled.append(network)
+        return compiler(network, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", compile)
+    assert run(data, tmp_path, *SAME, "--compile", "--checkpoint-activations") == 0
+    assert len(compiled) == 1
+    assert_same_losses(tmp_path, whole)
+    assert all("_orig_mod" not in key for key in checkpoint.load(tmp_path / "best.pt")["weights"])
+
+
+def test_bf16_on_a_cpu_when_asked_for(data, whole, tmp_path, capsys):
+    assert run(data, tmp_path, *SAME, "--amp", "bf16") == 0
+    assert ", bfloat16, " in capsys.readouterr().out
+    assert_same_losses(tmp_path, whole, rel=0.2)
+    rounded, exact = records(tmp_path, "step")[0], records(whole, "step")[0]
+    assert rounded["loss"] != exact["loss"]
+    assert rounded["loss"] == pytest.approx(exact["loss"], rel=0.02)
+    assert run(data, tmp_path, *SAME, "--amp", "fp16", "--no-resume") == 1
+    assert "error: --amp fp16 needs a CUDA GPU; on CPUs use bf16 or off" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------- several processes
+
+
+class Ranks:
+    """Two trainings that know of each other as torchrun's do."""
+
+    def __init__(self, data, out, *flags):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [sys.executable, "-m", "rgfl.train", *TINY, "--data", str(data), "--out", str(out), *flags]
+        self.processes = []
+        for rank in range(2):
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+            self.processes.append(
+                subprocess.Popen(
+                    command,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    env={**os.environ, **{name: str(value) for name, value in place.items()}},
+                )
+            )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.processes:
+            process.kill()
+            process.communicate()
+
+    def end(self):
+        """[(exit code, standard output, standard error)] of the two."""
+        told = [process.communicate(timeout=PATIENCE) for process in self.processes]
+        return [(p.returncode, *texts) for p, texts in zip(self.processes, told, strict=True)]
+
+
+def run_ranks(data, out, *flags):
+    with Ranks(data, out, *flags) as both:
+        return both.end()
+
+
+def test_torchrun_gives_the_losses_of_one_process(data, whole, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "rgfl.train", *TINY, "--data", str(data), "--out", str(tmp_path), *SAME]
+    command += ["--accumulate", "2", "--checkpoint-activations"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert_same_losses(tmp_path, whole)
+    assert len(records(tmp_path, "step")) == STEPS
+    assert (
+        done.stdout.count("6 steps of 3 epochs on 2 × CPU (1 threads)") == 1
+    )  # the first process alone speaks
+    assert done.stdout.count("6 steps done; detector:") == 1
+    assert "warning" not in done.stdout
+    ours, theirs = (checkpoint.load(out / "last.pt")["weights"] for out in (tmp_path, whole))
+    for key in theirs:
+        torch.testing.assert_close(ours[key], theirs[key], rtol=1e-3, atol=1e-4)
+
+
+def test_ranks_evaluate_a_share_each_and_have_the_ap_of_one(data, tmp_path, monkeypatch):
+    """Both go on from a run that was killed before its evaluation: the same weights, so the same AP."""
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_):
+        raise Killed
+
+    flags = [*SAME, "--optimizer", "adamw", "--lr", "0.004", "--epochs", "30", "--eval-every", "30"]
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "find", killed)
+        with pytest.raises(Killed):
+            run(data, tmp_path / "one", *flags)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    assert run(data, tmp_path / "one", *flags) == 0
+    for code, out, err in run_ranks(data, tmp_path / "two", *flags):
+        assert code == 0, out + err
+    [one], [two] = (records(tmp_path / name, "eval") for name in ("one", "two"))
+    assert one == two
+    assert one["ap50"] > 0
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {
+        "last.pt", "best.pt", "log.jsonl", "tensorboard",
+    }  # fmt: skip
+
+
+def test_a_signal_to_one_rank_stops_all_at_one_step_and_one_process_goes_on(data, whole, tmp_path):
+    with Ranks(data, tmp_path, *SAME, "--workers", "1") as both:
+        log, deadline = tmp_path / "log.jsonl", time.monotonic() + PATIENCE
+        while not log.is_file() or log.read_text().count('"step_s"') < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        both.processes[1].send_signal(signal.SIGTERM)
+        ended = both.end()
+    assert [code for code, _, _ in ended] == [128 + signal.SIGTERM] * 2, ended
+    step = checkpoint.load(tmp_path / "last.pt")["training"]["step"]
+    assert 2 <= step < STEPS
+    assert f"stopped at step {step} of {STEPS} by SIGTERM" in ended[0][1]
+    assert ended[1][1] == ""
+    assert run(data, tmp_path, *SAME) == 0
+    assert_same_losses(tmp_path, whole)
+
+
+def test_an_error_of_one_rank_ends_all_with_its_line(data, tmp_path):
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    image = copy / "train/images/3.png"
+    image.write_bytes(image.read_bytes()[:-30])
+    ended = run_ranks(copy, tmp_path / "run", "--batch", "4")  # TINY: BatchNorm trains
+    assert [code for code, _, _ in ended] == [1, 1]
+    assert "warning: BatchNorm sees the 2 tiles of one process, and on CPUs nothing" in ended[0][1]
+    lines = [line for line in ended[0][2].splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert lines[0].split(": ")[1] in ("process 0", "process 1")
+    assert f"{image}: " in lines[0]
+    assert "error" not in ended[1][2]
+    assert all("Traceback" not in err for _, _, err in ended)
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused(data, tmp_path, capsys, monkeypatch):
+    two = loop.Ranks(torch.device("cpu"))
+    two.size = 2
+    monkeypatch.setattr(loop, "Ranks", lambda device: two)
+    assert run(data, tmp_path, *SAME, "--batch", "3") == 1
+    assert (
+        "error: --batch 3: tiles a step over all processes; expected a multiple of 2 for 2 processes and "
+        "--accumulate 1" in capsys.readouterr().err
+    )
+
+
+def test_synchronised_batchnorms_are_those_that_train(data):
+    from rgfl.nn.batchnorm import synchronise, training_batchnorms
+    from rgfl.nn.detector import build_detector
+    from rgfl.train import parse
+
+    recipe, _ = parse([*TINY, "--data", "x", "--out", "x", "--frozen-stages", "1"])
+    torch.manual_seed(0)
+    model = build_detector(recipe.model, recipe.spec(("a",))).train()
+    names, trained = list(model.state_dict()), set(training_batchnorms(model))
+    assert 0 < len(trained) < sum(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
+    synchronise(model)
+    assert list(model.state_dict()) == names
+    modules = dict(model.named_modules())
+    assert {name for name in modules if isinstance(modules[name], torch.nn.SyncBatchNorm)} == trained
+    assert set(training_batchnorms(model)) == trained
+
+
+def test_a_rank_that_dies_does_not_leave_the_other_waiting(data, tmp_path):
+    with Ranks(data, tmp_path, *SAME, "--epochs", "400") as both:
+        log, deadline = tmp_path / "log.jsonl", time.monotonic() + PATIENCE
+        while not log.is_file() or log.read_text().count('"step_s"') < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        both.processes[1].kill()
+        (code, _, err), _ = both.end()
+    assert code == 1
+    assert "error: another process of this run has ended" in err.strip().splitlines()[-1], err
