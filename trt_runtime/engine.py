@@ -18,8 +18,8 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -403,8 +403,10 @@ class EngineRunner(Runner):
         self.precision = str(engine.record.get("precision", "unknown"))
         self.graph_note = ""
         self._cuda = engine.cuda
-        # The garbage collector may give back a feed while this very thread takes a slot.
-        self._running, self._pool = threading.Lock(), threading.RLock()
+        self._running, self._sending = threading.RLock(), threading.Lock()
+        self._pool = (
+            threading.RLock()
+        )  # the collector may give back a feed while this very thread takes a slot
         self._copies = self._compute = 0  # no stream
         self._slots: list[_Slot] = []
         self._events: list[int] = []
@@ -433,12 +435,20 @@ class EngineRunner(Runner):
         }
 
     def close(self) -> None:
-        """Free everything. A runner that is closed twice, or was never whole, is no error."""
-        for stream in filter(None, (self._copies, self._compute)):
-            with suppress(CudaError):  # what failed before is reported where it failed
-                self._cuda.synchronize(stream)
-        self._copies = self._compute = 0
-        self._resources.close()
+        """Free everything, once the calls in other threads are done. A runner that is closed twice, or was
+        never whole, is no error."""
+        with self._running, self._sending:
+            for stream in filter(None, (self._copies, self._compute)):
+                with suppress(CudaError):  # what failed before is reported where it failed
+                    self._cuda.synchronize(stream)
+            self._copies = self._compute = 0
+            self._slots.clear()
+            self._events.clear()
+            self._resources.close()
+
+    def _check_open(self) -> None:
+        if not self._copies:
+            raise ValueError(f"{self.path.name}: this runner is closed")
 
     # --- memory
 
@@ -564,24 +574,26 @@ class EngineRunner(Runner):
     def _send(self, tiles: NDArray[Any] | DeviceArray) -> _Part:
         """Enqueue the copy of one part; of borrowed memory only an event, which says that it is ready."""
         cuda, copies = self._cuda, self._copies
-        if isinstance(tiles, DeviceArray):
-            with self._pool:
-                arrived = self._events.pop() if self._events else self._event()
-            cuda.record(arrived, copies)
-            return _Part(tiles.shape[0], tiles.address, arrived, owner=tiles)
-        slot = self._take_slot()
-        try:
-            cuda.wait_on_host(slot.arrived)  # an abandoned feed may still be copying out of it
-            host_view(slot.host, tiles.shape, tiles.dtype)[:] = tiles
-            cuda.wait(copies, slot.free)
-            cuda.record(slot.started, copies)
-            cuda.copy(slot.device, slot.host, tiles.nbytes, copies)
-            cuda.record(slot.arrived, copies)
-        except BaseException:
-            with self._pool:
-                self._slots.append(slot)
-            raise
-        return _Part(len(tiles), slot.device, slot.arrived, slot)
+        with self._sending:
+            self._check_open()
+            if isinstance(tiles, DeviceArray):
+                with self._pool:
+                    arrived = self._events.pop() if self._events else self._event()
+                cuda.record(arrived, copies)
+                return _Part(tiles.shape[0], tiles.address, arrived, owner=tiles)
+            slot = self._take_slot()
+            part = _Part(len(tiles), slot.device, slot.arrived, slot)
+            try:
+                cuda.wait_on_host(slot.arrived)  # an abandoned feed may still be copying out of it
+                host_view(slot.host, tiles.shape, tiles.dtype)[:] = tiles
+                cuda.wait(copies, slot.free)
+                cuda.record(slot.started, copies)
+                cuda.copy(slot.device, slot.host, tiles.nbytes, copies)
+                cuda.record(slot.arrived, copies)
+            except BaseException:
+                self._give_back(part)
+                raise
+            return part
 
     def _take_slot(self) -> _Slot:
         """A slot that is free; a new one while all are on their way, so callers bound their number."""
@@ -603,7 +615,8 @@ class EngineRunner(Runner):
 
     def infer(self, feed: Feed) -> Results:
         """num_detections (B, 1), boxes (B, K, 5), scores (B, K), labels (B, K) for `feed`."""
-        found = [self._copied_results(count) for count in self._runs(feed)]
+        with closing(self._runs(feed)) as runs:
+            found = [self._copied_results(count) for count in runs]
         joined = [np.concatenate([part[index] for part in found]) for index in range(len(NMS_OUTPUTS))]
         return joined[0], joined[1], joined[2], joined[3]
 
@@ -618,20 +631,20 @@ class EngineRunner(Runner):
                 f"{self.path}: NMS is inside this engine, so only detections can be compared: --detections"
             )
         found: list[list[NDArray[np.float32]]] = []
-        for count in self._runs(self.prepare(tiles)):
-            arrays = [
-                np.empty((count, *self.engine.tensors[name].shape[1:]), np.float32) for name in OUTPUT_NAMES
-            ]
-            for name, array in zip(OUTPUT_NAMES, arrays, strict=True):
-                self._cuda.copy(array.ctypes.data, self._outputs[name], array.nbytes, self._compute)
-            self._cuda.synchronize(self._compute)
-            found.append(arrays)
+        shapes = [self.engine.tensors[name].shape[1:] for name in OUTPUT_NAMES]
+        with closing(self._runs(self.prepare(tiles))) as runs:
+            for count in runs:
+                found.append([np.empty((count, *shape), np.float32) for shape in shapes])
+                for name, array in zip(OUTPUT_NAMES, found[-1], strict=True):
+                    self._cuda.copy(array.ctypes.data, self._outputs[name], array.nbytes, self._compute)
+                self._cuda.synchronize(self._compute)
         boxes, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return boxes, scores
 
-    def _runs(self, feed: Feed) -> Iterator[int]:
-        """Run the parts of `feed`; yields the tiles of each while its results stand in the buffers."""
+    def _runs(self, feed: Feed) -> Generator[int, None, None]:
+        """Run the parts of `feed`; yields how many tiles each has while its results stand in the buffers."""
         with self._running:
+            self._check_open()
             if not feed.parts:
                 raise ValueError("this feed was inferred already; prepare the tiles again")
             self.device_ms = {}
