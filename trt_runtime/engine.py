@@ -142,16 +142,13 @@ class Engine:
             ) from error
 
     def _read_tensors(self) -> dict[str, Tensor]:
-        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
-        return {
-            name: Tensor(
-                tuple(map(int, self._engine.get_tensor_shape(name))),
-                TYPES.get(
-                    self._engine.get_tensor_dtype(name).name, self._engine.get_tensor_dtype(name).name.lower()
-                ),
-            )
-            for name in names
-        }
+        tensors = {}
+        for index in range(self._engine.num_io_tensors):
+            name = self._engine.get_tensor_name(index)
+            kind = self._engine.get_tensor_dtype(name).name
+            shape = tuple(map(int, self._engine.get_tensor_shape(name)))
+            tensors[name] = Tensor(shape, TYPES.get(kind, kind.lower()))
+        return tensors
 
     def _check_border(self) -> None:
         """Names, types and shapes as the contract has them, with the spec's numbers."""
@@ -228,13 +225,11 @@ class Engine:
 
     def new_context(self) -> Any:
         """An execution context without device memory of its own."""
-        if self._config is not None:
-            make = lambda: self._engine.create_execution_context(self._config)  # noqa: E731
-        else:
-            strategy = self.api.trt.ExecutionContextAllocationStrategy.USER_MANAGED
-            make = lambda: self._engine.create_execution_context(strategy)  # noqa: E731
-        with self._lock:  # creation is the one use of an engine that is not safe in two threads
-            return self._made("an execution context", make)
+        given = self._config
+        if given is None:
+            given = self.api.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        with self._lock:  # one after the other, so that what the log says is about this one
+            return self._made("an execution context", lambda: self._engine.create_execution_context(given))
 
     @property
     def activation_bytes(self) -> int:
@@ -267,7 +262,10 @@ def open_engine(path: Path) -> tuple[Engine, str]:
     plan = tensorrt_api.read_plan(path)
     gpu = tensorrt_api.find_gpu()
     api = _api_for(path, plan, gpu)
-    engine = Engine(path, api, tensorrt_api.check_engine(path, api, gpu), Cuda())
+    record = tensorrt_api.check_engine(path, api, gpu)
+    cuda = Cuda()
+    cuda.start()
+    engine = Engine(path, api, record, cuda)
     nms = "inside the engine" if engine.nms_inside else "behind the engine, on the same stream"
     return engine, f"{api}, which wrote the file, on {gpu}; NMS {nms}"
 
@@ -404,9 +402,8 @@ class EngineRunner(Runner):
         self.graph_note = ""
         self._cuda = engine.cuda
         self._running, self._sending = threading.RLock(), threading.Lock()
-        self._pool = (
-            threading.RLock()
-        )  # the collector may give back a feed while this very thread takes a slot
+        # The garbage collector may give back a feed while this very thread takes a slot.
+        self._pool = threading.RLock()
         self._copies = self._compute = 0  # no stream
         self._slots: list[_Slot] = []
         self._events: list[int] = []
