@@ -111,7 +111,8 @@ class Report:
     box_tolerance: float = BOX_TOLERANCE
     score_tolerance: float = SCORE_TOLERANCE
     batches: dict[int, Errors] = field(default_factory=dict)
-    alone: dict[int, Errors] = field(default_factory=dict)  # the file's own batches against their tiles alone
+    # The file's own batches against their tiles alone:
+    alone: dict[int, Errors] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -306,9 +307,8 @@ class DetectionReport:
 
     min_matched: float = MIN_MATCHED
     batches: dict[int, Matches] = field(default_factory=dict)
-    alone: dict[int, Matches] = field(
-        default_factory=dict
-    )  # the file's own batches against their tiles alone
+    # The file's own batches against their tiles alone:
+    alone: dict[int, Matches] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -319,12 +319,11 @@ class DetectionReport:
     def text(self) -> str:
         """A line a batch size, then what share of the pairs needs which tolerance."""
         lines = ["batch   reference's matched    the file's matched"]
-        for name, found in self._rows():
-            cells = [
-                f"{hits} of {count} ({100 * share:.2f}%)"
-                for hits, count, share in zip(found.matched, found.counts, found.shares, strict=True)
-            ]
-            lines.append(f"{name:5s} {cells[0]:>21s} {cells[1]:>21s}")
+        for batch, found in self.batches.items():
+            first, second = _cells(found)
+            lines.append(f"{batch:5d} {first:>21s} {second:>21s}")
+        for batch, found in self.alone.items():
+            lines.append(f"{batch:5d} tiles and each alone: {' and '.join(_cells(found))}")
         lines += ["", "tolerance that a share of the pairs needs"]
         lines.append("".join([f"{'':18s}", *(f"{100 * share:11.0f}%" for share in QUANTILES)]))
         for name, what, factor in (
@@ -335,14 +334,18 @@ class DetectionReport:
             values = np.concatenate([getattr(found, what) for found in self.batches.values()]) * factor
             needed = np.quantile(values, QUANTILES, method="higher") if len(values) else np.zeros(4)
             lines.append("".join([f"{name:18s}", *(f"{value:12.2g}" for value in needed)]))
-        least = min(min(found.shares) for _, found in self._rows())
+        least = min(min(found.shares) for found in (*self.batches.values(), *self.alone.values()))
         lines.append(f"matched {100 * least:.2f}% at least, asked for {100 * self.min_matched:g}%")
         lines.append("the same detections" if self.passed else "DIFFERENT")
         return "\n".join(lines)
 
-    def _rows(self) -> list[tuple[str, Matches]]:
-        rows = [(str(batch), found) for batch, found in self.batches.items()]
-        return rows + [(f"{batch}, alone", found) for batch, found in self.alone.items()]
+
+def _cells(found: Matches) -> list[str]:
+    """How many of each model's detections are matched, as text."""
+    return [
+        f"{hits} of {count} ({100 * share:.2f}%)"
+        for hits, count, share in zip(found.matched, found.counts, found.shares, strict=True)
+    ]
 
 
 # --- files -------------------------------------------------------------------------------------------------

@@ -51,6 +51,10 @@ class Cuda:
             raise CudaError(f"{name}: {text.decode()} ({status.name}){hint}")
         return results[0] if results else None
 
+    def start(self) -> None:
+        """Make the device's context, the one that all libraries share; TensorRT for RTX asks for it."""
+        self._call("cudaSetDevice", self.device)
+
     # --- memory
 
     def allocate(self, size: int) -> int:

@@ -18,8 +18,8 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,16 +142,13 @@ class Engine:
             ) from error
 
     def _read_tensors(self) -> dict[str, Tensor]:
-        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
-        return {
-            name: Tensor(
-                tuple(map(int, self._engine.get_tensor_shape(name))),
-                TYPES.get(
-                    self._engine.get_tensor_dtype(name).name, self._engine.get_tensor_dtype(name).name.lower()
-                ),
-            )
-            for name in names
-        }
+        tensors = {}
+        for index in range(self._engine.num_io_tensors):
+            name = self._engine.get_tensor_name(index)
+            kind = self._engine.get_tensor_dtype(name).name
+            shape = tuple(map(int, self._engine.get_tensor_shape(name)))
+            tensors[name] = Tensor(shape, TYPES.get(kind, kind.lower()))
+        return tensors
 
     def _check_border(self) -> None:
         """Names, types and shapes as the contract has them, with the spec's numbers."""
@@ -228,13 +225,11 @@ class Engine:
 
     def new_context(self) -> Any:
         """An execution context without device memory of its own."""
-        if self._config is not None:
-            make = lambda: self._engine.create_execution_context(self._config)  # noqa: E731
-        else:
-            strategy = self.api.trt.ExecutionContextAllocationStrategy.USER_MANAGED
-            make = lambda: self._engine.create_execution_context(strategy)  # noqa: E731
-        with self._lock:  # creation is the one use of an engine that is not safe in two threads
-            return self._made("an execution context", make)
+        given = self._config
+        if given is None:
+            given = self.api.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        with self._lock:  # one after the other, so that what the log says is about this one
+            return self._made("an execution context", lambda: self._engine.create_execution_context(given))
 
     @property
     def activation_bytes(self) -> int:
@@ -267,7 +262,10 @@ def open_engine(path: Path) -> tuple[Engine, str]:
     plan = tensorrt_api.read_plan(path)
     gpu = tensorrt_api.find_gpu()
     api = _api_for(path, plan, gpu)
-    engine = Engine(path, api, tensorrt_api.check_engine(path, api, gpu), Cuda())
+    record = tensorrt_api.check_engine(path, api, gpu)
+    cuda = Cuda()
+    cuda.start()
+    engine = Engine(path, api, record, cuda)
     nms = "inside the engine" if engine.nms_inside else "behind the engine, on the same stream"
     return engine, f"{api}, which wrote the file, on {gpu}; NMS {nms}"
 
@@ -403,8 +401,9 @@ class EngineRunner(Runner):
         self.precision = str(engine.record.get("precision", "unknown"))
         self.graph_note = ""
         self._cuda = engine.cuda
+        self._running, self._sending = threading.RLock(), threading.Lock()
         # The garbage collector may give back a feed while this very thread takes a slot.
-        self._running, self._pool = threading.Lock(), threading.RLock()
+        self._pool = threading.RLock()
         self._copies = self._compute = 0  # no stream
         self._slots: list[_Slot] = []
         self._events: list[int] = []
@@ -433,12 +432,20 @@ class EngineRunner(Runner):
         }
 
     def close(self) -> None:
-        """Free everything. A runner that is closed twice, or was never whole, is no error."""
-        for stream in filter(None, (self._copies, self._compute)):
-            with suppress(CudaError):  # what failed before is reported where it failed
-                self._cuda.synchronize(stream)
-        self._copies = self._compute = 0
-        self._resources.close()
+        """Free everything, once the calls in other threads are done. A runner that is closed twice, or was
+        never whole, is no error."""
+        with self._running, self._sending:
+            for stream in filter(None, (self._copies, self._compute)):
+                with suppress(CudaError):  # what failed before is reported where it failed
+                    self._cuda.synchronize(stream)
+            self._copies = self._compute = 0
+            self._slots.clear()
+            self._events.clear()
+            self._resources.close()
+
+    def _check_open(self) -> None:
+        if not self._copies:
+            raise ValueError(f"{self.path.name}: this runner is closed")
 
     # --- memory
 
@@ -564,24 +571,26 @@ class EngineRunner(Runner):
     def _send(self, tiles: NDArray[Any] | DeviceArray) -> _Part:
         """Enqueue the copy of one part; of borrowed memory only an event, which says that it is ready."""
         cuda, copies = self._cuda, self._copies
-        if isinstance(tiles, DeviceArray):
-            with self._pool:
-                arrived = self._events.pop() if self._events else self._event()
-            cuda.record(arrived, copies)
-            return _Part(tiles.shape[0], tiles.address, arrived, owner=tiles)
-        slot = self._take_slot()
-        try:
-            cuda.wait_on_host(slot.arrived)  # an abandoned feed may still be copying out of it
-            host_view(slot.host, tiles.shape, tiles.dtype)[:] = tiles
-            cuda.wait(copies, slot.free)
-            cuda.record(slot.started, copies)
-            cuda.copy(slot.device, slot.host, tiles.nbytes, copies)
-            cuda.record(slot.arrived, copies)
-        except BaseException:
-            with self._pool:
-                self._slots.append(slot)
-            raise
-        return _Part(len(tiles), slot.device, slot.arrived, slot)
+        with self._sending:
+            self._check_open()
+            if isinstance(tiles, DeviceArray):
+                with self._pool:
+                    arrived = self._events.pop() if self._events else self._event()
+                cuda.record(arrived, copies)
+                return _Part(tiles.shape[0], tiles.address, arrived, owner=tiles)
+            slot = self._take_slot()
+            part = _Part(len(tiles), slot.device, slot.arrived, slot)
+            try:
+                cuda.wait_on_host(slot.arrived)  # an abandoned feed may still be copying out of it
+                host_view(slot.host, tiles.shape, tiles.dtype)[:] = tiles
+                cuda.wait(copies, slot.free)
+                cuda.record(slot.started, copies)
+                cuda.copy(slot.device, slot.host, tiles.nbytes, copies)
+                cuda.record(slot.arrived, copies)
+            except BaseException:
+                self._give_back(part)
+                raise
+            return part
 
     def _take_slot(self) -> _Slot:
         """A slot that is free; a new one while all are on their way, so callers bound their number."""
@@ -603,7 +612,8 @@ class EngineRunner(Runner):
 
     def infer(self, feed: Feed) -> Results:
         """num_detections (B, 1), boxes (B, K, 5), scores (B, K), labels (B, K) for `feed`."""
-        found = [self._copied_results(count) for count in self._runs(feed)]
+        with closing(self._runs(feed)) as runs:
+            found = [self._copied_results(count) for count in runs]
         joined = [np.concatenate([part[index] for part in found]) for index in range(len(NMS_OUTPUTS))]
         return joined[0], joined[1], joined[2], joined[3]
 
@@ -618,20 +628,20 @@ class EngineRunner(Runner):
                 f"{self.path}: NMS is inside this engine, so only detections can be compared: --detections"
             )
         found: list[list[NDArray[np.float32]]] = []
-        for count in self._runs(self.prepare(tiles)):
-            arrays = [
-                np.empty((count, *self.engine.tensors[name].shape[1:]), np.float32) for name in OUTPUT_NAMES
-            ]
-            for name, array in zip(OUTPUT_NAMES, arrays, strict=True):
-                self._cuda.copy(array.ctypes.data, self._outputs[name], array.nbytes, self._compute)
-            self._cuda.synchronize(self._compute)
-            found.append(arrays)
+        shapes = [self.engine.tensors[name].shape[1:] for name in OUTPUT_NAMES]
+        with closing(self._runs(self.prepare(tiles))) as runs:
+            for count in runs:
+                found.append([np.empty((count, *shape), np.float32) for shape in shapes])
+                for name, array in zip(OUTPUT_NAMES, found[-1], strict=True):
+                    self._cuda.copy(array.ctypes.data, self._outputs[name], array.nbytes, self._compute)
+                self._cuda.synchronize(self._compute)
         boxes, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return boxes, scores
 
-    def _runs(self, feed: Feed) -> Iterator[int]:
-        """Run the parts of `feed`; yields the tiles of each while its results stand in the buffers."""
+    def _runs(self, feed: Feed) -> Generator[int, None, None]:
+        """Run the parts of `feed`; yields how many tiles each has while its results stand in the buffers."""
         with self._running:
+            self._check_open()
             if not feed.parts:
                 raise ValueError("this feed was inferred already; prepare the tiles again")
             self.device_ms = {}

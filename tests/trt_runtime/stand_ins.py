@@ -86,6 +86,9 @@ class HostCuda:
     def _destroy(self, handle: int, what: str) -> None:
         assert self.live.pop(handle, None) == what, f"{handle} is no {what}, or was destroyed before"
 
+    def start(self) -> None:
+        self._called("start")
+
     # --- memory
 
     def _allocate(self, what: str, size: int) -> int:
@@ -491,6 +494,7 @@ class RuntimeCache:
         module.alive.add(self)
 
     def deserialize(self, data: bytes) -> bool:
+        assert self.module.cuda.count("start"), "there is no CUDA context to compare with"
         if not data.startswith(b"kernels "):
             return False
         self.module.compiled |= set(json.loads(data[8:]))

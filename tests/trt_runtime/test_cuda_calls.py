@@ -18,6 +18,7 @@ from rgfl.trt_runtime.cuda_calls import Cuda, CudaError, host_view
 ROOT = Path(__file__).parents[2]
 
 CALLS: dict[str, Callable[[Cuda], object]] = {
+    "cudaSetDevice": lambda cuda: cuda.start(),
     "cudaMalloc": lambda cuda: cuda.allocate(256),
     "cudaHostAlloc": lambda cuda: cuda.allocate_pinned(256),
     "cudaMemcpyAsync": lambda cuda: cuda.copy(4096, 8192, 16, 4711),

@@ -529,10 +529,40 @@ def test_close_frees_everything(
     assert {"stream", "event", "graph", "allocate", "allocate_pinned"} == set(used.cuda.live.values())
     runner.close()
     assert used.cuda.live == {}
+    with pytest.raises(ValueError, match=r"m\.engine: this runner is closed"):
+        runner.prepare(TILES[:1])
+    with pytest.raises(ValueError, match=r"m\.engine: this runner is closed"):
+        runner.infer(waiting)
     waiting.release()  # a feed that outlives its runner
     del runner, waiting
     gc.collect()
     assert set(used.trt.alive) == set()
+
+
+def test_close_waits_for_what_other_threads_do(
+    machine: Callable[..., Any], tiny_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A consumer that fails closes the runner while the pipeline's reader still fills pinned memory."""
+    used = machine()
+    runner = open_runner(write_engine(tmp_path / "m.engine", tiny_onnx))
+    copying, closing = threading.Event(), threading.Event()
+    waited = HostCuda.wait
+
+    def slowly(self: HostCuda, stream: int, event: int) -> None:
+        copying.set()
+        assert not closing.wait(0.3), "closed in the midst of a copy"
+        waited(self, stream, event)
+
+    monkeypatch.setattr(HostCuda, "wait", slowly)
+    feeds: list[Any] = []
+    reader = threading.Thread(target=lambda: feeds.append(runner.prepare(TILES[:1])))
+    reader.start()
+    assert copying.wait(20)
+    runner.close()
+    closing.set()
+    reader.join()
+    assert len(feeds) == 1
+    assert used.cuda.live == {}
 
 
 def test_an_abandoned_feed_gives_its_buffers_back(
