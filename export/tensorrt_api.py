@@ -261,6 +261,7 @@ def configure(
         raise ModelError(f"{api} refuses the batch sizes {options.batch}")
     if api.name == "rtx":
         options.refuse_what_rtx_lacks()
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # a CUDA graph may then hold all of it
         return config
     if options.compatibility != "none":
         level = options.compatibility.replace("-", "_").upper()

@@ -202,7 +202,7 @@ def build_plan(
     if options.timing_cache is not None:
         atomic.write_bytes(options.timing_cache, bytes(config.get_timing_cache().serialize()))
     if api.name == "tensorrt":
-        return data, _read_back(api, log, data, spec, options)
+        return data, _read_back(api, log, data, spec, options, plugin)
     if spec.to_json().encode() not in data:  # reading it back through an engine needs a GPU
         raise ModelError(f"{api} left the spec out of the engine; nothing was written")
     return data, layers
@@ -251,12 +251,17 @@ def _parser_errors(parser: Any) -> str:
     )
 
 
-def _read_back(api: Api, log: Any, data: bytes, spec: DetectorSpec, options: BuildOptions) -> Layers:
+def _read_back(
+    api: Api, log: Any, data: bytes, spec: DetectorSpec, options: BuildOptions, plugin: Path | None
+) -> Layers:
     """The layers of the engine in `data`, whose name and outputs must be right. Needs a GPU."""
     from rgfl.export import graph, tensorrt_api
 
     runtime = _made(api, log, "runtime", lambda: api.trt.Runtime(log))
-    runtime.engine_host_code_allowed = options.version_compatible
+    if options.version_compatible:  # the engine brings its plugin along
+        runtime.engine_host_code_allowed = True
+    elif plugin is not None:  # a runtime has a registry of its own, which knows nothing of the builder's
+        runtime.get_plugin_registry().load_library(str(plugin))
     engine = _made(api, log, "engine from its plan", lambda: runtime.deserialize_cuda_engine(data))
     if engine.name != spec.to_json():
         raise ModelError(f"{api} changed the spec in the engine's name; nothing was written")
