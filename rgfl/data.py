@@ -431,6 +431,9 @@ def collate(tiles: Sequence[Tile | Exception]) -> Batch | Exception:
 # ------------------------------------------------------------------------------------------------ workers
 
 
+KILLED_WITHIN = 10.0  # seconds; only a process that the kernel cannot stop takes longer
+
+
 class Loader:
     """Batches of the keys of `Tiles`, in their order, made by worker processes or, with none, here.
 
@@ -479,9 +482,6 @@ class Loader:
                 worker.kill()
             for worker in self._workers:
                 worker.join(KILLED_WITHIN)
-
-
-KILLED_WITHIN = 10.0  # seconds; only a process that the kernel cannot stop takes longer
 
 
 @contextlib.contextmanager

@@ -578,7 +578,7 @@ class _Waiting:
         self._told = True
         return (
             f"{self.share:.0%} of the time goes into waiting for tiles (data_wait_s in log.jsonl): use more "
-            f"--workers (now {self._workers}), a larger --cache-mb, or images cut smaller"
+            f"--workers (now {self._workers}), a larger --cache-mb, or cut the images with rgfl.dota.tiling"
         )
 
 

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from tiny_training import PATIENCE
 
 from rgfl import boxes
 from rgfl.data import (
@@ -375,7 +376,9 @@ def test_a_worker_that_hangs_is_killed_at_the_end(folder):
     loader = Loader(Stuck(folder), [[(0, 0)], [(0, 1)]], workers=1)
     try:
         assert isinstance(next(loader), Batch)
+        deadline = time.monotonic() + PATIENCE
         while not (folder / "stuck").exists():
+            assert time.monotonic() < deadline
             time.sleep(0.01)
     finally:
         loader.close()

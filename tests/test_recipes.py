@@ -264,7 +264,13 @@ def test_help_names_values_of_the_recipe_and_imports_no_torch():
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     text = " ".join(shown.split())
-    for phrase in (*RECIPES, "timm model name [tf_efficientnet_lite0]", "tiles a step [8]", "--no-resume"):
+    for phrase in (
+        *RECIPES,
+        "timm model name [tf_efficientnet_lite0]",
+        "over all processes and parts [8]",
+        "--no-resume",
+        "torchrun --nproc-per-node 8 -m rgfl.train",
+    ):
         assert phrase in text
     for group in recipes.GROUPS:
         assert f"{group}: " in shown
@@ -273,4 +279,6 @@ def test_help_names_values_of_the_recipe_and_imports_no_torch():
 def test_result_fields_leave_out_what_does_not_change_the_result():
     recipe = RECIPES["demo"]()
     assert recipe.replace(workers=3, log_every=1, device="cpu").result_fields() == recipe.result_fields()
+    parts = recipe.replace(accumulate=2, checkpoint_activations=True, compile=True)
+    assert parts.result_fields() == recipe.result_fields()
     assert recipe.replace(seed=1).result_fields() != recipe.result_fields()
