@@ -22,7 +22,8 @@ ONNX Runtime's integer kernels want other places, and give integers only: `cpu_v
 the same model for them, with a few roundings more.
 
 Names in here: a *block* is the unit that stays in float or does not, such as `backbone.net.layer2.0`.
-Quantisation-aware fine-tuning is not part of this.
+Where this does not hold the accuracy, let the weights learn to live with it first: `python -m rgfl.train
+--start best.pt --fake-int8`, then export and quantise the new checkpoint.
 """
 
 from __future__ import annotations

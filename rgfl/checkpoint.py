@@ -140,6 +140,44 @@ def load_detector(path: Path | str, map_location: str | torch.device = "cpu") ->
     return detector.to(map_location).eval()
 
 
+def start_from(detector: Detector, path: Path | str) -> list[str]:
+    """Load what fits of a checkpoint into a detector that is about to be trained on something else.
+
+    Class logits go by the names of the classes, so those that both know keep what they learnt, in whatever
+    order; everything else goes by name and shape.
+
+    Returns:
+        Names of the tensors that begin anew, in whole or in part.
+
+    Raises:
+        CheckpointError: as `load`, or it has another backbone.
+    """
+    record = load(path)
+    stored = record["weights"]
+    known = {name: row for row, name in enumerate(DetectorSpec.from_json(record["spec"]).classes)}
+    state, anew = detector.state_dict(), []
+    pairs = [(row, known[name]) for row, name in enumerate(detector.spec.classes) if name in known]
+    for name, value in state.items():
+        there = stored.get(name)
+        if name.startswith("head.cls.") and there is not None and there.shape[1:] == value.shape[1:]:
+            for row, other in pairs:
+                value[row] = there[other]
+            if len(pairs) < len(value):
+                anew.append(name)
+        elif there is not None and there.shape == value.shape:
+            value.copy_(there)
+        else:
+            anew.append(name)
+    backbone = [name for name in state if name.startswith("backbone.")]
+    without = sum(name in anew for name in backbone)
+    if 2 * without > len(backbone):  # a few fit by chance
+        raise CheckpointError(
+            f"{path}: of backbone {record['model'].get('backbone')!r}, and this recipe has "
+            f"{detector.config.backbone!r}; give the --backbone that it was trained with"
+        )
+    return anew
+
+
 if __name__ == "__main__":
     import sys
 

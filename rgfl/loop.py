@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import errno
 import json
 import math
@@ -41,6 +42,7 @@ from rgfl.nn.backbone import WeightsError
 from rgfl.nn.batchnorm import statistics_kept, synchronise, training_batchnorms
 from rgfl.nn.decode import Raw
 from rgfl.nn.detector import Detector, build_detector
+from rgfl.nn.fake_int8 import fake_int8
 from rgfl.nn.loss import summed_over_replicas
 from rgfl.ranks import Ranks, SharedError, local_rank
 from rgfl.recipes import Recipe, ScheduleConfig, learning_rate
@@ -124,11 +126,17 @@ def _train(
         try:
             # A resumed run gets its weights from last.pt, so those of ImageNet need not be there any more.
             config = recipe.model if last is None else last["model_config"]
+            begins = schedule.start if last is None else ""
+            if begins:
+                config = dataclasses.replace(config, pretrained=False, weights="")
             model = build_detector(config, spec)
         except WeightsError:
             raise
         except ValueError as error:
             raise TrainingError(f"the model cannot be built: {error}") from error
+        anew = checkpoint.start_from(model, begins) if begins else []
+    if schedule.fake_int8:
+        fake_int8(model)
     model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     mean = copy.deepcopy(model).eval() if schedule.ema else model  # what is evaluated and deployed
     optimizer = _optimizer(model, schedule)
@@ -203,6 +211,10 @@ def _train(
     )
     for warning in warnings:
         say(f"warning: {warning}")
+    if begins:
+        more = f", and {len(anew) - 4} more" if len(anew) > 4 else ""
+        said = f"; begin anew: {', '.join(anew[:4])}{more}" if anew else ""
+        say(f"starting from {begins}, {len(model.state_dict()) - len(anew)} tensors{said}")
     if step:
         say(f"resuming {out / 'last.pt'} at step {step} of {total} (--no-resume starts anew)")
     facts = {"root": str(root), "train_images": len(dataset.train), "total": total}

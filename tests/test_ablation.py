@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from rgfl import train
 from rgfl.recipes import RECIPES
@@ -18,13 +17,6 @@ FLAGS = """
     --batch 2 --epochs 1 --log-every 1 --threads 1 --workers 0 --level-topk 50 --device cpu
 """
 TINY = FLAGS.split()
-
-
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
