@@ -197,7 +197,7 @@ def test_a_graph_that_differs_is_not_written(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     broken = verify.Report()
-    broken.batches[1] = verify.Errors(np.array([3.0]), np.array([0.0]), np.array([False]))
+    broken.batches[1] = verify.Errors(np.array([3.0]), np.array([0.0]), np.array([False]), np.ones(1))
     monkeypatch.setattr(verify, "compare_files", lambda *_, **__: broken)
     monkeypatch.setattr(to_onnx, "export", lambda *_, **__: onnx.ModelProto())
     assert to_onnx.main([str(tiny_checkpoint), "--out", str(tmp_path / "out.onnx")]) == 1

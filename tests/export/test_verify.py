@@ -94,6 +94,25 @@ def test_where_nothing_is_seen_a_few_boxes_in_a_thousand_may_turn() -> None:
     assert not verify.Report(batches={1: seen}).passed
 
 
+def test_a_round_detection_may_turn_and_stay_the_same_to_the_eye() -> None:
+    boxes, scores = some_points(2000)
+    boxes[0, 1500:1520, 2:4] = 30.0, 29.5
+    levels = [Level(2000, cut=False)]
+
+    def turned(count: int, angle: float) -> verify.Report:
+        other = boxes.copy()
+        other[0, 1500 : 1500 + count, 4] += angle
+        found = compare((boxes, scores), (other, scores), levels, score_threshold=0.05)
+        return verify.Report(batches={1: found})
+
+    report = turned(1, 0.03)
+    assert report.batches[1].worst_corner > 0.5
+    assert report.passed
+    assert "turned detections overlap by 0.9" in report.text()
+    assert not turned(12, 0.03).passed  # too many to be chance
+    assert not turned(1, 0.3).passed  # anybody would see it
+
+
 def test_levels_come_from_the_spec() -> None:
     spec = DetectorSpec(classes=("a",), image_size=(1024, 1024), level_topk=2000)
     levels = verify.level_sizes(spec)
