@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -308,11 +309,16 @@ def run(arguments: argparse.Namespace) -> int:
 def _train(command: Sequence[str]) -> int:
     """Exit status of one training in a process of its own, whose bar and messages pass through."""
     process = subprocess.Popen([sys.executable, "-m", "rgfl.train", *command])
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            continue  # Ctrl-C reached the training too, which saves its step and ends
+    # A training must not outlive this script, whose next call would start another in the same folder.
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                continue  # Ctrl-C reached the training too, which saves its step and ends
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _without_places(arguments: argparse.Namespace) -> list[str]:

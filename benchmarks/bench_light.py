@@ -40,6 +40,8 @@ def main() -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.repeat < 1:
+        raise errors.InputError(f"--repeat {arguments.repeat}: expected 1 or more")
     rows: list[dict[str, Any]] = []
     calls: list[Callable[[], object]] = []
     for path in arguments.rival:
@@ -84,12 +86,19 @@ def rival(path: Path, threads: int) -> tuple[list[int], Callable[[], object]]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    # As in ours: threads that spin after a call would slow the one that is timed next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises its own classes
         raise errors.ModelError(f"--rival {path}: {errors.one_line(error)}") from error
     given = session.get_inputs()[0]
     shape = [side if isinstance(side, int) else 1 for side in given.shape]
+    if given.type != "tensor(float)" or not all(isinstance(side, int) for side in given.shape[1:]):
+        raise errors.InputError(
+            f"--rival {path}: expected an input of float32 and of one size, got {given.type} {given.shape}; "
+            "export it so"
+        )
     noise = np.random.default_rng(0).random(shape, dtype=np.float32)
     return shape, lambda: session.run(None, {given.name: noise})
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,10 @@ def make_scenes(folder: Path, classes: tuple[str, ...], density: float) -> tuple
     count, objects = 0, 0
     while objects < OBJECTS:
         count += 100
-        synthetic.generate(folder, train=0, val=count, settings=settings)
+        try:
+            synthetic.generate(folder, train=0, val=count, settings=settings)
+        except synthetic.SyntheticError as error:
+            raise errors.InputError(f"{error}; or give --images and --labels") from error
         objects = sum(int((one.difficult == 0).sum()) for one in read_label_folder(labels, classes).values())
     return images, labels
 
@@ -136,7 +140,12 @@ def detect(
     from tqdm import tqdm
 
     scenes = {name: file for name, file in find_scenes(images).items() if name in truth}
-    store = work / f"{path.stem}-{machine.file_facts(path)['sha256'][:12]}-{len(scenes)}.npz"
+    if missing := sorted(truth.keys() - scenes.keys()):
+        raise errors.InputError(f"--images {images}: no image for the label file {missing[0]}.txt")
+    seen = hashlib.sha256(machine.file_facts(path)["sha256"].encode())
+    for name, file in scenes.items():
+        seen.update(name.encode() + machine.file_facts(file)["sha256"].encode())
+    store = work / f"{path.stem}-{seen.hexdigest()[:16]}.npz"
     if store.is_file():
         with np.load(store, allow_pickle=False) as kept:
             ends = np.cumsum(kept["counts"])[:-1]

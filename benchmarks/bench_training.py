@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
-import re
 import statistics
 import sys
 import time
@@ -166,11 +164,7 @@ def main() -> int:
     )
     print(text)
     if options.out:
-        name = hardware["gpu"] if device.type == "cuda" else hardware["cpu"]
-        name = "-".join(re.findall("[a-z0-9]+", re.sub(r"\((r|tm)\)", "", name.lower())))
-        stem = f"{today}-training-{name}-{hardware['cores']}-cores"
-        (options.out / f"{stem}.md").write_text(text + "\n")
-        (options.out / f"{stem}.json").write_text(json.dumps(report, indent=2) + "\n")
+        print(f"{machine.write_record(options.out, 'training', report, text)}, .md")
     return 1 if options.check and any(row["step_ratio"] > LIMIT for row in results) else 0
 
 

@@ -796,9 +796,10 @@ def _quantise_before_pooling(model: onnx.ModelProto) -> int:
             continue
         if len(consumers[pool.output[0]]) != 1:
             continue
-        # The two nodes change places in the list and between their tensors.
-        first = pool.input[0]
-        pool.input[0], pool.output[0], node.output[0] = f"{first}.int8", node.output[0], f"{first}.int8"
+        # The two nodes change places in the list and between their tensors. (What is pooled may have a Q of
+        # its own, on another grid.)
+        first, integers = pool.input[0], f"{pool.output[0]}.unpooled"
+        pool.input[0], pool.output[0], node.output[0] = integers, node.output[0], integers
         node.input[0] = first
         quantise, pooling = type(node)(), type(pool)()
         quantise.CopyFrom(node)
@@ -1233,6 +1234,8 @@ def command(arguments: argparse.Namespace) -> int:
             raise errors.InputError(f"{flag} {path}: expected the name of a file that ends in .onnx")
         if path is not None and path.resolve() == arguments.model.resolve():
             raise errors.InputError(f"{flag} {path}: this is the FP32 model; choose another name")
+    if arguments.cpu_variant is not None and arguments.cpu_variant.resolve() == arguments.out.resolve():
+        raise errors.InputError(f"--cpu-variant {arguments.cpu_variant}: the same file as --out")
     if arguments.cpu_exact and arguments.cpu_variant is None:
         raise errors.InputError("--cpu-exact goes with --cpu-variant FILE")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -80,7 +80,7 @@ def train(recipe: Recipe, root: Path, out: Path, classes: str = "", resume: bool
         0, or 128 + the signal that stopped the run; last.pt is up to date either way.
     """
     started = time.monotonic()
-    device = _device(recipe.run.device)
+    device = choose_device(recipe.run.device)
     with Ranks(device) as ranks:
         return _train(recipe, root, out, classes, resume, device, ranks, started)
 
@@ -175,6 +175,11 @@ def _train(
         warnings.append(
             f"BatchNorm sees one of --accumulate {run.accumulate} parts at a time: not the result of the "
             "whole batch at once; --head-norm group with --norm-eval has no such statistics"
+        )
+    if schedule.fake_int8 and (run.accumulate > 1 or not ranks.alone):
+        warnings.append(
+            "--fake-int8 rounds each part of a batch on a grid of its own: not quite the result of the whole "
+            "batch at once"
         )
     if run.checkpoint_activations:
         model.checkpoint_activations()
@@ -402,7 +407,7 @@ def _train(
             say(f"stopped at step {step} of {total} by {_reason(halt)}; the same command goes on from there")
             return 128 + halt if halt != TIME_IS_UP else 0
         if not evaluating:  # the last weights are the best known
-            save("best.pt")
+            save("best.pt", result={"step": step})
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"out of GPU memory with --batch {schedule.batch} tiles of --tile-size {recipe.data.tile_size}; "
@@ -637,7 +642,7 @@ def _workers(on_cuda: bool, processes: int) -> int:
     return min(8, max(1, cores // 2)) if on_cuda else min(1, cores - 1)
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
     """The device of this process: with several on a machine, each has a GPU of its own."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

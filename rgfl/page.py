@@ -406,11 +406,12 @@ def _plain(value: Any) -> str:
 
 def look(run: Path, data: Path, weights: Path, images: int | None, device: str) -> Evaluation:
     """Evaluate the weights of a run on val/, under the settings that its log names."""
-    import torch
     from tqdm import tqdm
 
     from rgfl import checkpoint
     from rgfl.data import read_dataset
+    from rgfl.loop import choose_device
+    from rgfl.nn.fake_int8 import fake_int8
     from rgfl.validate import find, score
 
     settings: dict[str, Any] = next(
@@ -419,8 +420,9 @@ def look(run: Path, data: Path, weights: Path, images: int | None, device: str) 
     config = EvaluationConfig(**{
         field.name: settings[field.name] for field in fields(EvaluationConfig) if field.name in settings
     })  # fmt: skip
-    where = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    detector = checkpoint.load_detector(weights, where)
+    detector = checkpoint.load_detector(weights).to(choose_device(device))
+    if settings.get("fake_int8"):  # the training's own evaluations rounded too
+        fake_int8(detector)
     dataset = read_dataset(data, ",".join(detector.spec.classes))
     chosen = dataset.val[: (config.eval_images if images is None else images) or None]
     with tqdm(total=len(chosen), unit="image", dynamic_ncols=True) as bar:
@@ -432,7 +434,8 @@ def look(run: Path, data: Path, weights: Path, images: int | None, device: str) 
         found = find(detector.predict, chosen, detector.spec, config, tick)
     assert found is not None
     result = score(found, chosen, detector.spec)
-    step = checkpoint.load(weights)["result"].get("step", 0)
+    record = checkpoint.load(weights)
+    step = record.get("training", record["result"]).get("step", 0)
     return Evaluation(int(step), result, chosen, found)
 
 
@@ -453,6 +456,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 [cuda where there is one]")
     arguments = parser.parse_args(argv)
+    if arguments.images is not None and arguments.images < 0:
+        parser.error(f"--images: expected 0 (all) or more, got {arguments.images}")
     if not arguments.data:
         try:
             print(write(arguments.run))

@@ -80,7 +80,7 @@ class ScheduleConfig:
     start: str = ""  # checkpoint (.pt) to fine-tune; without it, from the backbone's ImageNet weights
     fake_int8: bool = False
     # quantisation-aware: round weights and activations in training as INT8 does; best with --start and a
-    # tenth of the learning rate
+    # tenth of the learning rate. AP while training is that of the rounded network
     epochs: float = 12  # passes over the training windows
     batch: int = 2  # tiles a step, over all processes and parts
     optimizer: Literal["sgd", "adamw"] = "sgd"  # method of descent

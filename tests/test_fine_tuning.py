@@ -92,5 +92,6 @@ def test_a_training_that_rounds_leaves_an_ordinary_checkpoint(data, first, tmp_p
     rounded, plain = (records(tmp_path / name, "step") for name in ("rounded", "plain"))
     assert rounded[0]["loss"] != plain[0]["loss"]
     assert rounded[0]["loss"] == pytest.approx(plain[0]["loss"], rel=0.2)
-    detector = checkpoint.load_detector(tmp_path / "rounded/best.pt")
-    assert type(detector.neck.laterals[0]) is torch.nn.Conv2d
+    stored = [checkpoint.load(tmp_path / name / "best.pt") for name in ("rounded", "plain")]
+    assert stored[0]["weights"].keys() == stored[1]["weights"].keys()
+    assert stored[0]["model"] == stored[1]["model"]

@@ -248,7 +248,7 @@ def test_a_batch_that_ranks_cannot_share_is_refused(data, tmp_path, capsys, monk
 
 
 def test_synchronised_batchnorms_are_those_that_train(data):
-    from rgfl.nn.batchnorm import synchronise, training_batchnorms
+    from rgfl.nn.batchnorm import statistics_kept, synchronise, training_batchnorms
     from rgfl.nn.detector import build_detector
     from rgfl.train import parse
 
@@ -262,6 +262,14 @@ def test_synchronised_batchnorms_are_those_that_train(data):
     modules = dict(model.named_modules())
     assert {name for name in modules if isinstance(modules[name], torch.nn.SyncBatchNorm)} == trained
     assert set(training_batchnorms(model)) == trained
+    # In a block that keeps the statistics each of them still computes, and its counter stands still.
+    name = next(name for name in sorted(trained) if name.startswith("backbone."))
+    module = modules[name]
+    before = int(module.num_batches_tracked)
+    with statistics_kept(model):
+        module(torch.randn(2, module.num_features, 4, 4))
+    assert int(module.num_batches_tracked) == before
+    assert module.running_mean.abs().sum() == 0
 
 
 def test_a_rank_that_dies_does_not_leave_the_other_waiting(data, tmp_path):

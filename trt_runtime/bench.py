@@ -227,6 +227,9 @@ def benchmark(arguments: argparse.Namespace) -> int:
         if getattr(arguments, flag) < least:
             raise errors.InputError(f"--{flag} {getattr(arguments, flag)}: expected {least} or more")
     batches = errors.positive_integers(arguments.batch, "--batch")
+    for flag in ("json", "markdown"):  # told now and not after minutes of timing
+        if path := getattr(arguments, flag):
+            errors.new_file(path, f"--{flag}")
     busy = machine.hardware().get("load_average", 0.0)
     if busy > 1:
         print(f"bench: note: the machine is busy (load {busy:g} before the start)", file=sys.stderr)

@@ -31,8 +31,10 @@ def statistics_kept(model: nn.Module) -> Iterator[None]:
         for module in training_batchnorms(model).values()
     ]
     try:
-        for module, _, _ in kept:
-            module.momentum, module.num_batches_tracked = 0.0, None
+        for module, _, counter in kept:
+            module.momentum = 0.0
+            if counter is not None:  # one to throw away: torch's SyncBatchNorm insists on having it
+                module.num_batches_tracked = counter.clone()
         yield
     finally:
         for module, momentum, counter in kept:

@@ -5,7 +5,8 @@ stored: no scale, no new key in the weights, so a checkpoint is exported and qua
 
 - Weights: symmetric int8, a scale an output channel, as in the export. BatchNorm behind only scales the
   channels, so that folding it there changes no step.
-- Inputs: symmetric int8, one scale a tensor, from the greatest magnitude in the batch.
+- Inputs: symmetric int8, one scale a tensor, from the greatest magnitude in the batch (in the part of it
+  that is computed at once, under --accumulate and on several GPUs).
 - Not the output convolutions (cls, reg, quality), and not squeeze-and-excitation.
 
 Gradients pass the rounding as if it were not there.

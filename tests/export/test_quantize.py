@@ -587,6 +587,38 @@ def test_values_that_are_never_negative_have_all_steps_above_zero(
     assert "MaxPool" in {node.op_type for node in quick.graph.node}
 
 
+def test_what_is_pooled_and_read_as_it_is_keeps_two_grids() -> None:
+    """As the features in front of VGG's pools: a lateral reads them, and behind the pool the next stage."""
+    nodes = [
+        helper.make_node("MaxPool", ["x"], ["pooled"], name="pool", kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("QuantizeLinear", ["x", "fine", "int8.zero"], ["x.int8"], name="q1"),
+        helper.make_node("DequantizeLinear", ["x.int8", "fine", "int8.zero"], ["whole"], name="dq1"),
+        helper.make_node("QuantizeLinear", ["pooled", "coarse", "int8.zero"], ["pooled.int8"], name="q2"),
+        helper.make_node("DequantizeLinear", ["pooled.int8", "coarse", "int8.zero"], ["half"], name="dq2"),
+    ]
+    shapes = {"x": [1, 2, 8, 8], "whole": [1, 2, 8, 8], "half": [1, 2, 4, 4]}
+    infos = {
+        name: helper.make_tensor_value_info(name, TensorProto.FLOAT, side) for name, side in shapes.items()
+    }
+    constants = {"fine": np.float32(0.01), "coarse": np.float32(0.05), "int8.zero": np.int8(0)}
+    initializers = [numpy_helper.from_array(np.array(value), name) for name, value in constants.items()]
+    made = helper.make_graph(nodes, "pooled", [infos["x"]], [infos["whole"], infos["half"]], initializers)
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    variant = quantize.cpu_variant(model)
+    x = np.random.default_rng(0).normal(size=shapes["x"]).astype(np.float32)
+    for one, two in zip(*(run_graph(each, x) for each in (model, variant)), strict=True):
+        np.testing.assert_array_equal(one, two)
+    pool = next(node for node in variant.graph.node if node.op_type == "MaxPool")
+    assert producers_of(variant)[pool.input[0]].op_type == "QuantizeLinear"
+
+
+def run_graph(model: onnx.ModelProto, x: np.ndarray) -> list[np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    return session.run(None, {"x": x})
+
+
 def with_normalisation(model: onnx.ModelProto, mean: float, std: float) -> onnx.ModelProto:
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
