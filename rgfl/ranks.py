@@ -30,15 +30,16 @@ class SharedError(ValueError):
 
 def local_rank() -> int:
     """Which process of this machine this is."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if _launched() else 0
+    return int(os.environ.get("LOCAL_RANK", "0")) if launched() else 0
 
 
 def first_rank() -> bool:
     """Whether this process is the one that writes; before or after `Ranks` too."""
-    return not _launched() or os.environ["RANK"] == "0"
+    return not launched() or os.environ["RANK"] == "0"
 
 
-def _launched() -> bool:
+def launched() -> bool:
+    """Whether this process is one of several."""
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
@@ -51,7 +52,7 @@ class Ranks:
     def __init__(self, device: torch.device) -> None:
         self.rank, self.size, self.local_size = 0, 1, 1
         self._control: Any = None
-        if not _launched():
+        if not launched():
             return
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
