@@ -10,7 +10,6 @@ noise of its input's shape, since what comes before and after is not in its file
 from __future__ import annotations
 
 import argparse
-import datetime
 import sys
 import time
 from collections.abc import Callable
@@ -66,9 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         # Turn by turn against the first rival, so that a slow moment of the machine slows both.
         row["times_first"] = float(np.median(values / seconds[0]))
     record = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "hardware": machine.hardware(),
-        "versions": machine.versions(),
+        **machine.circumstances(),
         "threads": arguments.threads,
         "rows": rows,
     }

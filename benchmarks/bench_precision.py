@@ -12,7 +12,6 @@ network on one tile, interleaved. Detections are kept in --work, so that an inte
 from __future__ import annotations
 
 import argparse
-import datetime
 import hashlib
 import sys
 from pathlib import Path
@@ -83,9 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     for row, timed in zip(rows, measure(models, arguments.threads, arguments.repeat, images), strict=True):
         row["network_ms"] = timed["parts_ms"]["network"]
     record = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "hardware": machine.hardware(),
-        "versions": machine.versions(),
+        **machine.circumstances(),
         "threads": arguments.threads,
         "source": machine.file_facts(arguments.model),
         "calibration_images": arguments.calib_images,

@@ -785,11 +785,10 @@ def _remove_unread(model: onnx.ModelProto) -> None:
         model.graph.node.extend(kept)
 
 
-def _quantise_before_pooling(model: onnx.ModelProto) -> int:
-    """MaxPool → Q becomes Q → MaxPool of integers; returns how many."""
+def _quantise_before_pooling(model: onnx.ModelProto) -> None:
+    """MaxPool → Q becomes Q → MaxPool of integers."""
     producer = {output: node for node in model.graph.node for output in node.output}
     consumers = _consumers(model)
-    moved = 0
     for node in model.graph.node:
         pool = producer.get(node.input[0]) if node.op_type == "QuantizeLinear" else None
         if pool is None or pool.op_type != "MaxPool" or len(pool.output) > 1:
@@ -806,8 +805,6 @@ def _quantise_before_pooling(model: onnx.ModelProto) -> int:
         pooling.CopyFrom(pool)
         pool.CopyFrom(quantise)
         node.CopyFrom(pooling)
-        moved += 1
-    return moved
 
 
 def _quantise_before_clipping(model: onnx.ModelProto) -> int:

@@ -7,7 +7,7 @@ last.pt, and log.jsonl ends up as if nothing had happened.
 
 Nor does it matter who computes a step. It may be cut into parts (--accumulate) and shared by processes
 (torchrun): losses are sums over tiles divided by sums over the whole batch, and gradients add up. BatchNorm
-that trains is the exception, and a warning says so.
+that trains and --fake-int8 are the exceptions, and a warning says so.
 """
 
 from __future__ import annotations
@@ -279,17 +279,7 @@ def _train(
             save("best.pt", result={**values, "step": step})
         seconds = round(time.monotonic() - before, 2)
         if board is not None:
-            by_class = dict(zip(result.classes, result.ap[:, 0].tolist(), strict=True))
-            _write(
-                log,
-                kind="eval",
-                step=step,
-                images=len(val),
-                seconds=seconds,
-                **values,
-                classes=by_class,
-                **page.by_class(result),
-            )
+            _write(log, kind="eval", step=step, seconds=seconds, **page.figures(result))
             for name, value in values.items():
                 board.add_scalar(f"val/{name}", value, step)
             for picture in val[: run.pictures]:

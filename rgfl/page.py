@@ -72,20 +72,13 @@ def write(run: Path, evaluation: Evaluation | None = None) -> Path:
 
 def figures(result: Result) -> dict[str, Any]:
     """The numbers of a result that the page shows, as the log's evaluations hold them."""
+    at75 = next(i for i, threshold in enumerate(result.thresholds) if abs(threshold - 0.75) < 1e-9)
     return {
         "images": result.images,
         "ap50": result.ap50,
         "ap75": result.ap75,
         "map": result.map,
         "classes": dict(zip(result.classes, result.ap[:, 0].tolist(), strict=True)),
-        **by_class(result),
-    }
-
-
-def by_class(result: Result) -> dict[str, dict[str, float]]:
-    """AP75, mAP and the number of objects of every class, by the names that the log gives them."""
-    at75 = next(i for i, threshold in enumerate(result.thresholds) if abs(threshold - 0.75) < 1e-9)
-    return {
         "classes_ap75": dict(zip(result.classes, result.ap[:, at75].tolist(), strict=True)),
         "classes_map": dict(zip(result.classes, result.ap.mean(axis=1).tolist(), strict=True)),
         "objects": {

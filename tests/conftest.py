@@ -155,3 +155,11 @@ def tiny_scenes(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
             objects = Objects(quads, found.labels, difficult)
             write_labels(labels / f"{scene.name}.txt", objects, runner.spec.classes)
     return SimpleNamespace(images=images, labels=labels, names=list(sizes))
+
+
+@pytest.fixture(scope="session")
+def emulated_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The launcher of the CUDA kernels and these themselves, compiled to run on the CPU."""
+    from plugin_libraries import KERNELS, compile_cpp
+
+    return compile_cpp(tmp_path_factory.mktemp("emulated") / "libkernels.so", KERNELS, "-shared")

@@ -202,9 +202,7 @@ def evaluate_model(arguments: argparse.Namespace) -> int:
             "precision": model["precision"],
             "settings": settings,
             "timing": timing.record(),
-            "date": _now(),
-            "hardware": machine.hardware(),
-            "versions": machine.versions(),
+            **machine.circumstances(),
         }
         _write_json(arguments.json, record)
     return 0

@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import sys
+from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,12 @@ def hardware() -> dict[str, Any]:
     if gpu := find_gpu():
         record["gpu"] = gpu.name
     return record
+
+
+def circumstances() -> dict[str, Any]:
+    """When, on what and with which versions: asked behind the measurement, when all packages are loaded."""
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"date": now, "hardware": hardware(), "versions": versions()}
 
 
 def has_vnni() -> bool:

@@ -5,16 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from plugin_libraries import KERNELS, PLUGINS, compile_cpp
+from plugin_libraries import PLUGINS, compile_cpp
 
 import rgfl.plugins
 from rgfl.plugins.build import BuildError, find_tensorrt_include
-
-
-@pytest.fixture(scope="session")
-def emulated_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The launcher and its kernels, to run on the CPU."""
-    return compile_cpp(tmp_path_factory.mktemp("emulated") / "libkernels.so", KERNELS, "-shared")
 
 
 @pytest.fixture(scope="session")

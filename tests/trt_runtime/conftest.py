@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "plugins"))  # how the kernels are compiled is known there
-
-from plugin_libraries import KERNELS, compile_cpp
 from stand_ins import VERSIONS, HostCuda, StreamNms, TensorRT
 
 from rgfl.export import tensorrt_api
 from rgfl.export.tensorrt_api import Api, Gpu
 from rgfl.plugins import launcher
 from rgfl.trt_runtime import engine
-
-
-@pytest.fixture(scope="session")
-def emulated_nms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library of the CUDA kernels, to run on the CPU."""
-    return compile_cpp(tmp_path_factory.mktemp("emulated") / "libkernels.so", KERNELS, "-shared")
 
 
 class Machine:
@@ -45,10 +34,10 @@ class Machine:
 
 
 @pytest.fixture
-def machine(emulated_nms: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Machine]:
+def machine(emulated_kernels: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Machine]:
     """Makes the machine, with the order in which its streams run."""
 
     def make(order: str = "all late") -> Machine:
-        return Machine(emulated_nms, monkeypatch, order)
+        return Machine(emulated_kernels, monkeypatch, order)
 
     return make

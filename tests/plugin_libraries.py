@@ -9,7 +9,7 @@ import pytest
 
 from rgfl.plugins.build import HERE as PLUGINS
 
-EMULATOR = Path(__file__).parent / "emulator"
+EMULATOR = Path(__file__).parent / "plugins" / "emulator"
 # As the core on the CPU: no contraction, so that sums round as on the GPU.
 COMPILE = ["c++", "-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-pthread"]
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
