@@ -4,7 +4,7 @@ Addresses and handles are plain integers, so that TensorRT, ctypes and NumPy tak
 a test can stand in for the class on host memory. One device: the first that CUDA_VISIBLE_DEVICES leaves.
 
 Not run on a GPU yet. Without one, the tests call each function with real arguments and see CUDA refuse
-for want of a driver, which checks names and types against the installed cuda-python.
+for want of a driver, which checks names and types against the installed cuda-bindings.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Cuda:
         try:
             from cuda.bindings import runtime
         except ImportError as error:
-            raise CudaError(f"an engine needs cuda-python ({error}): pip install cuda-python") from error
+            raise CudaError(f"an engine needs cuda-bindings ({error}): pip install cuda-bindings") from error
         self._runtime: Any = runtime
 
     def _call(self, name: str, *arguments: Any) -> Any:

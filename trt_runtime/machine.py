@@ -24,7 +24,7 @@ DISTRIBUTIONS = {
     "timm": ("timm",),
     "onnx": ("onnx",),
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
-    "cuda.bindings": ("cuda-bindings", "cuda-python"),
+    "cuda.bindings": ("cuda-bindings",),
     "tensorrt": ("tensorrt",),
     "tensorrt_rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
 }

@@ -1,4 +1,4 @@
-"""Names and types of the calls to cuda-python and TensorRT, as far as one gets without a GPU."""
+"""Names and types of the calls to cuda-bindings and TensorRT, as far as one gets without a GPU."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ CALLS: dict[str, Callable[[Cuda], object]] = {
 @pytest.mark.parametrize("name", CALLS)
 def test_cuda_takes_the_call_and_refuses_for_want_of_a_driver(name: str) -> None:
     """A wrong name or type would be an AttributeError or TypeError. With a GPU these handles would crash."""
-    pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-python: pip install cuda-python")
+    pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-bindings: pip install cuda-bindings")
     if find_gpu() is not None:
         pytest.skip("there is a GPU: the tests of the engine run these calls")
     with pytest.raises(CudaError, match=rf"^{name}: .+ \(cudaError\w+\)") as caught:
@@ -54,7 +54,7 @@ def test_cuda_takes_the_call_and_refuses_for_want_of_a_driver(name: str) -> None
 
 def test_out_of_memory_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = pytest.importorskip(
-        "cuda.bindings.runtime", reason="needs cuda-python: pip install cuda-python"
+        "cuda.bindings.runtime", reason="needs cuda-bindings: pip install cuda-bindings"
     )
     cuda = Cuda()
     failed = (runtime.cudaError_t.cudaErrorMemoryAllocation, None)
@@ -90,11 +90,11 @@ def test_the_stand_in_takes_what_the_real_class_takes() -> None:
     assert {name: stand_in.get(name) for name in real} == real
 
 
-def test_without_cuda_python_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_cuda_bindings_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    with pytest.raises(CudaError, match="pip install cuda-python"):
+    with pytest.raises(CudaError, match="pip install cuda-bindings"):
         Cuda()
 
 
