@@ -16,6 +16,7 @@ import ctypes
 import importlib
 import importlib.util
 import json
+import re
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
@@ -292,6 +293,7 @@ class Layers:
 
     of: Literal["engine", "network"]
     types: dict[str, Counter[str]] = field(default_factory=dict)
+    generated: int = 0  # kernels that TensorRT for RTX wrote for what it does not do within others
 
     def add(self, kind: str, type_name: str) -> None:
         self.types.setdefault(kind, Counter())[type_name] += 1
@@ -310,10 +312,13 @@ class Layers:
         lines = [f"{self.total} layers of the {self.of}: {listed(self.by_type())}"]
         order = sorted(self.types, key=lambda kind: -sum(self.types[kind].values()))
         lines += [f"  {kind.lower():28s} {listed(self.types[kind])}" for kind in order[:12]]
+        if self.generated:
+            lines.append(f"{self.generated} kernels generated, whose source is part of the engine")
         return "\n".join(lines)
 
     def record(self) -> dict[str, Any]:
-        return {"of": self.of, "types": {kind: dict(counts) for kind, counts in sorted(self.types.items())}}
+        types = {kind: dict(counts) for kind, counts in sorted(self.types.items())}
+        return {"of": self.of, "types": types, "generated_kernels": self.generated}
 
 
 TYPE_NAMES = {"FLOAT": "FP32", "HALF": "FP16", "BF16": "BF16"}
@@ -335,6 +340,15 @@ def engine_layers(api: Api, engine: Any) -> Layers:
     inspector = engine.create_engine_inspector()
     text = inspector.get_engine_information(api.trt.LayerInformationFormat.JSON)
     return parse_inspection(text)
+
+
+def generated_kernels(plan: bytes) -> int:
+    """How many kernels TensorRT for RTX wrote itself, by the CUDA source in its plan; 0 if there is none.
+
+    Its layers cannot be inspected without a GPU; this tells how much stands between the convolutions. INT8
+    has many: scale, bias, clipping and rounding are kernels of their own there (RTX 1.7, any GPU).
+    """
+    return len(set(re.findall(rb"__myl_\w*?_0x[0-9a-f]{32}", plan)))
 
 
 def parse_inspection(text: str) -> Layers:

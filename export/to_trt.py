@@ -205,6 +205,7 @@ def build_plan(
         return data, _read_back(api, log, data, spec, options, plugin)
     if spec.to_json().encode() not in data:  # reading it back through an engine needs a GPU
         raise ModelError(f"{api} left the spec out of the engine; nothing was written")
+    layers.generated = tensorrt_api.generated_kernels(data)
     return data, layers
 
 

@@ -80,6 +80,9 @@ def test_an_engine_is_built_on_the_cpu(
     assert record["spec_digest"] == spec.digest
     assert record["command"].startswith(f"python export/to_trt.py {model} --out {engine}")
 
+    kernels = record["layers"]["generated_kernels"]
+    assert kernels > 0
+    assert f"{kernels} kernels generated" in printed
     types = record["layers"]["types"]
     wide = "FP32" if precision == "fp32" else "FP16"
     assert set(types["CONVOLUTION"]) == {wide}
