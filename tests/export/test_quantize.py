@@ -15,7 +15,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from rgfl.export import graph, quantize, verify  # noqa: E402
+from rgfl.export import calibration, cpu_int8, graph, placement, qdq, quantize, verify  # noqa: E402
 from rgfl.spec import DetectorSpec  # noqa: E402
 from rgfl.trt_runtime import draw  # noqa: E402
 from rgfl.trt_runtime.machine import has_vnni  # noqa: E402
@@ -155,7 +155,7 @@ def make_detector(path: Path, *, width: int = 96) -> Path:
         opset_imports=[helper.make_opsetid("", 18)],
         ir_version=10,
     )
-    model = quantize.checked(model)
+    model = qdq.checked(model)
     graph.write_spec(model, SPEC, precision="fp32", version="0")
     graph.save(model, path)
     return path
@@ -184,7 +184,7 @@ def written(
         detector, out, images, cpu_variant_path=out.with_name("cpu.onnx"), progress=False
     )
     model = graph.load(out)
-    return model, quantize.cpu_variant(model), report
+    return model, cpu_int8.cpu_variant(model), report
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +267,7 @@ def test_a_projected_shortcut_is_found_whichever_side_it_is_on(detector: Path) -
     model = graph.load(detector)
     addition = next(node for node in model.graph.node if node.name == "backbone.net.layer2.0/Add")
     addition.input[0], addition.input[1] = addition.input[1], addition.input[0]
-    placed = quantize.place(model).activations
+    placed = placement.place(model).activations
     assert ("backbone.net.layer2.0/Add", 0) in placed
     assert ("backbone.net.layer2.0/Add", 1) not in placed
 
@@ -301,7 +301,7 @@ def test_blocks_are_named_by_modules() -> None:
         "neck/Add.2": "neck",
         "Cast": "",
     }.items():
-        assert quantize.block_of(node) == block
+        assert placement.block_of(node) == block
 
 
 def test_a_block_kept_in_float_has_no_q_at_all(detector: Path, images: Path, tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_a_block_kept_in_float_has_no_q_at_all(detector: Path, images: Path, tmp
     model = graph.load(tmp_path / "out.onnx")
     assert report.float_blocks == tuple(blocks)
     for node in model.graph.node:
-        if quantize.block_of(node.name) in blocks and node.op_type in ("Conv", "Add"):
+        if placement.block_of(node.name) in blocks and node.op_type in ("Conv", "Add"):
             assert not any(source.startswith("q ") for source in sources_of(model, node.name))
     assert sources_of(model, "backbone.net.layer2.0.bn1/Conv")[0] == "q l1"
 
@@ -346,7 +346,7 @@ def test_weights_are_what_onnxruntimes_quantiser_makes_of_them() -> None:
     from onnxruntime.quantization.quant_utils import QuantType, quantize_data
 
     weight = np.random.default_rng(0).normal(size=(6, 4, 3, 3)).astype(np.float32)
-    steps, scale = quantize.quantise_weight(weight, 0)
+    steps, scale = qdq.quantise_weight(weight, 0)
     for channel in range(6):
         *_, their_scale, theirs = quantize_data(weight[channel], QuantType.QInt8.tensor_type, symmetric=True)
         # ONNX Runtime spreads the symmetric range over 127 or 127.5 steps, depending on its version.
@@ -355,7 +355,7 @@ def test_weights_are_what_onnxruntimes_quantiser_makes_of_them() -> None:
 
 
 def test_a_channel_of_zeros_stays_zero() -> None:
-    steps, scale = quantize.quantise_weight(np.zeros((2, 1, 1, 1), np.float32), 0)
+    steps, scale = qdq.quantise_weight(np.zeros((2, 1, 1, 1), np.float32), 0)
     assert not steps.any()
     assert (scale > 0).all()
 
@@ -363,7 +363,7 @@ def test_a_channel_of_zeros_stays_zero() -> None:
 def test_a_histogram_does_not_depend_on_the_order_of_tiles() -> None:
     random = np.random.default_rng(0)
     parts = [random.normal(0, size, 500).astype(np.float32) for size in (0.01, 3, 40, 0.5)]
-    one, two = quantize.Histogram(), quantize.Histogram()
+    one, two = calibration.Histogram(), calibration.Histogram()
     for part in parts:
         one.add(part)
     for part in reversed(parts):
@@ -377,13 +377,13 @@ def test_thresholds() -> None:
     random = np.random.default_rng(0)
     values = random.normal(size=200_000).astype(np.float32)
     values[0] = 30  # one outlier
-    histogram = quantize.Histogram()
+    histogram = calibration.Histogram()
     histogram.add(values)
     assert histogram.threshold("max") == 30
     expected = float(np.quantile(np.abs(values), 0.999))
     assert histogram.threshold("percentile", 99.9) == pytest.approx(expected, abs=2 * histogram.width)
     assert 2 < histogram.threshold("entropy") < 6
-    nothing = quantize.Histogram()
+    nothing = calibration.Histogram()
     nothing.add(np.zeros(10, np.float32))
     assert nothing.threshold("entropy") == nothing.threshold("max") == 1
     with pytest.raises(ValueError, match="finite"):
@@ -604,7 +604,7 @@ def test_what_is_pooled_and_read_as_it_is_keeps_two_grids() -> None:
     initializers = [numpy_helper.from_array(np.array(value), name) for name, value in constants.items()]
     made = helper.make_graph(nodes, "pooled", [infos["x"]], [infos["whole"], infos["half"]], initializers)
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    variant = quantize.cpu_variant(model)
+    variant = cpu_int8.cpu_variant(model)
     x = np.random.default_rng(0).normal(size=shapes["x"]).astype(np.float32)
     for one, two in zip(*(run_graph(each, x) for each in (model, variant)), strict=True):
         np.testing.assert_array_equal(one, two)
@@ -632,7 +632,7 @@ def with_normalisation(model: onnx.ModelProto, mean: float, std: float) -> onnx.
 def test_pixels_stay_on_their_own_grid_where_the_normalisation_allows_it(written: tuple) -> None:
     tiles = patterned_tiles((SIZE, SIZE), 2, seed=1)
     model = with_normalisation(written[0], 127.0, 128.0)
-    variant = quantize.cpu_variant(model, {})
+    variant = cpu_int8.cpu_variant(model, {})
     stem = next(node for node in variant.graph.node if node.name == "backbone.net.bn1/Conv")
     variant.graph.output.append(helper.make_tensor_value_info(stem.input[0], TensorProto.FLOAT, None))
     session = onnxruntime.InferenceSession(variant.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -641,7 +641,7 @@ def test_pixels_stay_on_their_own_grid_where_the_normalisation_allows_it(written
     np.testing.assert_array_equal(seen, expected.transpose(0, 3, 1, 2))
     assert not {"Cast", "Div"} & {node.op_type for node in variant.graph.node}
     for mean, std in ((127.5, 128.0), (123.675, 58.0)):  # no uint8 is its zero
-        other = quantize.cpu_variant(with_normalisation(written[0], mean, std), {})
+        other = cpu_int8.cpu_variant(with_normalisation(written[0], mean, std), {})
         assert "Div" in {node.op_type for node in other.graph.node}
 
 

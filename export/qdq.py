@@ -1,0 +1,111 @@
+"""Q/DQ nodes in a graph: symmetric int8, one scale a tensor, one an output channel for weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import onnx
+
+    from rgfl.export.placement import Placement
+
+LEVELS = 127  # steps from 0 to the threshold
+
+
+def quantise_weight(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Symmetric int8 in -127…127 and the scale of each channel along `axis`."""
+    others = tuple(index for index in range(weight.ndim) if index != axis)
+    greatest = np.abs(weight).max(axis=others)
+    scale = (np.where(greatest > 0, greatest, 1.0) / LEVELS).astype(np.float32)
+    shape = [-1 if index == axis else 1 for index in range(weight.ndim)]
+    steps = np.rint(weight.astype(np.float64) / scale.astype(np.float64).reshape(shape))
+    return np.clip(steps, -LEVELS, LEVELS).astype(np.int8), scale
+
+
+def insert(model: onnx.ModelProto, placement: Placement, thresholds: Mapping[str, float]) -> onnx.ModelProto:
+    """A copy of `model` with Q/DQ at `placement`; a tensor has one Q, each of its readers its own DQ."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    fresh: dict[str, onnx.TensorProto] = {}
+
+    def constant(name: str, values: NDArray) -> str:
+        if name not in fresh:
+            fresh[name] = numpy_helper.from_array(values, name)
+        return name
+
+    nodes: list[onnx.NodeProto] = []
+    quantised: dict[tuple[str, str], str] = {}
+    zero = np.array(0, np.int8)
+    original = list(graph.node)
+    for node in original:
+        for index in range(len(node.input)):
+            source = placement.activations.get((node.name, index))
+            if source is not None:
+                tensor = node.input[index]
+                scale = constant(f"{source}.scale", np.array(thresholds[source] / LEVELS, np.float32))
+                point = constant("int8.zero", zero)
+                if (tensor, source) not in quantised:
+                    quantised[tensor, source] = f"{tensor}.int8"
+                    nodes.append(
+                        helper.make_node(
+                            "QuantizeLinear",
+                            [tensor, scale, point],
+                            [f"{tensor}.int8"],
+                            name=f"{tensor}/QuantizeLinear",
+                        )
+                    )
+                output = f"{node.name}.input{index}"
+                nodes.append(
+                    helper.make_node(
+                        "DequantizeLinear",
+                        [quantised[tensor, source], scale, point],
+                        [output],
+                        name=f"{output}/DequantizeLinear",
+                    )
+                )
+                node.input[index] = output
+            elif index == 1 and node.name in placement.weights:
+                axis, name = placement.weights[node.name], node.input[1]
+                if f"{name}.int8" not in fresh:
+                    steps, scales = quantise_weight(numpy_helper.to_array(constants[name]), axis)
+                    constant(f"{name}.int8", steps)
+                    constant(f"{name}.scale", scales)
+                    constant(f"{name}.zero", np.zeros(len(scales), np.int8))
+                output = f"{node.name}.weight"
+                nodes.append(
+                    helper.make_node(
+                        "DequantizeLinear",
+                        [f"{name}.int8", f"{name}.scale", f"{name}.zero"],
+                        [output],
+                        name=f"{output}/DequantizeLinear",
+                        axis=axis,
+                    )
+                )
+                node.input[1] = output
+        nodes.append(node)
+    read = {name for node in nodes for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    del graph.initializer[:]
+    graph.initializer.extend([*kept, *fresh.values()])
+    return result
+
+
+def checked(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` with its shapes inferred anew, after ONNX's checker has passed it."""
+    import onnx
+
+    del model.graph.value_info[:]
+    model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    onnx.checker.check_model(model, full_check=True)
+    return model
