@@ -42,7 +42,15 @@ setup(
         "rgfl.plugins": "plugins",
         "rgfl.trt_runtime": "trt_runtime",
     },
-    packages=["rgfl", "rgfl.dota", "rgfl.nn", "rgfl.export", "rgfl.plugins", "rgfl.trt_runtime"],
+    packages=[
+        "rgfl",
+        "rgfl.dota",
+        "rgfl.dota.synthetic",
+        "rgfl.nn",
+        "rgfl.export",
+        "rgfl.plugins",
+        "rgfl.trt_runtime",
+    ],
     package_data={
         "rgfl": ["py.typed", "_core.pyi"],
         "rgfl.plugins": ["lib/*.so", "core/*.hpp", "cuda/*", "tensorrt/*", "CMakeLists.txt"],

@@ -14,7 +14,17 @@ import pytest
 from rgfl.boxes import canonical, to_quads
 from rgfl.dota import synthetic
 from rgfl.dota.labels import read_label_folder, read_labels
-from rgfl.dota.synthetic import CLASSES, EASY_CLASSES, Settings, SyntheticError, generate, main, render
+from rgfl.dota.synthetic import (
+    CLASSES,
+    EASY_CLASSES,
+    Settings,
+    SyntheticError,
+    generate,
+    main,
+    render,
+    shapes,
+)
+from rgfl.dota.synthetic.settings import LONGEST, ROUND, TINY, VISIBLE
 from rgfl.geometry import rotated_iou
 
 SMALL = Settings(size=(192, 256), seed=5)
@@ -47,7 +57,7 @@ def scenes(request: pytest.FixtureRequest) -> tuple[Settings, list[synthetic.Sce
 @pytest.mark.parametrize("angle", [0.0, 0.4, math.pi / 2, 2.1, -1.0])
 def test_the_box_is_the_tight_rectangle_of_the_shape(kind: str, angle: float) -> None:
     """Extents of the drawn pixels along the axes of the box reach its sides within a pixel."""
-    upright = kind in synthetic.ROUND
+    upright = kind in ROUND
     for w, h, x in ((90.0, 41.0, 100.3), (26.0, 11.0, 99.9), (180.0, 150.0, 100.0)):
         if kind in ("plane", "helicopter", "baseball-diamond") or upright:
             h = w if upright else w / 1.2
@@ -66,11 +76,11 @@ def test_the_box_is_the_tight_rectangle_of_the_shape(kind: str, angle: float) ->
 def test_corners_are_those_of_the_convention() -> None:
     boxes = np.array([[10.0, 20.0, 8.0, 3.0, 0.7], [0.0, 0.0, 5.0, 5.0, -2.0]])
     for box in boxes:
-        np.testing.assert_allclose(synthetic._corners(box).ravel(), to_quads(box[None])[0], atol=1e-12)
+        np.testing.assert_allclose(shapes.corners_of(box).ravel(), to_quads(box[None])[0], atol=1e-12)
 
 
 def test_every_class_and_clutter_is_drawn_alone_and_within_a_wide_range_of_sizes() -> None:
-    for kind in synthetic._DRAW:
+    for kind in shapes.DRAW:
         for w, h in ((6.0, 3.0), (12.0, 9.0), (300.0, 60.0)):
             assert synthetic.render_one(kind, (160.5, 160.5, w, h, 0.3), (320, 320)).max() > 200
 
@@ -83,7 +93,7 @@ def test_separation_agrees_with_the_exact_iou() -> None:
     iou = rotated_iou(boxes, boxes)
     for i, box in enumerate(boxes):
         for j, other in enumerate(boxes):
-            assert synthetic._apart(box, other[None]) == (iou[i, j] < 1e-9), (box, other)
+            assert shapes.are_apart(box, other[None]) == (iou[i, j] < 1e-9), (box, other)
 
 
 # ------------------------------------------------------------------------------------------ scenes
@@ -96,13 +106,13 @@ def test_labels_are_valid(scenes: tuple[Settings, list[synthetic.Scene]]) -> Non
         assert scene.image.dtype == np.uint8
         assert len(scene.boxes) == len(scene.labels) == len(scene.difficult) > 0
         np.testing.assert_array_equal(canonical(scene.boxes), scene.boxes)
-        assert scene.boxes[:, 2].max() <= synthetic.LONGEST
+        assert scene.boxes[:, 2].max() <= LONGEST
         assert (scene.boxes[:, 2] / scene.boxes[:, 3]).max() <= 8.01
         assert set(scene.difficult.tolist()) <= {0, 1}
-        tiny = scene.boxes[:, 2] < synthetic.TINY
+        tiny = scene.boxes[:, 2] < TINY
         assert (scene.difficult[tiny] == 1).all()
-        inside = [synthetic._visible(box, *settings.size) for box in scene.boxes]
-        assert min(inside) >= (1.0 if settings.difficulty == "easy" else synthetic.VISIBLE)
+        inside = [shapes.visible_share(box, *settings.size) for box in scene.boxes]
+        assert min(inside) >= (1.0 if settings.difficulty == "easy" else VISIBLE)
 
 
 def test_objects_do_not_overlap(scenes: tuple[Settings, list[synthetic.Scene]]) -> None:
