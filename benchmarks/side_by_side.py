@@ -428,7 +428,7 @@ def report(work: Path, out: Path | None) -> None:
     learned = [json.loads(path.read_text()) for path in sorted(work.glob("learn-*.json"))]
     if not timed and not learned:
         raise errors.InputError(f"--work {work}: nothing measured yet; run `step` and `learn` first")
-    record = {**(timed + learned)[-1]["circumstances"], "step": [], "learn": learned}
+    record = {**(learned + timed)[-1]["circumstances"], "step": [], "learn": learned}
     for group, members in _groups(STEP):
         first: list[float] = []
         for contender in members:

@@ -47,7 +47,7 @@ from rgfl.nn.loss import summed_over_replicas
 from rgfl.ranks import Ranks, SharedError, local_rank
 from rgfl.recipes import Recipe, ScheduleConfig, learning_rate
 from rgfl.spec import DetectorSpec, SpecError
-from rgfl.validate import draw, find, score
+from rgfl.validate import draw, find, score, without_truth
 
 # A greater share of the time spent waiting for tiles is told once, with what helps.
 WAITING_SHARE = 0.05
@@ -162,6 +162,10 @@ def _train(
 
     # --- how a step is computed
     warnings = recipe.warnings()
+    if evaluating and (absent := without_truth(val, spec)):
+        warnings.append(
+            f"val has no object that counts of {', '.join(absent)}: AP 0 in the means, by the official rule"
+        )
     if training_batchnorms(model) and not ranks.alone:
         if on_cuda:
             synchronise(model)

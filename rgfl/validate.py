@@ -52,6 +52,12 @@ def score(found: dict[str, Detections], pictures: Sequence[Picture], spec: Detec
     return evaluate_detections(ordered, truth, spec.classes, version=version_of(spec.classes))
 
 
+def without_truth(pictures: Sequence[Picture], spec: DetectorSpec) -> list[str]:
+    """Classes of which these images hold no object that counts: AP 0 whatever is found."""
+    counts = score({picture.name: Detections.empty() for picture in pictures}, pictures, spec).counts
+    return [name for name, count in counts.items() if not count["ground_truth"]]
+
+
 def draw(picture: Picture, found: Detections, classes: Sequence[str]) -> NDArray[np.uint8]:
     """What was found over what is labelled, for a look while training: at most 1024 pixels a side."""
     drawn = draw_picture(read_image(picture.path), found, tuple(classes), truth=picture.objects)

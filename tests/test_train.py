@@ -63,6 +63,17 @@ def test_a_page_that_cannot_be_drawn_does_not_stop_the_training(data, whole, tmp
     assert curve(tmp_path) == curve(whole)
 
 
+def test_classes_that_val_lacks_are_named_before_the_first_step(data, tmp_path, capsys):
+    train = shutil.copytree(data, tmp_path / "data")
+    label = train / "train" / "labelTxt" / "0.txt"
+    label.write_text(label.read_text() + "\n10 10 30 10 30 30 10 30 harbor 0\n")
+    for label in (train / "val" / "labelTxt").glob("*.txt"):
+        label.write_text(label.read_text().replace("ship 0", "ship 1"))  # difficult ones do not count
+    assert run(train, tmp_path / "out", "--epochs", "0.25") == 0
+    printed = capsys.readouterr().out
+    assert "warning: val has no object that counts of ship, harbor: AP 0 in the means" in printed
+
+
 def test_the_detector_of_a_run_is_slim_and_finds_through_its_spec(whole):
     record = checkpoint.load(whole / "best.pt")
     assert "training" not in record
