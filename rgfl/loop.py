@@ -46,6 +46,7 @@ from rgfl.nn.fake_int8 import fake_int8
 from rgfl.nn.loss import summed_over_replicas
 from rgfl.ranks import Ranks, SharedError, local_rank
 from rgfl.recipes import Recipe, ScheduleConfig, learning_rate
+from rgfl.seen import Evaluation
 from rgfl.spec import DetectorSpec, SpecError
 from rgfl.validate import draw, find, score, without_truth
 
@@ -297,7 +298,7 @@ def _train(
             f"{'  (best)' if best == values['map'] else ''}"
         )
         if ranks.first:
-            say(page.draw(out, step, result, val, found))
+            say(page.draw(out, Evaluation(step, result, val, found)))
 
     # --- the loop
     def due() -> bool:
@@ -398,10 +399,14 @@ def _train(
         if halt and (step < total or due()):
             save_last()
             bar.close()
+            if ranks.first:
+                say(page.draw(out))
             say(f"stopped at step {step} of {total} by {_reason(halt)}; the same command goes on from there")
             return 128 + halt if halt != TIME_IS_UP else 0
         if not evaluating:  # the last weights are the best known
             save("best.pt", result={"step": step})
+            if ranks.first:
+                say(page.draw(out))
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"out of GPU memory with --batch {schedule.batch} tiles of --tile-size {recipe.data.tile_size}; "

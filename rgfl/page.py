@@ -3,7 +3,8 @@
     python -m rgfl.page RUN                 # curves and AP from log.jsonl
     python -m rgfl.page RUN --data DIR      # also evaluates best.pt: pictures and the worst mistakes
 
-Training writes it after every evaluation. The file needs nothing beside it and no network; it may be mailed.
+Training writes it after every evaluation, and the curves alone at its end or when it is stopped. The file
+needs nothing beside it and no network; it may be mailed.
 Nothing here imports torch until --data asks for a detector.
 """
 
@@ -31,7 +32,6 @@ from rgfl.recipes import RECIPES, EvaluationConfig
 from rgfl.seen import Evaluation, pictures_and_mistakes
 
 if TYPE_CHECKING:
-    from rgfl.data import Picture
     from rgfl.dota.average_precision import Result
 
 PAGE = "page.html"
@@ -41,11 +41,11 @@ class PageError(ValueError):
     """There is nothing to draw; one line that says why."""
 
 
-def draw(run: Path, step: int, result: Result, pictures: Sequence[Picture], found: Mapping) -> str:
+def draw(run: Path, evaluation: Evaluation | None = None) -> str:
     """`write`, for a training: says in a line what came of it, and never raises an error."""
     before = time.monotonic()
     try:
-        path = write(run, Evaluation(step, result, pictures, found))
+        path = write(run, evaluation)
     except Exception as error:  # a page is not worth a training
         return f"page not drawn: {type(error).__name__}: {' '.join(str(error).split())}"
     return f"page: {path} ({time.monotonic() - before:.1f} s)"

@@ -284,11 +284,11 @@ def test_pictures_stay_when_the_curves_are_drawn_anew_and_go_with_their_run(tmp_
 
 def test_what_cannot_be_drawn_is_told_in_a_line_and_leaves_the_page(tmp_path, one):
     make_log(tmp_path)
-    told = page.draw(tmp_path, one.step, one.result, one.pictures, one.found)
+    told = page.draw(tmp_path, one)
     assert re.fullmatch(rf"page: {tmp_path}/page.html \(\d+\.\d s\)", told)
     before = (tmp_path / "page.html").read_text()
     one.pictures[0].path.unlink()
-    told = page.draw(tmp_path, one.step, one.result, one.pictures, one.found)
+    told = page.draw(tmp_path, one)
     assert told.startswith(f"page not drawn: ImageError: {one.pictures[0].path}: cannot be read")
     assert "\n" not in told
     assert (tmp_path / "page.html").read_text() == before

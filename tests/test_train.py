@@ -90,6 +90,7 @@ def test_the_loss_falls(data, tmp_path):
     losses = [record["loss"] for record in records(tmp_path, "step")]
     assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
     assert (tmp_path / "best.pt").is_file()  # never evaluated: the last weights
+    assert "<svg" in (tmp_path / "page.html").read_text()
 
 
 def test_killed_in_the_middle_and_resumed_is_the_same_run(data, whole, tmp_path):
