@@ -21,6 +21,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -47,6 +48,7 @@ from rgfl.trt_runtime import errors, machine
 
 SIZE, STRIDE = 512, 384
 MERGE_IOU = 0.1
+META = ["img_id", "ori_shape", "img_shape", "scale_factor"]
 WARMUP = 50  # steps, in place of 500, of the short trainings with a step schedule
 HERE = Path(__file__).parent
 TILE = re.compile(r"(?P<image>.+)__1__(?P<x>\d+)___(?P<y>\d+)")
@@ -213,9 +215,11 @@ class Mmrotate(Contender):
                 "dataset": dataset(
                     "val",
                     "",
+                    # It divides the boxes by the factor of the resizing, so there must be one: 1.
                     [
                         load,
-                        {"type": "mmdet.PackDetInputs", "meta_keys": ["img_id", "ori_shape", "img_shape"]},
+                        {"type": "mmdet.Resize", "scale_factor": 1.0, "keep_ratio": True},
+                        {"type": "mmdet.PackDetInputs", "meta_keys": META},
                     ],
                 ),
             },
@@ -378,7 +382,9 @@ def step(place: Place, rounds: int, steps: int) -> None:
             if result.is_file():
                 continue
             print(f"round {turn + 1} of {rounds}: {contender.name}", flush=True)
-            seconds = contender.train(place, place.work / "runs" / result.stem, steps)
+            out = place.work / "runs" / result.stem
+            shutil.rmtree(out, ignore_errors=True)
+            seconds = contender.train(place, out, steps)
             # The first steps allocate and compile. Ultralytics tells the mean of each epoch, and validates in
             # the last one.
             rest = seconds[1:-1] if isinstance(contender, Ultralytics) else seconds[3:]
@@ -395,7 +401,11 @@ def learn(data: Path, place: Place, steps: int) -> None:
             continue
         print(f"{contender.name} ({contender.note}): {steps} steps", flush=True)
         out = place.work / "runs" / result.stem
-        seconds = contender.train(place, out, steps)
+        trained = out.with_suffix(".seconds.json")
+        if not trained.is_file():
+            shutil.rmtree(out, ignore_errors=True)  # of a call that was stopped
+            atomic.write_text(trained, json.dumps(contender.train(place, out, steps)))
+        seconds = json.loads(trained.read_text())
         found = contender.detect(place, out)
         score = evaluate_detections(merged(found), truth, place.classes)
         record = {
