@@ -35,6 +35,8 @@ INSTALL: dict[BackendName, str] = {
     "rtx": "pip install 'rgfl[rtx]'",
 }
 MAGIC: dict[bytes, BackendName] = {b"ftrt": "tensorrt", b"vtrt": "rtx"}
+# Never freed: the first logger stays TensorRT's global one for as long as anybody's builder or runtime lives.
+_LOGS: list[Any] = []
 
 
 # --- the GPU ---------------------------------------------------------------------------------------------
@@ -125,7 +127,9 @@ class Api:
                 found = [message for is_error, message in self.messages if is_error]
                 return "; ".join(dict.fromkeys(found)) or "its log holds no error"
 
-        return Log()
+        log = Log()
+        _LOGS.append(log)
+        return log
 
     def new_progress(self) -> Any:
         """An IProgressMonitor with a bar for each phase on a terminal; `.cancelled = True` ends the build."""

@@ -347,6 +347,26 @@ def test_a_record_of_another_engine_is_not_believed(tmp_path: Path) -> None:
             tensorrt_api.read_plan(engine)
 
 
+# --- several at once -------------------------------------------------------------------------------------
+
+
+def test_a_logger_outlives_the_runtime_it_was_made_for() -> None:
+    """TensorRT goes on writing to the first one while another runtime lives, and crashed when it was gone."""
+    code = (
+        "import gc, tensorrt_rtx\n"
+        "from rgfl.export.tensorrt_api import open_api\n"
+        "api = open_api('rtx', None)\n"
+        "first = tensorrt_rtx.Runtime(api.new_logger())\n"
+        "second = tensorrt_rtx.Runtime(api.new_logger())\n"
+        "del first\n"
+        "gc.collect()\n"
+        "others = [bytearray(200) for _ in range(2000)]\n"
+        "tensorrt_rtx.get_plugin_registry().load_library('none.so')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 # --- standard TensorRT: as far as one gets without it ----------------------------------------------------
 
 
