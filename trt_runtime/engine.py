@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 NMS_OUTPUTS = ("num_detections", "boxes", "scores", "labels")
 OPTIONAL_OUTPUT = "uncertainty"  # of export/to_onnx.py --uncertainty; carried, not read
 TYPES = {"UINT8": "uint8", "FLOAT": "float32", "INT32": "int32"}
+ALIGNMENT = 256  # of every address that TensorRT is given; cudaMalloc's own
 
 
 # --- the engine ------------------------------------------------------------------------------------------
@@ -377,8 +378,9 @@ class EngineRunner(Runner):
 
     Tiles may lie on the GPU already: whatever speaks DLPack or `__cuda_array_interface__` (PyCUDA's
     GPUArray, CuPy, torch) is read where it is, in the engine's own type and order (uint8 NHWC, but for
-    engines of float32 graphs). Those runs use no CUDA graph, which would hold on to the address. PyCUDA must
-    use the context that all others share: `import pycuda.autoprimaryctx`, not `pycuda.autoinit`.
+    engines of float32 graphs). Those runs use no CUDA graph, which would hold on to the address. A view whose
+    address is no multiple of 256 is copied inside the device, and runs in a graph. PyCUDA must use the
+    context that all others share: `import pycuda.autoprimaryctx`, not `pycuda.autoinit`.
 
     An engine drops boxes and scores that are not numbers, so unlike the other runners this one cannot tell
     a broken model from one that finds nothing.
@@ -663,8 +665,9 @@ class EngineRunner(Runner):
         cuda, compute, marks = self._cuda, self._compute, self._marks
         batch = max(part.count, self.engine.batch[0])
         borrowed = part.slot is None
-        # Borrowed memory ends with its last tile: a padded run must not read beyond it.
-        in_place = borrowed and batch == part.count
+        # Borrowed memory ends with its last tile: a padded run must not read beyond it. And a view of other
+        # memory begins anywhere, where TensorRT takes multiples of 256 alone.
+        in_place = borrowed and batch == part.count and part.address % ALIGNMENT == 0
         lane = _Lane(self._context_at(batch, part.address), []) if in_place else self._lane(batch)
         cuda.wait(compute, part.arrived)
         cuda.record(marks[0], compute)

@@ -36,6 +36,15 @@ ORDERS: dict[str, Callable[[int], bool]] = {
 }
 
 
+def aligned(array: np.ndarray, offset: int = 0) -> np.ndarray:
+    """A copy at an address such as cudaMalloc gives, or so many bytes behind one."""
+    memory = np.empty(array.nbytes + 256 + offset, np.uint8)
+    start = -memory.ctypes.data % 256 + offset
+    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
 class HostCuda:
     """`rgfl.trt_runtime.cuda_calls.Cuda` on host memory."""
 
@@ -95,7 +104,7 @@ class HostCuda:
         with self._lock:
             self._called(what, size)
             assert threading.get_ident() not in {who for who, _ in self._capturing.values()}
-            block = np.full(size, 0xA5, np.uint8)
+            block = aligned(np.full(size, 0xA5, np.uint8))
             address = block.ctypes.data
             self.memory[address] = block
             self.live[address] = what
@@ -527,7 +536,9 @@ class Context:
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.touched += 1
         self.addresses[name] = address
-        return name in self.engine.tensors
+        if address % 256:
+            self.engine.log.log(Severity.ERROR, "the address is not aligned to 256 bytes")
+        return name in self.engine.tensors and address % 256 == 0
 
     def is_stream_capturable(self, stream: int) -> bool:
         return self.engine.module.capturable

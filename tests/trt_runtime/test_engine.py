@@ -18,7 +18,7 @@ import pytest
 
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxruntime")
 
-from stand_ins import ORDERS, Context, HostCuda, Runtime, write_engine
+from stand_ins import ORDERS, Context, HostCuda, Runtime, aligned, write_engine
 
 from rgfl.detections import Detections
 from rgfl.export import tensorrt_api
@@ -373,8 +373,10 @@ class DLPack:
         return self.array.__dlpack__()
 
 
-def on_device(cuda: HostCuda, array: np.ndarray, device: int | None = 0, kind: Any = Interface) -> Any:
-    array = np.require(array, requirements="O") if array.flags.owndata else array.copy()
+def on_device(
+    cuda: HostCuda, array: np.ndarray, device: int | None = 0, kind: Any = Interface, offset: int = 0
+) -> Any:
+    array = aligned(array, offset)
     if device is not None:
         cuda.foreign[array.ctypes.data] = device
     return kind(array)
@@ -405,6 +407,21 @@ def test_tiles_on_the_gpu_are_read_where_they_are(
         for part in (0, 4, 8):
             used.cuda.foreign[many.array[part:].ctypes.data] = 0
         assert_equal(runner(many), in_parts(reference, TILES, 4))
+
+
+@pytest.mark.parametrize("offset", [1, 128, 256])
+def test_a_view_that_tensorrt_does_not_take_is_copied_inside_the_device(
+    offset: int, machine: Callable[..., Any], reference: Runner, tiny_onnx: Path, tmp_path: Path
+) -> None:
+    """TensorRT takes addresses that are multiples of 256; a view of other memory begins anywhere."""
+    used = machine()
+    with open_runner(write_engine(tmp_path / "m.engine", tiny_onnx)) as runner:
+        view = on_device(used.cuda, TILES[:2], kind=DLPack, offset=offset)
+        assert_equal(runner(view), reference(TILES[:2]))
+        address = view.array.ctypes.data
+        in_place = {call[2] for call in used.cuda.calls if call[0] == "execute"} == {address}
+        copied = any(call[0] == "copy" and call[2] == address for call in used.cuda.calls)
+        assert (in_place, copied) == ((True, False) if offset == 256 else (False, True))
 
 
 def test_the_stream_that_writes_is_waited_for(
