@@ -32,7 +32,7 @@ import numpy as np
 import torch
 
 from rgfl.geometry import rotated_nms
-from rgfl.plugins.build import find_nvcc
+from rgfl.plugins.build import find_nvcc, library_folders
 from rgfl.plugins.launcher import Outputs, RotatedNms, Settings
 
 HERE = Path(__file__).resolve().parent
@@ -146,7 +146,9 @@ def compile_reference() -> ctypes.CDLL:
     major, minor = torch.cuda.get_device_capability()
     folder = Path(tempfile.mkdtemp())
     output = folder / "libreference.so"
-    command = [find_nvcc(), "-shared", "-O3", "-Xcompiler=-fPIC", f"-arch=sm_{major}{minor}"]
+    nvcc = find_nvcc()
+    command = [nvcc, "-shared", "-O3", "-Xcompiler=-fPIC", f"-arch=sm_{major}{minor}"]
+    command += [f"-L{folder}" for folder in library_folders(nvcc)]
     subprocess.run([*map(str, command), str(HERE / "reference_nms.cu"), "-o", str(output)], check=True)
     return ctypes.CDLL(str(output))
 

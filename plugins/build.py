@@ -76,8 +76,13 @@ class Toolchain:
         return tuple(arch for arch in ARCHITECTURES if arch in known)
 
     def library_folders(self) -> list[Path]:
-        """Where the static CUDA runtime lies, if not where nvcc looks by itself: PyPI's layout."""
-        return [folder for folder in [self.nvcc.resolve().parent.parent / "lib"] if folder.is_dir()]
+        """Where the static CUDA runtime lies, if not where nvcc looks by itself."""
+        return library_folders(self.nvcc)
+
+
+def library_folders(nvcc: Path) -> list[Path]:
+    """The folder that nvcc does not look into by itself: PyPI's layout."""
+    return [folder for folder in [nvcc.resolve().parent.parent / "lib"] if folder.is_dir()]
 
 
 def sources() -> list[Path]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -130,6 +132,28 @@ def test_a_failed_build_leaves_the_old_library(bare: Path, monkeypatch: pytest.M
         build.build(tools, output=output)
     assert output.read_text() == "old"
     assert [file.name for file in output.parent.iterdir()] == ["plugin.so"]
+
+
+def test_the_benchmark_finds_the_cuda_runtime_in_pypi_s_layout(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It failed to link there, after all GPU tests, and left no result."""
+    torch = pytest.importorskip("torch", reason="the benchmark needs PyTorch")
+    script = build.HERE.parent / "benchmarks" / "bench_rotated_nms.py"
+    spec = importlib.util.spec_from_file_location("bench_rotated_nms", script)
+    assert spec is not None
+    assert spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "bench_rotated_nms", benchmark)  # its dataclass asks for it
+    spec.loader.exec_module(benchmark)
+    calls = bare / "calls"
+    nvcc = write_nvcc(bare / "cu13" / "bin", f'echo "$@" > {calls}')
+    (bare / "cu13" / "lib").mkdir()
+    monkeypatch.setattr(benchmark, "find_nvcc", lambda: nvcc)
+    monkeypatch.setattr(benchmark.ctypes, "CDLL", str)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    benchmark.compile_reference()
+    assert {"-arch=sm_90", f"-L{bare / 'cu13' / 'lib'}"} <= set(calls.read_text().split())
 
 
 def test_built_for_every_architecture_without_a_warning(built_library: Path) -> None:
