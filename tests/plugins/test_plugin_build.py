@@ -9,6 +9,7 @@ import re
 import stat
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -134,26 +135,47 @@ def test_a_failed_build_leaves_the_old_library(bare: Path, monkeypatch: pytest.M
     assert [file.name for file in output.parent.iterdir()] == ["plugin.so"]
 
 
-def test_the_benchmark_finds_the_cuda_runtime_in_pypi_s_layout(
-    bare: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It failed to link there, after all GPU tests, and left no result."""
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """benchmarks/bench_rotated_nms.py, as if there were a GPU of compute capability 9.0."""
     torch = pytest.importorskip("torch", reason="the benchmark needs PyTorch")
     script = build.HERE.parent / "benchmarks" / "bench_rotated_nms.py"
     spec = importlib.util.spec_from_file_location("bench_rotated_nms", script)
     assert spec is not None
     assert spec.loader is not None
-    benchmark = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "bench_rotated_nms", benchmark)  # its dataclass asks for it
-    spec.loader.exec_module(benchmark)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "bench_rotated_nms", module)  # its dataclass asks for it
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    return module
+
+
+def test_the_benchmark_finds_the_cuda_runtime_in_pypi_s_layout(
+    bare: Path, benchmark: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It failed to link there, after all GPU tests, and left no result."""
     calls = bare / "calls"
     nvcc = write_nvcc(bare / "cu13" / "bin", f'echo "$@" > {calls}')
     (bare / "cu13" / "lib").mkdir()
     monkeypatch.setattr(benchmark, "find_nvcc", lambda: nvcc)
     monkeypatch.setattr(benchmark.ctypes, "CDLL", str)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     benchmark.compile_reference()
     assert {"-arch=sm_90", f"-L{bare / 'cu13' / 'lib'}"} <= set(calls.read_text().split())
+
+
+def test_without_a_compiler_the_benchmark_measures_the_rest(
+    bare: Path, benchmark: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def no_nvcc() -> Path:
+        raise BuildError("cannot find the CUDA compiler (nvcc)\nlooked at: nowhere")
+
+    monkeypatch.setattr(benchmark, "find_nvcc", no_nvcc)
+    assert benchmark.compile_reference() is None
+    assert capsys.readouterr().err == "the mask is not measured: cannot find the CUDA compiler (nvcc)\n"
+    row = {"scene": "s", "batch": 1, "points": 9, "survivors": 4, "ours_us": 2.0, "ours_graph_us": 1.0}
+    row |= dict.fromkeys(("mask_us", "probiou_us", "target_us", "indices_equal_cpu"))
+    record = {**dict.fromkeys(("gpu", "date", "torch", "cuda", "tests")), "rows": [row]}
+    assert "| 2 | 1 | no nvcc | out of memory |" in benchmark.table(record)
 
 
 def test_built_for_every_architecture_without_a_warning(built_library: Path) -> None:
