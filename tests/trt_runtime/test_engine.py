@@ -760,16 +760,33 @@ def test_a_count_that_cannot_be_is_an_error(
 # --- the real thing --------------------------------------------------------------------------------------
 
 
+# Compute capabilities in NVIDIA's support matrices of TensorRT for RTX 1.0 to 1.5: no H100, no A100.
+RTX_RUNS_ON = ((7, 5), (8, 6), (8, 9), (12, 0), (12, 1))
+
+
 def engine_on_a_gpu(model: Path, out: Path, *flags: str) -> Path:
     """Built by what is installed; skips where that cannot be."""
     from rgfl.export import to_trt
 
-    if tensorrt_api.find_gpu() is None:
+    gpu = tensorrt_api.find_gpu()
+    if gpu is None:
         pytest.skip("needs an NVIDIA GPU; this machine has none")
     if not any(map(tensorrt_api._installed, ("tensorrt", "rtx"))):
         pytest.skip("needs TensorRT: pip install 'rgfl[tensorrt]'")
+    if not tensorrt_api._installed("tensorrt") and gpu.capability not in RTX_RUNS_ON:
+        pytest.skip(f"TensorRT for RTX does not run on {gpu}: pip install 'rgfl[tensorrt]'")
     assert to_trt.main([str(model), "--out", str(out), "--max-batch", "4", *flags]) == 0
     return out
+
+
+def test_tensorrt_for_rtx_alone_is_no_failure_on_a_gpu_of_a_data_centre(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The tests below skip there, with what to install."""
+    monkeypatch.setattr(tensorrt_api, "find_gpu", lambda: tensorrt_api.Gpu("NVIDIA H100", (9, 0)))
+    monkeypatch.setattr(tensorrt_api, "_installed", lambda backend: backend == "rtx")
+    with pytest.raises(pytest.skip.Exception, match=r"does not run on NVIDIA H100 .* 'rgfl\[tensorrt\]'"):
+        engine_on_a_gpu(tmp_path / "model.onnx", tmp_path / "model.engine")
 
 
 @pytest.mark.gpu
