@@ -6,7 +6,9 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import stat
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -194,6 +196,31 @@ def test_cmake_builds_the_same_architectures_with_the_same_rounding() -> None:
     assert tuple(map(int, listed[1].split())) == ARCHITECTURES
     assert "--fmad=false" in text
     assert "--fmad=false" in build.FLAGS
+
+
+def test_cmake_leaves_out_what_the_compiler_does_not_know(tmp_path: Path, tensorrt_include: Path) -> None:
+    """CUDA 12 knows no 11.0, and the list as it stands is an error there."""
+    cmake = shutil.which("cmake")
+    if cmake is None:
+        pytest.skip("CMake is not installed")
+    try:
+        nvcc = build.find_nvcc()
+    except BuildError as error:
+        pytest.skip(str(error))
+    older = tmp_path / "nvcc"
+    older.write_text(
+        "#!/bin/sh\n"
+        f'if [ "$1" = --list-gpu-code ]; then echo sm_75; echo sm_90; else exec {nvcc.resolve()} "$@"; fi\n'
+    )
+    older.chmod(0o755)
+    command = [cmake, "-G", "Unix Makefiles", "-S", str(build.HERE), "-B", str(tmp_path / "build")]
+    command += [f"-DTENSORRT_INCLUDE_DIR={tensorrt_include}", f"-DCMAKE_CUDA_COMPILER={older}"]
+    for folder in build.library_folders(nvcc):  # CMake tries the compiler, where PyPI's needs the folder
+        command.append(f"-DCMAKE_CUDA_FLAGS=-L{folder}")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    flags = (tmp_path / "build" / "CMakeFiles" / "rgfl_plugins.dir" / "flags.make").read_text()
+    assert set(re.findall(r"code=\[?(\w+_\d+)", flags)) == {"sm_75", "compute_90", "sm_90"}, flags
 
 
 def test_attributes_are_fields_of_the_spec() -> None:
