@@ -53,7 +53,7 @@ def borrow(array: Any, cuda: Cuda, stream: int) -> DeviceArray:
     """`array`, readable on `stream` once what its library has enqueued so far is done.
 
     Raises:
-        ValueError: it lies on another device, or with gaps or another order.
+        ValueError: it lies on another device, or with gaps or another order, or its library keeps it.
     """
     through_dlpack = hasattr(array, "__dlpack_device__")
     borrowed, strides = _dlpack(array, stream) if through_dlpack else _interface(array, cuda, stream)
@@ -118,7 +118,10 @@ class _Tensor(ctypes.Structure):
 
 def _dlpack(array: Any, stream: int) -> tuple[DeviceArray, tuple[int, ...] | None]:
     """By DLPack. The capsule is kept and never consumed, so its own destructor gives the memory back."""
-    capsule = array.__dlpack__(stream=stream)
+    try:
+        capsule = array.__dlpack__(stream=stream)
+    except BufferError as error:  # PyTorch's, for a tensor of another device than its current one
+        raise ValueError(f"the array cannot be read where it is: {error}") from error
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     tensor = _Tensor.from_address(pointer(capsule, b"dltensor"))

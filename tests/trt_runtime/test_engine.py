@@ -465,6 +465,21 @@ def test_arrays_that_cannot_be_read_are_refused(
     assert used.cuda.live == {}
 
 
+def test_what_pytorch_does_not_give_is_refused(machine: Callable[..., Any]) -> None:
+    """It raises an error of another kind for a tensor on a second GPU, before anybody sees the address."""
+    from rgfl.trt_runtime.device_arrays import borrow
+
+    class SecondGpu:
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return (2, 1)
+
+        def __dlpack__(self, stream: int) -> Any:
+            raise BufferError("Can't export tensors on a different CUDA device index. Expected: 1.")
+
+    with pytest.raises(ValueError, match=r"cannot be read where it is: Can't export .* Expected: 1\.$"):
+        borrow(SecondGpu(), machine().cuda, 7)
+
+
 def test_the_address_of_a_real_dlpack_tensor(machine: Callable[..., Any]) -> None:
     from rgfl.trt_runtime.device_arrays import _dlpack
 
