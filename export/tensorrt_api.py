@@ -35,6 +35,9 @@ INSTALL: dict[BackendName, str] = {
     "rtx": "pip install 'rgfl[rtx]'",
 }
 MAGIC: dict[bytes, BackendName] = {b"ftrt": "tensorrt", b"vtrt": "rtx"}
+# In NVIDIA's support matrices of TensorRT for RTX 1.0 to 1.5: no data centre's GPU, such as A100 and H100.
+RTX_CAPABILITIES = ((7, 5), (8, 6), (8, 9), (12, 0), (12, 1))
+TURING = (7, 5)  # not among what an engine for RTX is for, unless it is built for it alone
 # Never freed: the first logger stays TensorRT's global one for as long as anybody's builder or runtime lives.
 _LOGS: list[Any] = []
 
@@ -247,8 +250,27 @@ class BuildOptions:
             )
 
 
+def rtx_notes(gpu: Gpu | None, int8: bool) -> list[str]:
+    """What one should know of an engine for RTX before relying on it."""
+    notes = []
+    if gpu is not None and gpu.capability not in RTX_CAPABILITIES:
+        listed = ", ".join(f"{major}.{minor}" for major, minor in RTX_CAPABILITIES)
+        notes.append(f"TensorRT for RTX supports compute capabilities {listed}; not the GPU here, {gpu}")
+    if int8:
+        notes.append(
+            "TensorRT for RTX lists INT8 for the weights of matrix products alone; whether your GPU gains by "
+            "INT8 convolutions, compare with --fp16"
+        )
+    return notes
+
+
 def configure(
-    api: Api, builder: Any, options: BuildOptions, input_shape: tuple[int, ...], plugin: Path | None
+    api: Api,
+    builder: Any,
+    options: BuildOptions,
+    input_shape: tuple[int, ...],
+    plugin: Path | None,
+    gpu: Gpu | None = None,
 ) -> Any:
     """An IBuilderConfig for one input `images` of `input_shape` (without batch)."""
     trt = api.trt
@@ -267,6 +289,9 @@ def configure(
     if api.name == "rtx":
         options.refuse_what_rtx_lacks()
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # a CUDA graph may then hold all of it
+        if gpu is not None and gpu.capability == TURING:
+            config.num_compute_capabilities = 1
+            config.set_compute_capability(trt.ComputeCapability.SM75, 0)
         return config
     if options.compatibility != "none":
         level = options.compatibility.replace("-", "_").upper()

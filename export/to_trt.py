@@ -159,6 +159,7 @@ def build_plan(
     options: BuildOptions,
     *,
     plugin: Path | None = None,
+    gpu: Gpu | None = None,
     verbose: bool = False,
 ) -> tuple[bytes, Layers]:
     """The engine's bytes and its layers.
@@ -168,6 +169,7 @@ def build_plan(
         model: typed; with a RotatedNMS node where `plugin` is given.
         options: batch sizes and switches.
         plugin: library of RotatedNMS.
+        gpu: the one that will run it, where it is here.
         verbose: TensorRT's whole log to stderr.
 
     Raises:
@@ -190,7 +192,7 @@ def build_plan(
     if network.name != spec.to_json():
         raise ModelError(f"{api} does not take the spec as the network's name: {log.errors()}")
     shape = tuple(dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim)[1:]
-    config = tensorrt_api.configure(api, builder, options, shape, plugin)
+    config = tensorrt_api.configure(api, builder, options, shape, plugin, gpu)
     progress = api.new_progress()
     config.progress_monitor = progress
     layers = tensorrt_api.network_layers(network)
@@ -373,6 +375,8 @@ def convert(arguments: argparse.Namespace) -> int:
     print(f"backend: {api} ({api.reason}); NMS {'inside' if api.has_plugins else 'behind'} the engine")
     if api.name == "rtx":
         options.refuse_what_rtx_lacks()
+        for note in tensorrt_api.rtx_notes(gpu, arguments.int8):
+            print(f"note: {note}")
     plugin = rgfl.plugins.library() if api.has_plugins else None
 
     keep = [pattern for pattern in arguments.keep_fp32.split(",") if pattern]
@@ -383,7 +387,7 @@ def convert(arguments: argparse.Namespace) -> int:
         if api.has_plugins:
             model = graph.add_nms(model)
         started = time.perf_counter()
-        data, layers = build_plan(api, model, options, plugin=plugin, verbose=arguments.verbose)
+        data, layers = build_plan(api, model, options, plugin=plugin, gpu=gpu, verbose=arguments.verbose)
     except ModelError as error:
         raise ModelError(_named(path, error)) from error
     seconds = time.perf_counter() - started

@@ -95,6 +95,29 @@ def test_an_engine_is_built_on_the_cpu(
     assert {path.name for path in model.parent.iterdir()} == {model.name, engine.name, f"{engine.name}.json"}
 
 
+def test_turing_gets_an_engine_of_its_own(model: Path) -> None:
+    """It is not among the GPUs that an engine for RTX is for."""
+    log = RTX.new_logger(False)
+    builder = RTX.trt.Builder(log)
+    chosen = []
+    for capability in ((7, 5), (8, 6)):
+        config = tensorrt_api.configure(
+            RTX, builder, BuildOptions(), (128, 128, 3), None, tensorrt_api.Gpu("a GPU", capability)
+        )
+        count = config.num_compute_capabilities
+        chosen.append([config.get_compute_capability(index).name for index in range(count)])
+    assert chosen[0] == ["SM75"] != chosen[1]
+
+
+def test_notes_on_rtx_are_for_whom_they_concern() -> None:
+    assert tensorrt_api.rtx_notes(None, False) == []
+    assert tensorrt_api.rtx_notes(tensorrt_api.Gpu("RTX 4090", (8, 9)), False) == []
+    [unlisted] = tensorrt_api.rtx_notes(tensorrt_api.Gpu("H100", (9, 0)), False)
+    assert "not the GPU here, H100 (compute capability 9.0)" in unlisted
+    [int8] = tensorrt_api.rtx_notes(None, True)
+    assert "compare with --fp16" in int8
+
+
 def test_a_typed_or_nms_file_builds_too(model: Path, tmp_path: Path) -> None:
     """What graph.py writes; NMS is cut again, as TensorRT for RTX has no plugins."""
     typed = tmp_path / "typed.onnx"

@@ -775,10 +775,6 @@ def test_a_count_that_cannot_be_is_an_error(
 # --- the real thing --------------------------------------------------------------------------------------
 
 
-# Compute capabilities in NVIDIA's support matrices of TensorRT for RTX 1.0 to 1.5: no H100, no A100.
-RTX_RUNS_ON = ((7, 5), (8, 6), (8, 9), (12, 0), (12, 1))
-
-
 def engine_on_a_gpu(model: Path, out: Path, *flags: str) -> Path:
     """Built by what is installed; skips where that cannot be."""
     from rgfl.export import to_trt
@@ -788,7 +784,7 @@ def engine_on_a_gpu(model: Path, out: Path, *flags: str) -> Path:
         pytest.skip("needs an NVIDIA GPU; this machine has none")
     if not any(map(tensorrt_api._installed, ("tensorrt", "rtx"))):
         pytest.skip("needs TensorRT: pip install 'rgfl[tensorrt]'")
-    if not tensorrt_api._installed("tensorrt") and gpu.capability not in RTX_RUNS_ON:
+    if not tensorrt_api._installed("tensorrt") and gpu.capability not in tensorrt_api.RTX_CAPABILITIES:
         pytest.skip(f"TensorRT for RTX does not run on {gpu}: pip install 'rgfl[tensorrt]'")
     assert to_trt.main([str(model), "--out", str(out), "--max-batch", "4", *flags]) == 0
     return out
