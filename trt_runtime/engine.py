@@ -15,6 +15,7 @@ CPU and execute streams in the order that harms most (tests/trt_runtime/stand_in
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import warnings
 from collections import deque
@@ -133,6 +134,9 @@ class Engine:
         # None also means that the process has it already, from another engine.
         if registry.load_library(str(library)) is None and registry.get_creator(*names) is None:
             raise ModelError(f"{library}: {self.api} cannot load it; run: python -m rgfl.plugins.build")
+        # A registry that goes unloads its libraries, under threads that may still hold CUDA's state of them.
+        with suppress(OSError):
+            ctypes.CDLL(str(library))
 
     def _read_spec(self) -> DetectorSpec:
         try:
