@@ -122,7 +122,7 @@ def _train(
         val = dataset.val[: recipe.evaluation.eval_images or None]
 
         # --- model
-        amp = _mixed_precision(schedule.amp, on_cuda)
+        amp = _mixed_precision(schedule.amp, device)
         last = _read_last(out, recipe, dataset) if resume else None
         try:
             # A resumed run gets its weights from last.pt, so those of ImageNet need not be there any more.
@@ -686,13 +686,14 @@ def _peak_memory_mb(device: torch.device) -> int:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
 
 
-def _mixed_precision(choice: str, on_cuda: bool) -> torch.dtype | None:
-    if choice == "fp16" and not on_cuda:
+def _mixed_precision(choice: str, device: torch.device) -> torch.dtype | None:
+    if choice == "fp16" and device.type != "cuda":
         raise TrainingError("--amp fp16 needs a CUDA GPU; on CPUs use bf16 or off")
     if choice == "auto":
-        if not on_cuda:
+        if device.type != "cuda":
             return None
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        # Not torch's `is_bf16_supported`: it says yes to older GPUs too, for which cuDNN has no convolution.
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[choice]
 
 

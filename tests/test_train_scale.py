@@ -115,6 +115,20 @@ def test_bf16_on_a_cpu_when_asked_for(data, whole, tmp_path, capsys):
     assert "error: --amp fp16 needs a CUDA GPU; on CPUs use bf16 or off" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("capability", "chosen"),
+    [((7, 0), torch.float16), ((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((12, 0), torch.bfloat16)],
+)
+def test_auto_takes_bf16_where_the_gpu_computes_in_it(monkeypatch, capability, chosen):
+    """torch's own `is_bf16_supported` is true on a T4 (7.5), where cuDNN finds no convolution."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda gpu: asked.append(gpu) or capability)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    gpu = torch.device("cuda", 1)
+    assert loop._mixed_precision("auto", gpu) is chosen
+    assert asked == [gpu]
+
+
 # ---------------------------------------------------------------------------------------- several processes
 
 
