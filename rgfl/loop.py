@@ -154,7 +154,8 @@ def _train(
         model.load_state_dict(last["model"])
         mean.load_state_dict(last["weights"])
         optimizer.load_state_dict(last["optimizer"])
-        scaler.load_state_dict(last["scaler"])
+        if last["scaler"]:  # {} after a device without fp16
+            scaler.load_state_dict(last["scaler"])
         torch.set_rng_state(last["rng"])
         if on_cuda and last["cuda_rng"] is not None:
             torch.cuda.set_rng_state(last["cuda_rng"], device)

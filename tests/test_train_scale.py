@@ -129,6 +129,39 @@ def test_auto_takes_bf16_where_the_gpu_computes_in_it(monkeypatch, capability, c
     assert asked == [gpu]
 
 
+@pytest.fixture
+def scaler(monkeypatch):
+    """FP16's loss scaler for a run on a CPU, whose own is off: nothing is rounded, steps are scaled."""
+    made, honest = [], torch.amp.GradScaler
+
+    def make(device, enabled):
+        made.append(honest("cpu"))
+        return made[-1]
+
+    monkeypatch.setattr(torch.amp, "GradScaler", make)
+    return made
+
+
+@pytest.mark.parametrize("flags", [[], ["--accumulate", "2"]], ids=" ".join)
+def test_a_scaled_loss_gives_the_same_steps(data, whole, tmp_path, scaler, flags):
+    assert run(data, tmp_path, *SAME, *flags) == 0
+    assert scaler[0].get_scale() == 65536
+    assert len(checkpoint.load(tmp_path / "last.pt")["training"]["optimizer"]["param_groups"]) == 2
+    assert_same_losses(tmp_path, whole)
+
+
+def test_a_run_begun_without_a_scaler_goes_on_with_one(data, whole, tmp_path, scaler):
+    """As from a GPU with bf16, or a CPU, to one without: --amp auto is the same recipe."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.amp, "GradScaler", torch.amp.grad_scaler.GradScaler)
+        assert run(data, tmp_path, *SAME, "--max-minutes", "0.0001") == 0
+    assert checkpoint.load(tmp_path / "last.pt")["training"]["scaler"] == {}
+    assert not scaler
+    assert run(data, tmp_path, *SAME) == 0
+    assert_same_losses(tmp_path, whole)
+    assert checkpoint.load(tmp_path / "last.pt")["training"]["scaler"]["scale"] == 65536
+
+
 # ---------------------------------------------------------------------------------------- several processes
 
 
