@@ -52,6 +52,9 @@ from rgfl.validate import draw, find, score, without_truth
 
 # A greater share of the time spent waiting for tiles is told once, with what helps.
 WAITING_SHARE = 0.05
+# Under FP16 the scaler halves its factor at each gradient that is not finite, and skips the step. Where the
+# gradients as they are do not fit either, the fault is another, and every further step would be skipped too.
+LEAST_SCALE = 1.0
 
 
 class TrainingError(ValueError):
@@ -358,7 +361,8 @@ def _train(
             # those of the whole batch already; of the losses each process has its share.
             values = ranks.mean(torch.stack([*totals.values(), norm])).tolist()
             shown = dict(zip([*totals, "grad_norm"], values, strict=True))
-            _check_finite(step, shown, rate, batch.names, scaler.is_enabled(), ranks)
+            mending = scaler.is_enabled() and scaler.get_scale() >= LEAST_SCALE
+            _check_finite(step, shown, rate, batch.names, mending, ranks)
             scaler.step(optimizer)
             scaler.update()
             step += 1
@@ -485,10 +489,10 @@ def _move_mean(mean: nn.Module, model: nn.Module, decay: float) -> None:
 
 
 def _check_finite(
-    step: int, parts: dict[str, float], rate: float, names: list[str], scaled: bool, ranks: Ranks
+    step: int, parts: dict[str, float], rate: float, names: list[str], mending: bool, ranks: Ranks
 ) -> None:
-    """Stop before the weights are spoilt. (Under FP16 an infinite gradient is the scaler's business.)"""
-    looked_at = {name: value for name, value in parts.items() if not (scaled and name == "grad_norm")}
+    """Stop before the weights are spoilt. (`mending`: FP16's scaler skips the step and takes less.)"""
+    looked_at = {name: value for name, value in parts.items() if not (mending and name == "grad_norm")}
     if bad := [name for name, value in looked_at.items() if not math.isfinite(value)]:
         values = ", ".join(f"{name} {value:g}" for name, value in parts.items())
         names = [name for share in ranks.gather(names) for name in share]  # all see the same values

@@ -162,6 +162,27 @@ def test_a_run_begun_without_a_scaler_goes_on_with_one(data, whole, tmp_path, sc
     assert checkpoint.load(tmp_path / "last.pt")["training"]["scaler"]["scale"] == 65536
 
 
+def test_an_overflow_skips_its_step_and_gradients_that_are_never_finite_stop(
+    data, tmp_path, scaler, capsys, monkeypatch
+):
+    honest, calls, until = loop.Detector.losses, [], 2
+
+    def broken(self, raw, boxes, labels, normalisers):
+        parts = honest(self, raw, boxes, labels, normalisers)
+        calls.append(1)
+        if len(calls) <= until:  # the loss is finite, its gradient is not
+            parts["iou"] = parts["iou"] + (parts["iou"] * 0).sqrt()
+        return parts
+
+    monkeypatch.setattr(loop.Detector, "losses", broken)
+    assert run(data, tmp_path / "twice", *SAME) == 0
+    assert scaler[0].get_scale() == 65536 / 2**2
+    calls, until = [], 10**6
+    assert run(data, tmp_path / "ever", *SAME, "--epochs", "20") == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "error: step 17: grad_norm not finite (loss " in error  # 17 halvings of 65,536 are less than 1
+
+
 # ---------------------------------------------------------------------------------------- several processes
 
 
