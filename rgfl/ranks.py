@@ -52,12 +52,13 @@ class Ranks:
     def __init__(self, device: torch.device) -> None:
         self.rank, self.size, self.local_size = 0, 1, 1
         self._control: Any = None
+        if device.type == "cuda":
+            # Of one process too: what asks for "the GPU", as pinned memory does, would else open the first.
+            torch.cuda.set_device(device)
         if not launched():
             return
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         # Agreements are about numbers in main memory: through gloo they do not wait for the GPU.
         self._control = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)

@@ -183,6 +183,15 @@ def test_an_overflow_skips_its_step_and_gradients_that_are_never_finite_stop(
     assert "error: step 17: grad_norm not finite (loss " in error  # 17 halvings of 65,536 are less than 1
 
 
+def test_one_process_makes_its_gpu_the_current_one(monkeypatch):
+    """Else the thread that pins memory would open the first GPU, which may be another's."""
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.delenv("RANK", raising=False)
+    assert loop.Ranks(torch.device("cuda", 1)).alone
+    assert current == [torch.device("cuda", 1)]
+
+
 # ---------------------------------------------------------------------------------------- several processes
 
 
