@@ -163,7 +163,19 @@ def _train(
         if on_cuda and last["cuda_rng"] is not None:
             torch.cuda.set_rng_state(last["cuda_rng"], device)
         del last
-    ranks.expect_equal({"recipe": recipe.result_fields(), "data": dataset.digest(), "step": step})
+    ranks.expect_equal(
+        {
+            "recipe": recipe.result_fields(),
+            "data": dataset.digest(),
+            "step": step,
+            # What follows decides when processes wait for each other, and what their gradients are scaled by.
+            "--accumulate": run.accumulate,
+            "--checkpoint-activations": run.checkpoint_activations,
+            "--compile": run.compile,
+            "--log-every": run.log_every,
+            "precision": str(amp),
+        }
+    )
 
     # --- how a step is computed
     warnings = recipe.warnings()

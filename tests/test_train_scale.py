@@ -196,9 +196,9 @@ def test_one_process_makes_its_gpu_the_current_one(monkeypatch):
 
 
 class Ranks:
-    """Two trainings that know of each other as torchrun's do."""
+    """Two trainings that know of each other as torchrun's do; the second may have more flags."""
 
-    def __init__(self, data, out, *flags):
+    def __init__(self, data, out, *flags, second=()):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -209,7 +209,7 @@ class Ranks:
             place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
             self.processes.append(
                 subprocess.Popen(
-                    command,
+                    [*command, *(second if rank else ())],
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,
@@ -231,8 +231,8 @@ class Ranks:
         return [(p.returncode, *texts) for p, texts in zip(self.processes, told, strict=True)]
 
 
-def run_ranks(data, out, *flags):
-    with Ranks(data, out, *flags) as both:
+def run_ranks(data, out, *flags, **more):
+    with Ranks(data, out, *flags, **more) as both:
         return both.end()
 
 
@@ -311,6 +311,15 @@ def test_an_error_of_one_rank_ends_all_with_its_line(data, tmp_path):
     assert f"{image}: " in lines[0]
     assert "error" not in ended[1][2]
     assert all("Traceback" not in err for _, _, err in ended)
+
+
+def test_flags_that_decide_when_ranks_meet_must_be_equal(data, tmp_path):
+    ended = run_ranks(data, tmp_path, *SAME, second=["--log-every", "2"])
+    assert [code for code, _, _ in ended] == [1, 1]
+    error = ended[0][2].strip().splitlines()[-1]
+    assert "process 1 on " in error
+    assert " has another --log-every than process 0 on " in error
+    assert "(2 and 1); all need the same flags" in error
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused(data, tmp_path, capsys, monkeypatch):
