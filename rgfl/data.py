@@ -395,6 +395,22 @@ class Batch:
             for first in range(0, parts * size, size)
         ]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For the way from a worker: one tensor and not two more a tile, as each is a file held open."""
+        return {
+            "images": self.images,
+            "boxes": torch.cat(self.boxes).numpy(),
+            "labels": torch.cat(self.labels).numpy(),
+            "counts": [len(part) for part in self.boxes],
+            "names": self.names,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        counts = state.pop("counts")
+        for name in ("boxes", "labels"):
+            state[name] = list(torch.from_numpy(state[name]).split(counts))
+        self.__dict__.update(state)
+
     def pin_memory(self) -> Batch:
         """For the DataLoader."""
         return Batch(

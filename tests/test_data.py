@@ -329,6 +329,26 @@ def test_a_batch_in_parts(folder):
 # ------------------------------------------------------------------------------------------------ workers
 
 
+@pytest.mark.parametrize("counts", [(2, 0, 3), (0, 1), (0, 0)])
+def test_a_batch_travels_from_a_worker_as_one_tensor(counts):
+    """It was two a tile and one: 300 tiles were too many open files, and the training waited for ever."""
+    batch = Batch(
+        torch.zeros((len(counts), 4, 4, 3), dtype=torch.uint8),
+        [torch.full((count, 5), float(number)) for number, count in enumerate(counts)],
+        [torch.full((count,), number) for number, count in enumerate(counts)],
+        [f"P{number}" for number in range(len(counts))],
+    )
+    assert sum(isinstance(value, torch.Tensor) for value in batch.__getstate__().values()) == 1
+    there = pickle.loads(pickle.dumps(batch))
+    assert torch.equal(there.images, batch.images)
+    assert there.names == batch.names
+    for ours, theirs in ((batch.boxes, there.boxes), (batch.labels, there.labels)):
+        assert len(ours) == len(theirs)
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.dtype == b.dtype
+            assert torch.equal(a, b)
+
+
 def test_tiles_travel_to_a_worker_without_pixels_and_are_the_same_there(folder):
     for data in (SMALL, DataConfig(tile_size=128, stride=64, windows="grid")):
         here = tiles_of(folder, data, augment=BUSY)
