@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from rgfl import boxes
 from rgfl.augment import about, map_pixels, map_points, map_round, random_color, random_turn
@@ -431,13 +431,23 @@ class Batch:
 
 
 def collate(tiles: Sequence[Tile | Exception]) -> Batch | Exception:
-    """Stack tiles; the first error among them takes their place."""
+    """Stack tiles, in a worker into shared memory; the first error takes their place."""
     for tile in tiles:
         if isinstance(tile, Exception):
             return tile
     good = [tile for tile in tiles if isinstance(tile, Tile)]
+    images = torch.from_numpy(np.stack([tile.image for tile in good]))
+    if get_worker_info() is not None:
+        # Here and not by the queue, in whose thread an error loses the batch and is waited for without end.
+        try:
+            images.share_memory_()
+        except RuntimeError as error:
+            return DataError(
+                f"no shared memory for {images.nbytes / 1e6:.0f} MB of tiles ({error}): use fewer --workers, "
+                "or give the container more (docker run --shm-size 16g)"
+            )
     return Batch(
-        torch.from_numpy(np.stack([tile.image for tile in good])),
+        images,
         [torch.from_numpy(tile.boxes) for tile in good],
         [torch.from_numpy(tile.labels) for tile in good],
         [tile.name for tile in good],

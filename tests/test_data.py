@@ -375,6 +375,23 @@ def test_a_large_data_set_is_a_small_pickle():
     assert len(pickle.dumps(tiles)) < numbers + 5000 * 100
 
 
+def test_a_worker_that_finds_no_shared_memory_says_so(folder, monkeypatch):
+    """Docker gives 64 MB. torch told it in a thread of the worker, and the training waited for ever."""
+    good = [tiles_of(folder)[0, 0]]
+    assert not collate(good).images.is_shared()
+    monkeypatch.setattr("rgfl.data.get_worker_info", lambda: object())
+    assert collate(good).images.is_shared()
+
+    def full(_tensor):
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    error = collate(good)
+    assert isinstance(error, DataError)
+    for words in ("No space left on device", "--workers", "--shm-size"):
+        assert words in str(error)
+
+
 class Stuck:
     """Tiles of which the second never comes."""
 
