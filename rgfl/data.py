@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 from collections import OrderedDict
@@ -460,6 +461,27 @@ def collate(tiles: Sequence[Tile | Exception]) -> Batch | Exception:
 KILLED_WITHIN = 10.0  # seconds; only a process that the kernel cannot stop takes longer
 
 
+class _Sent:
+    """Tiles on their way to worker processes: pickled once, in shared memory.
+
+    Down the pipe of a process that begins, those of a large data set would be read only after its imports,
+    seconds later, and until then the next process would not begin.
+    """
+
+    def __init__(self, tiles: Tiles) -> None:
+        self._tiles = tiles
+        self._pickled = torch.frombuffer(bytearray(pickle.dumps(tiles)), dtype=torch.uint8).share_memory_()
+
+    def __getitem__(self, key: tuple[int, int]) -> Tile | Exception:
+        return self._tiles[key]
+
+    def __getstate__(self) -> torch.Tensor:
+        return self._pickled
+
+    def __setstate__(self, pickled: torch.Tensor) -> None:
+        self._tiles = pickle.loads(pickled.numpy().tobytes())
+
+
 class Loader:
     """Batches of the keys of `Tiles`, in their order, made by worker processes or, with none, here.
 
@@ -471,7 +493,7 @@ class Loader:
         self, tiles: Tiles, keys: Iterable[list[tuple[int, int]]], workers: int, pin_memory: bool = False
     ) -> None:
         loader: DataLoader = DataLoader(
-            tiles,  # type: ignore[arg-type]
+            _Sent(tiles) if workers else tiles,  # type: ignore[arg-type]
             batch_sampler=keys,
             collate_fn=collate,
             num_workers=workers,

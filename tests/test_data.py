@@ -3,6 +3,8 @@
 import multiprocessing
 import pickle
 import time
+from multiprocessing import resource_sharer
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import cv2
@@ -18,6 +20,7 @@ from rgfl.data import (
     Loader,
     Picture,
     Tiles,
+    _Sent,
     batches,
     collate,
     list_windows,
@@ -364,15 +367,29 @@ def test_tiles_travel_to_a_worker_without_pixels_and_are_the_same_there(folder):
         assert len(here._cache) > 0  # those of this process stay
 
 
-def test_a_large_data_set_is_a_small_pickle():
+def many_pictures():
     rng = np.random.default_rng(0)
     pictures = []
     for index in range(5000):
         objects = Objects(rng.uniform(0, 128, (4, 8)), np.zeros(4, np.int32), np.zeros(4, np.int32))
         pictures.append(Picture(f"P{index}", Path(f"/data/train/images/P{index}.png"), 128, 128, objects))
-    tiles = Tiles(pictures, ("ship",), SMALL, PLAIN, seed=0)
+    return Tiles(pictures, ("ship",), SMALL, PLAIN, seed=0)
+
+
+def test_a_large_data_set_is_a_small_pickle():
+    tiles = many_pictures()
     numbers = 5000 * 4 * (8 * 8 + 4 + 4)
     assert len(pickle.dumps(tiles)) < numbers + 5000 * 100
+
+
+def test_a_worker_begins_without_waiting_for_the_one_before():
+    """All went down each worker's pipe, which holds 64 kB and is read after seconds of imports."""
+    tiles = many_pictures()
+    sent = ForkingPickler.dumps(_Sent(tiles))
+    assert len(sent) < 2000
+    there = ForkingPickler.loads(sent)
+    resource_sharer.stop()
+    assert there._tiles.windows == tiles.windows
 
 
 def test_a_worker_that_finds_no_shared_memory_says_so(folder, monkeypatch):
