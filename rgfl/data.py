@@ -20,7 +20,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
+from multiprocessing import connection, resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -516,6 +516,10 @@ class Loader:
         """The next batch, or the error that stands in its place."""
         assert self._batches is not None
         return next(self._batches)
+
+    def lost(self) -> bool:
+        """Whether a worker has ended. For after an error: its pipes break a moment before."""
+        return bool(self._workers and connection.wait([worker.sentinel for worker in self._workers], 1.0))
 
     def close(self) -> None:
         """End the workers: asked first, then killed, since one that hangs would hang Python's exit too."""

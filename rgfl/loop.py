@@ -429,7 +429,13 @@ def _train(
             f"out of GPU memory with --batch {schedule.batch} tiles of --tile-size {recipe.data.tile_size}; "
             "try --accumulate, --checkpoint-activations or --amp bf16, or lower one of them"
         ) from error
-    except RuntimeError as error:
+    except (RuntimeError, ConnectionError, EOFError) as error:  # a worker's end is found in many ways
+        if loader is not None and loader.lost():
+            raise TrainingError(
+                f"a process that prepares tiles has ended ({' '.join(str(error).split())}): was there no "
+                "memory left? Use fewer --workers, a smaller --cache-mb, or cut the images with "
+                "rgfl.dota.tiling; the same command goes on from last.pt"
+            ) from error
         if not ranks.lost(error):
             raise
         raise TrainingError("another process of this run has ended; its own lines say why") from error

@@ -81,7 +81,7 @@ class Ranks:
         """Whether this process is the one that writes."""
         return self.rank == 0
 
-    def lost(self, error: RuntimeError) -> bool:
+    def lost(self, error: Exception) -> bool:
         """Whether an error says that another process has gone."""
         return not self.alone and (isinstance(error, dist.DistError) or "gloo" in str(error))
 

@@ -307,6 +307,23 @@ def test_a_log_that_finds_no_room_is_told_in_one_line(data, tmp_path, capsys, mo
     assert f"error: {tmp_path}: No space left on device; with room made, the same command goes on" in error
 
 
+def test_a_worker_that_is_killed_is_told_in_one_line(data, tmp_path, capsys, monkeypatch):
+    """As the kernel does where images of 20,000 pixels a side fill the memory."""
+    honest = loop._write
+
+    def kill(log, **record):
+        honest(log, **record)
+        for worker in multiprocessing.active_children() if record["kind"] == "step" else ():
+            worker.kill()
+
+    monkeypatch.setattr(loop, "_write", kill)
+    assert run(data, tmp_path, "--workers", "1", "--epochs", "100") == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "error: a process that prepares tiles has ended (" in error
+    assert "Use fewer --workers" in error
+    assert not multiprocessing.active_children()
+
+
 def test_the_log_says_how_much_memory_and_waiting_a_step_takes(whole):
     for line in (whole / "log.jsonl").read_text().splitlines():
         record = json.loads(line)
