@@ -129,7 +129,7 @@ class RunConfig:
     checkpoint_activations: bool = False
     # keep fewer activations and compute them again in the backward pass: less memory, a third more time
     compile: bool = False  # torch.compile of the network: quicker steps after minutes at the start
-    cache_mb: int = 512  # decoded images that each of these processes keeps, MB
+    cache_mb: int = 512  # decoded images that each of the --workers keeps, MB
     log_every: int = 20  # steps between lines of log.jsonl and points of TensorBoard
     checkpoint_minutes: float = 10.0  # time between writes of last.pt, besides every end of an epoch
     max_minutes: float = 0.0  # stop after this time, resumable; 0: no limit

@@ -26,8 +26,10 @@ several GPUs or machines:
   torchrun --nproc-per-node 8 -m rgfl.train --recipe NAME --data DIR --out DIR
   torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m rgfl.train …
 
---batch is of all processes together and stays what it is, so the losses are those of one process. --data and
---out must be on a file system that every machine sees. A run may go on with another number of processes."""
+--batch is of all processes together and stays what it is, so the losses are those of one process. It must be
+a multiple of their number: where a recipe's is too small, give a larger one, and an --lr that suits it.
+--data and --out must be on a file system that every machine sees. A run may go on with another number of
+processes."""
 
 
 def parse(argv: Sequence[str] | None = None) -> tuple[Recipe, argparse.Namespace]:

@@ -17,7 +17,8 @@ class ModelConfig:
 
     backbone: str = "resnet50.tv_in1k"  # timm model name
     pretrained: bool = True  # ImageNet weights from timm's hub; ignored where `weights` is given
-    weights: str = ""  # local file of backbone weights (.safetensors, .pth: read without pickle code)
+    weights: str = ""
+    # backbone weights: a file (.safetensors, .pth: read without pickle code) or an installed package with one
     frozen_stages: int = 1  # backbone: 0 freezes nothing, 1 the stem and the first stage, and so on
     norm_eval: bool = True  # backbone: BatchNorm keeps its ImageNet statistics
     neck_channels: int = 256  # channels of every FPN level
