@@ -206,7 +206,8 @@ def _train(
         model.checkpoint_activations()
     network: Any = model
     if not ranks.alone:
-        network = DistributedDataParallel(model, [device] if on_cuda else None, broadcast_buffers=False)
+        network = DistributedDataParallel(model, [device] if on_cuda else None)
+        network.broadcast_buffers = False  # here, as newer versions of torch warn of the argument
     unsynchronised = contextlib.nullcontext if ranks.alone else network.no_sync
     if run.compile:
         network = torch.compile(network)

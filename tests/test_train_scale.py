@@ -249,6 +249,7 @@ def test_torchrun_gives_the_losses_of_one_process(data, whole, tmp_path):
     )  # the first process alone speaks
     assert done.stdout.count("6 steps done; detector:") == 1
     assert "warning" not in done.stdout
+    assert "FutureWarning" not in done.stderr
     ours, theirs = (checkpoint.load(out / "last.pt")["weights"] for out in (tmp_path, whole))
     for key in theirs:
         torch.testing.assert_close(ours[key], theirs[key], rtol=1e-3, atol=1e-4)
