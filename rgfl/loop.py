@@ -147,7 +147,6 @@ def _train(
     scaler = torch.amp.GradScaler("cuda", enabled=amp is torch.float16)
     if on_cuda:
         torch.backends.cudnn.benchmark = True
-        torch.set_float32_matmul_precision("high")
 
     # --- where to begin
     step, evaluated, best = 0, 0, -1.0
@@ -592,7 +591,11 @@ def _open_log(out: Path, step: int, evaluated: int) -> TextIO:
 
 
 def _write(log: TextIO | None, **record: Any) -> None:
+    """A line; JSON knows no infinity, which FP16's gradients may have."""
     if log is not None:
+        for name, value in record.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                record[name] = None
         log.write(json.dumps({**record, "time": round(time.time(), 2)}, ensure_ascii=False) + "\n")
 
 

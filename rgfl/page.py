@@ -213,7 +213,8 @@ def _learning(run: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> str
     at = np.array([record["step"] for record in steps], np.float64)
 
     def line(key: str, name: str, colour: int, kind: Literal["noisy", "exact"] = "noisy") -> Line:
-        return Line(name, colour, at, np.array([record.get(key, math.nan) for record in steps]), kind)
+        values = np.array([record.get(key) for record in steps], np.float64)  # None is NaN
+        return Line(name, colour, at, values, kind)
 
     parts = [key for key in dict.fromkeys(key for record in steps for key in record) if key[:5] == "loss_"]
     charts = [chart("loss", [line("loss", "loss", 0)])]

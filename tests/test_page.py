@@ -282,6 +282,19 @@ def test_pictures_stay_when_the_curves_are_drawn_anew_and_go_with_their_run(tmp_
     assert "<h2>Worst mistakes</h2>" not in page.write(tmp_path).read_text()
 
 
+def test_a_norm_that_overflowed_is_a_gap(tmp_path):
+    make_log(tmp_path)
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    first = next(index for index, line in enumerate(lines) if '"step_s"' in line)
+    record = json.loads(lines[first])
+    assert "grad_norm" in record
+    lines[first] = json.dumps({**record, "grad_norm": None})
+    (tmp_path / "log.jsonl").write_text("\n".join(lines) + "\n")
+    text = page.write(tmp_path).read_text()
+    assert "gradient norm" in text
+    assert "nan" not in text.lower()
+
+
 def test_what_cannot_be_drawn_is_told_in_a_line_and_leaves_the_page(tmp_path, one):
     make_log(tmp_path)
     told = page.draw(tmp_path, one)
