@@ -1,16 +1,13 @@
 """The ablation script: its variants are recipes, its table arithmetic; what is done is not repeated."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
+from benchmark_scripts import imported
 
 from rgfl import train
 from rgfl.recipes import RECIPES
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "ablation.py"
 FLAGS = """
     --backbone test_efficientnet --weights= --no-pretrained --frozen-stages 0 --no-norm-eval
     --neck-channels 16 --head-channels 16 --head-convs 1 --tile-size 128 --test-size 128 --test-stride 64
@@ -21,14 +18,8 @@ TINY = FLAGS.split()
 
 @pytest.fixture(scope="module")
 def ablation():
-    spec = importlib.util.spec_from_file_location("ablation", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["ablation"] = module  # its dataclass asks for it
-    try:
-        spec.loader.exec_module(module)
+    with imported("ablation") as module:
         yield module
-    finally:
-        del sys.modules["ablation"]
 
 
 OWN = {"gfl": set(), "gfl-quality": {"quality"}, "gfl-no-dfl": {"dfl_loss_weight", "angle_loss_weight"}}

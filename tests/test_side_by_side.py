@@ -1,12 +1,11 @@
 """The comparison with others: equal tiles, one merge, one table. Their own packages are not needed here."""
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmark_scripts import imported
 
 from rgfl import train
 from rgfl.detections import Detections
@@ -14,7 +13,6 @@ from rgfl.dota import synthetic
 from rgfl.dota.images import find_images
 from rgfl.dota.labels import find_classes
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "side_by_side.py"
 CIRCUMSTANCES = {
     "date": "2026-01-02T03:04:05+00:00",
     "hardware": {"cpu": "A CPU", "cores": 2},
@@ -26,14 +24,8 @@ CIRCUMSTANCES = {
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("side_by_side", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["side_by_side"] = module  # its dataclasses ask for it
-    try:
-        spec.loader.exec_module(module)
+    with imported("side_by_side") as module:
         yield module
-    finally:
-        del sys.modules["side_by_side"]
 
 
 @pytest.fixture(scope="module")
