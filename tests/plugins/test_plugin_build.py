@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
 import shutil
 import stat
 import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmark_scripts import imported
 
 from rgfl.plugins import LIBRARY, attributes, build
 from rgfl.plugins.build import ARCHITECTURES, BuildError, Toolchain
@@ -138,18 +138,12 @@ def test_a_failed_build_leaves_the_old_library(bare: Path, monkeypatch: pytest.M
 
 
 @pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """benchmarks/bench_rotated_nms.py, as if there were a GPU of compute capability 9.0."""
     torch = pytest.importorskip("torch", reason="the benchmark needs PyTorch")
-    script = build.HERE.parent / "benchmarks" / "bench_rotated_nms.py"
-    spec = importlib.util.spec_from_file_location("bench_rotated_nms", script)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "bench_rotated_nms", module)  # its dataclass asks for it
-    spec.loader.exec_module(module)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    return module
+    with imported("bench_rotated_nms") as module:
+        yield module
 
 
 def test_the_benchmark_finds_the_cuda_runtime_in_pypi_s_layout(
