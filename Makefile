@@ -78,11 +78,13 @@ $(DEMO)/model-int8.onnx: $(DEMO)/model.onnx
 
 $(DEMO)/model-int8-cpu.onnx: $(DEMO)/model-int8.onnx ;
 
-# Built by TensorRT where there is a GPU, else by TensorRT for RTX, which needs none.
-$(DEMO)/model.engine $(DEMO)/model.fp16.engine: $(DEMO)/model.onnx
+# Built by TensorRT where it and a GPU are, with RotatedNMS inside, else by TensorRT for RTX, which needs none.
+ENGINE_PLUGIN := $(if $(wildcard $(VENV)/lib/python*/site-packages/tensorrt/__init__.py),$(PLUGIN))
+
+$(DEMO)/model.engine $(DEMO)/model.fp16.engine: $(DEMO)/model.onnx $(ENGINE_PLUGIN)
 	$(PY) export/to_trt.py $< $(if $(findstring fp16,$@),--fp16) --out $@
 
-$(DEMO)/model-int8.engine: $(DEMO)/model-int8.onnx
+$(DEMO)/model-int8.engine: $(DEMO)/model-int8.onnx $(ENGINE_PLUGIN)
 	$(PY) export/to_trt.py $< --int8 --out $@
 
 ENGINES := $(addprefix $(DEMO)/,model.engine model.fp16.engine model-int8.engine)
