@@ -292,7 +292,7 @@ class Ultralytics(Contender):
         found = {}
         for path in (out / "found" / "labels").glob("*.txt"):
             rows = np.loadtxt(path, ndmin=2)
-            quads = rows[:, 1:9].reshape(-1, 4, 2) * SIZE
+            quads = rows[:, 1:9] * SIZE
             found[path.stem] = _detections(boxes.from_quads(quads), rows[:, 9], rows[:, 0])
         return found
 
