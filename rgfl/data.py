@@ -441,12 +441,9 @@ def collate(tiles: Sequence[Tile | Exception]) -> Batch | Exception:
     if get_worker_info() is not None:
         # Here and not by the queue, in whose thread an error loses the batch and is waited for without end.
         try:
-            images.share_memory_()
-        except RuntimeError as error:
-            return DataError(
-                f"no shared memory for {images.nbytes / 1e6:.0f} MB of tiles ({error}): use fewer --workers, "
-                "or give the container more (docker run --shm-size 16g)"
-            )
+            _share(images, "tiles")
+        except DataError as error:
+            return error
     return Batch(
         images,
         [torch.from_numpy(tile.boxes) for tile in good],
@@ -456,6 +453,21 @@ def collate(tiles: Sequence[Tile | Exception]) -> Batch | Exception:
 
 
 # ------------------------------------------------------------------------------------------------ workers
+
+
+def _share(tensor: torch.Tensor, what: str) -> None:
+    """Move it into shared memory.
+
+    Raises:
+        DataError: there is too little.
+    """
+    try:
+        tensor.share_memory_()
+    except RuntimeError as error:
+        raise DataError(
+            f"no shared memory for {tensor.nbytes / 1e6:.0f} MB of {what} ({error}): use fewer --workers, or "
+            "give the container more (docker run --shm-size 16g)"
+        ) from error
 
 
 KILLED_WITHIN = 10.0  # seconds; only a process that the kernel cannot stop takes longer
@@ -470,7 +482,8 @@ class _Sent:
 
     def __init__(self, tiles: Tiles) -> None:
         self._tiles = tiles
-        self._pickled = torch.frombuffer(bytearray(pickle.dumps(tiles)), dtype=torch.uint8).share_memory_()
+        self._pickled = torch.frombuffer(bytearray(pickle.dumps(tiles)), dtype=torch.uint8)
+        _share(self._pickled, "labels")
 
     def __getitem__(self, key: tuple[int, int]) -> Tile | Exception:
         return self._tiles[key]

@@ -407,6 +407,8 @@ def test_a_worker_that_finds_no_shared_memory_says_so(folder, monkeypatch):
     assert isinstance(error, DataError)
     for words in ("No space left on device", "--workers", "--shm-size"):
         assert words in str(error)
+    with pytest.raises(DataError, match=r"of labels .*No space left"):  # before the first worker
+        Loader(tiles_of(folder), [[(0, 0)]], 1)
 
 
 class Stuck:
