@@ -432,13 +432,13 @@ def merged(found: Mapping[str, Detections]) -> dict[str, Detections]:
     return {image: merge(of_image, MERGE_IOU) for image, of_image in parts.items()}
 
 
-def report(work: Path, out: Path | None) -> None:
+def report(work: Path, out: Path | None, remarks: Sequence[str] = ()) -> None:
     """Both tables of what has been measured so far."""
     timed = [json.loads(path.read_text()) for path in sorted(work.glob("step-*.json"))]
     learned = [json.loads(path.read_text()) for path in sorted(work.glob("learn-*.json"))]
     if not timed and not learned:
         raise errors.InputError(f"--work {work}: nothing measured yet; run `step` and `learn` first")
-    record = {**(learned + timed)[-1]["circumstances"], "step": [], "learn": learned}
+    record = {**(learned + timed)[-1]["circumstances"], "step": [], "learn": learned, "remarks": [*remarks]}
     for group, members in _groups(STEP):
         first: list[float] = []
         for contender in members:
@@ -465,6 +465,8 @@ def describe(record: Mapping[str, Any]) -> str:
         "",
         f"{hardware['cpu']}, {hardware['cores']} cores, no GPU; torch {versions['torch']}, {others}; tiles "
         f"of {SIZE}², {record['threads']} threads and one worker process each.",
+        "",
+        *(__doc__ or "").split("\n\n")[1].split("\n"),
         "",
         "## Seconds a step",
         "",
@@ -502,7 +504,9 @@ def describe(record: Mapping[str, Any]) -> str:
             cells = [row["name"], row["note"], *(f"{100 * value:.1f}" for value in [*means, *at["0.75"]])]
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
-    return "\n".join([*lines, *(__doc__ or "").strip().split("\n\n")[2:], ""])
+    for text in [*(__doc__ or "").strip().split("\n\n")[2:], *record["remarks"]]:
+        lines += [text, ""]
+    return "\n".join(lines)
 
 
 def _groups(contenders: tuple[Contender, ...]) -> list[tuple[str, list[Contender]]]:
@@ -554,13 +558,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--steps", type=int, metavar="N", help="a training (default: 12 of step, 400 of learn)"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="of report: dated JSON and Markdown file")
+    parser.add_argument(
+        "--remark", action="append", default=[], metavar="TEXT", help="of report: a line more"
+    )
     arguments = parser.parse_args(argv)
     return errors.run("side_by_side", lambda: run(arguments))
 
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.what == "report":
-        report(arguments.work, arguments.out)
+        report(arguments.work, arguments.out, arguments.remark)
         return 0
     if arguments.data is None:
         raise errors.InputError("--data DIR is missing")

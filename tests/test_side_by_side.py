@@ -105,9 +105,11 @@ def test_the_table_compares_within_a_round(script, tmp_path, capsys):
         "circumstances": CIRCUMSTANCES,
     }  # fmt: skip
     (tmp_path / "learn-x.json").write_text(json.dumps(learned))
-    assert not script.main(["report", "--work", str(tmp_path), "--out", str(tmp_path / "out")])
+    words = ["report", "--work", str(tmp_path), "--out", str(tmp_path / "out"), "--remark", "One run."]
+    assert not script.main(words)
     text = (tmp_path / "out" / "2026-01-02-side-by-side-a-cpu-2-cores.md").read_text()
     assert f"| {ours.name} | 2 | {ours.note} | 2.40 | 0.60 (0.50 to 0.60) |" in text
+    assert text.endswith("\nOne run.\n")
     # A class without an object in val counts for nothing.
     assert f"| {script.LEARN[1].name} | n | 50.0 | 75.0 | 72.5 | 75.0 |" in text
 
