@@ -11,7 +11,9 @@ after round, and compares within a round, because a machine's pace drifts. `lear
 same number of steps from the same ImageNet weights where the networks allow it, then finds the objects of
 every val tile, merges and scores them with one code, the official evaluation. What is done is not repeated.
 
-Nothing of the others is changed but what a CPU or the comparison demands; each row says what.
+Of the others only that is changed which a CPU or the comparison demands. mmrotate gets rgfl's differentiable
+rotated IoU, as its own is compiled for CUDA alone, warms up over 50 steps, as rgfl does here, and leaves the
+tiles' size as it is. Ultralytics moves its weights after every batch (nbs), and evaluates at the end alone.
 """
 
 from __future__ import annotations
@@ -265,8 +267,7 @@ class Ultralytics(Contender):
         epochs = max(3, round(steps / per_epoch))
         words = ["train", f"data={place.yolo / 'data.yaml'}", f"imgsz={SIZE}", f"batch={self.batch}"]
         words += [f"nbs={self.batch}", f"epochs={epochs}", f"fraction={share}", "device=cpu", "workers=1"]
-        words += ["val=False"]
-        words += ["plots=False", f"project={out.parent}", f"name={out.name}", "exist_ok=True"]
+        words += ["val=False", "plots=False", f"project={out.parent}", f"name={out.name}", "exist_ok=True"]
         self._yolo(place, [*words, *self.flags], out.with_suffix(".log"))
         with (out / "results.csv").open() as file:
             ends = [float(row["time"]) for row in csv.DictReader(file, skipinitialspace=True)]
@@ -274,20 +275,9 @@ class Ultralytics(Contender):
         return [(end - start) / of_epoch for start, end in zip([0.0, *ends], ends, strict=False)]
 
     def detect(self, place: Place, out: Path) -> dict[str, Detections]:
-        words = [
-            "predict",
-            f"model={out / 'weights' / 'last.pt'}",
-            f"source={place.tiles / 'val' / 'images'}",
-        ]
-        words += [
-            f"imgsz={SIZE}",
-            "conf=0.01",
-            "max_det=1000",
-            "save_txt=True",
-            "save_conf=True",
-            "save=False",
-        ]
-        words += ["device=cpu", f"project={out}", "name=found", "exist_ok=True"]
+        words = ["predict", f"model={out / 'weights' / 'last.pt'}", f"imgsz={SIZE}", "device=cpu"]
+        words += [f"source={place.tiles / 'val' / 'images'}", "conf=0.01", "max_det=1000", "save=False"]
+        words += ["save_txt=True", "save_conf=True", f"project={out}", "name=found", "exist_ok=True"]
         self._yolo(place, words, out.parent / f"{out.name}-test.log")
         found = {}
         for path in (out / "found" / "labels").glob("*.txt"):
@@ -442,8 +432,7 @@ def report(work: Path, out: Path | None, remarks: Sequence[str] = ()) -> None:
     for group, members in _groups(STEP):
         first: list[float] = []
         for contender in members:
-            slug = re.compile(rf"{re.escape(_slug(contender))}")
-            seconds = [one["seconds"] for one in timed if slug.fullmatch(one["slug"])]
+            seconds = [one["seconds"] for one in timed if one["slug"] == _slug(contender)]
             if not seconds:
                 continue
             first = first or seconds
