@@ -227,6 +227,12 @@ class Tiles:
         self._cache: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
         self._cache_left = cache_mb * 10**6
 
+    def too_large_for_the_cache(self) -> list[Picture]:
+        """Pictures that are decoded anew for every window, the largest first; none if there is no cache."""
+        room = self._cache_left + sum(image.nbytes for image in self._cache.values())
+        large = [one for one in self.pictures if 0 < room < 3 * one.height * one.width]
+        return sorted(large, key=lambda one: -one.height * one.width)
+
     def __getstate__(self) -> dict[str, Any]:
         """For worker processes: a few large arrays in place of many small ones, and no pixels."""
         objects = [picture.objects for picture in self.pictures]

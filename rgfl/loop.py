@@ -182,6 +182,12 @@ def _train(
         warnings.append(
             f"val has no object that counts of {', '.join(absent)}: AP 0 in the means, by the official rule"
         )
+    if large := tiles.too_large_for_the_cache():
+        size = 3e-6 * large[0].height * large[0].width
+        warnings.append(
+            f"{len(large)} of the images do not fit into --cache-mb {run.cache_mb}, such as {large[0].name} "
+            f"with {size:.1f} MB: each is decoded anew for every window; cut them first, by rgfl.dota.tiling"
+        )
     if training_batchnorms(model) and not ranks.alone:
         if on_cuda:
             synchronise(model)

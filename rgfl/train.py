@@ -29,7 +29,8 @@ several GPUs or machines:
 --batch is of all processes together and stays what it is, so the losses are those of one process. It must be
 a multiple of their number: where a recipe's is too small, give a larger one, and an --lr that suits it.
 --data and --out must be on a file system that every machine sees. A run may go on with another number of
-processes."""
+processes. Where machines do not find each other, name their network card in GLOO_SOCKET_IFNAME and
+NCCL_SOCKET_IFNAME."""
 
 
 def parse(argv: Sequence[str] | None = None) -> tuple[Recipe, argparse.Namespace]:

@@ -1,5 +1,6 @@
 """What a training folder holds, what is wrong with it, which tiles come out, and who makes them."""
 
+import dataclasses
 import multiprocessing
 import pickle
 import time
@@ -282,6 +283,10 @@ def test_the_cache_keeps_what_fits(folder):
     none = Tiles(tiles.pictures, ("plane", "ship"), SMALL, PLAIN, 0, cache_mb=0)
     none.tile(0, 0)
     assert not none._cache
+    assert not none.too_large_for_the_cache()  # nothing fits, as was asked for
+    assert not tiles.too_large_for_the_cache()
+    tiles.pictures[1] = dataclasses.replace(tiles.pictures[1], height=600, width=600)  # 1.08 MB
+    assert [picture.name for picture in tiles.too_large_for_the_cache()] == ["small"]
 
 
 # -------------------------------------------------------------------------------------------- batches

@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -72,6 +73,16 @@ def test_classes_that_val_lacks_are_named_before_the_first_step(data, tmp_path, 
     assert run(train, tmp_path / "out", "--epochs", "0.25") == 0
     printed = capsys.readouterr().out
     assert "warning: val has no object that counts of ship, harbor: AP 0 in the means" in printed
+
+
+def test_images_too_large_for_the_cache_are_told(data, tmp_path, capsys):
+    train = shutil.copytree(data, tmp_path / "data")
+    assert cv2.imwrite(str(train / "train" / "images" / "0.png"), np.full((600, 700, 3), 60, np.uint8))
+    assert run(train, tmp_path / "out", "--epochs", "0.25", "--eval-every", "0", "--cache-mb", "1") == 0
+    told = (
+        "warning: 1 of the images do not fit into --cache-mb 1, such as 0 with 1.3 MB: each is decoded anew"
+    )
+    assert told in capsys.readouterr().out
 
 
 def test_the_detector_of_a_run_is_slim_and_finds_through_its_spec(whole):
