@@ -6,6 +6,7 @@ see emulator/cuda_runtime.h), on any machine; and on the GPU where there is one.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -359,7 +360,8 @@ def test_compute_sanitizer_finds_nothing(gpu: OnGpu, tool: str) -> None:
         command += ["--report-api-errors", "no"]
     command += ["--launch-timeout", "120"]  # until CUDA's first call; PyTorch is imported meanwhile
     command += [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", __file__, "-k", tests]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
+    variables = {**os.environ, "RGFL_PLAIN_EXIT": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500, env=variables)
     if "Device not supported" in done.stdout + done.stderr:
         pytest.skip("compute-sanitizer does not support this machine's virtualised device")
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
