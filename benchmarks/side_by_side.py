@@ -32,7 +32,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from tqdm import tqdm
@@ -105,6 +105,8 @@ class Contender(ABC):
     note: str = ""
     flags: tuple[str, ...] = ()
     group: str = field(kw_only=True)  # rows of a group are compared with its first
+    needs: ClassVar[str] = ""  # whose interpreter it runs in, if not ours
+    settled: ClassVar[slice] = slice(3, None)  # of `train`: the first steps allocate and compile
 
     @abstractmethod
     def train(self, place: Place, out: Path, steps: int) -> list[float]:
@@ -146,6 +148,7 @@ class Ours(Contender):
 class Mmrotate(Contender):
     """Its Rotated ATSS by its own tools."""
 
+    needs = "mmrotate"
     model: Mapping[str, Any] = field(kw_only=True)  # on top of the published configuration
 
     def train(self, place: Place, out: Path, steps: int) -> list[float]:
@@ -172,7 +175,7 @@ class Mmrotate(Contender):
         }
 
     def _tool(self, place: Place, name: str, arguments: list[str], log: Path) -> None:
-        python = place.interpreters["mmrotate"]
+        python = place.interpreters[self.needs]
         find = "import mmrotate, pathlib; print(pathlib.Path(mmrotate.__file__).parent / '.mim' / 'tools')"
         tools = subprocess.run([python, "-c", find], check=True, capture_output=True, text=True).stdout
         place.call([python, str(Path(tools.strip()) / f"{name}.py"), *arguments], log)
@@ -261,6 +264,9 @@ class Mmrotate(Contender):
 class Ultralytics(Contender):
     """By its command line; `flags` are its words, the model first."""
 
+    needs = "ultralytics"
+    settled = slice(1, -1)  # it tells the mean of each epoch, and validates in the last one
+
     def train(self, place: Place, out: Path, steps: int) -> list[float]:
         per_epoch = steps_per_epoch(place.train_tiles, self.batch)
         share = min(1.0, steps / per_epoch)  # of the tiles, where one epoch is too long
@@ -287,7 +293,7 @@ class Ultralytics(Contender):
         return found
 
     def _yolo(self, place: Place, words: list[str], log: Path) -> None:
-        python = place.interpreters["ultralytics"]
+        python = place.interpreters[self.needs]
         place.call([str(Path(python).with_name("yolo")), "obb", *words], log)
 
 
@@ -345,9 +351,10 @@ def prepare(data: Path, place: Place) -> None:
     command = ["--data", str(data), "--out", str(cut), "--size", str(SIZE), "--stride", str(STRIDE)]
     if tiling.main([*command, "--cut", "whole", "--keep-empty"]):
         raise errors.InputError(f"--data {data} cannot be tiled")
+    mark = f" {tiling.DIFFICULT_CUT}"
     for split in ("train", "val"):
         for label in sorted((cut / split / "labelTxt").glob("*.txt")):
-            lines = [line for line in label.read_text().splitlines() if not line.endswith(" 2")]
+            lines = [line for line in label.read_text().splitlines() if not line.endswith(mark)]
             if split == "train" and not lines:
                 continue
             image = cut / split / "images" / f"{label.stem}.png"
@@ -375,10 +382,11 @@ def step(place: Place, rounds: int, steps: int) -> None:
             out = place.work / "runs" / result.stem
             shutil.rmtree(out, ignore_errors=True)
             seconds = contender.train(place, out, steps)
-            # The first steps allocate and compile. Ultralytics tells the mean of each epoch, and validates in
-            # the last one.
-            rest = seconds[1:-1] if isinstance(contender, Ultralytics) else seconds[3:]
-            record = {"name": contender.name, "seconds": statistics.median(rest), "all": seconds}
+            record = {
+                "name": contender.name,
+                "seconds": statistics.median(seconds[contender.settled]),
+                "all": seconds,
+            }
             atomic.write_text(result, json.dumps({**record, **_facts(contender, place)}))
 
 
@@ -505,10 +513,7 @@ def _groups(contenders: tuple[Contender, ...]) -> list[tuple[str, list[Contender
 
 def _known(contenders: tuple[Contender, ...], place: Place) -> list[Contender]:
     """Those whose interpreter was given."""
-    needs = {Mmrotate: "mmrotate", Ultralytics: "ultralytics"}
-    return [
-        one for one in contenders if needs.get(type(one)) is None or needs[type(one)] in place.interpreters
-    ]
+    return [one for one in contenders if not one.needs or one.needs in place.interpreters]
 
 
 def _slug(contender: Contender) -> str:
@@ -517,8 +522,6 @@ def _slug(contender: Contender) -> str:
 
 def _facts(contender: Contender, place: Place) -> dict[str, Any]:
     """What belongs to every measurement: who, when, on what, and the versions of all."""
-    import torch  # noqa: F401 - so that its version is among those loaded
-
     others = {}
     for name, package in (("mmrotate", "onedl-mmrotate"), ("ultralytics", "ultralytics")):
         if name in place.interpreters:
