@@ -13,7 +13,6 @@ import json
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -257,10 +256,10 @@ def benchmark(arguments: argparse.Namespace) -> int:
     finally:
         for runner in runners:
             runner.close()
+    circumstances = machine.circumstances()
+    circumstances["hardware"]["load_before"] = busy
     record = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "hardware": {**machine.hardware(), "load_before": busy},
-        "versions": machine.versions(),
+        **circumstances,
         "gpu_state": state,
         "settings": {
             "warmup": arguments.warmup,

@@ -13,7 +13,6 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,7 +131,7 @@ def evaluate_files(arguments: argparse.Namespace) -> int:
         record = {
             **result.record(),
             "source": str(arguments.task1),
-            "date": _now(),
+            "date": machine.now(),
             "versions": machine.versions(),
         }
         _write_json(arguments.json, record)
@@ -304,10 +303,6 @@ def _score(
 def _write_json(path: Path, record: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_text(path, json.dumps(record, indent=2) + "\n")
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 if __name__ == "__main__":

@@ -63,10 +63,14 @@ def hardware() -> dict[str, Any]:
     return record
 
 
+def now() -> str:
+    """In UTC, ISO 8601, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
 def circumstances() -> dict[str, Any]:
     """When, on what and with which versions: asked behind the measurement, when all packages are loaded."""
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return {"date": now, "hardware": hardware(), "versions": versions()}
+    return {"date": now(), "hardware": hardware(), "versions": versions()}
 
 
 def has_vnni() -> bool:
