@@ -75,13 +75,9 @@ class Toolchain:
         known = {int(code) for code in re.findall(r"sm_(\d+)\b", _output(self.nvcc, "--list-gpu-code"))}
         return tuple(arch for arch in ARCHITECTURES if arch in known)
 
-    def library_folders(self) -> list[Path]:
-        """Where the static CUDA runtime lies, if not where nvcc looks by itself."""
-        return library_folders(self.nvcc)
-
 
 def library_folders(nvcc: Path) -> list[Path]:
-    """The folder that nvcc does not look into by itself: PyPI's layout."""
+    """Where the static CUDA runtime lies, if not where nvcc looks by itself: PyPI's layout."""
     return [folder for folder in [nvcc.resolve().parent.parent / "lib"] if folder.is_dir()]
 
 
@@ -262,7 +258,7 @@ def compile_command(
         command += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
     newest = max(architectures)
     command += ["-gencode", f"arch=compute_{newest},code=compute_{newest}"]
-    command += [f"-L{folder}" for folder in tools.library_folders()]
+    command += [f"-L{folder}" for folder in library_folders(tools.nvcc)]
     if strict:
         command += ["-Werror=all-warnings", "-Xcompiler=-Werror"]
     command += [f"--threads={min(os.cpu_count() or 1, len(architectures))}"]

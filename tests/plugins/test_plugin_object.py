@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from plugin_libraries import compile_cpp, skip_without_gpu
 
-from rgfl.plugins.build import find_toolchain
+from rgfl.plugins.build import find_toolchain, library_folders
 
 HARNESS = Path(__file__).parent / "plugin_harness.cpp"
 CHECKS = ["identity", "shapes", "impossible_shapes", "types", "serialisation", "attributes", "workspace"]
@@ -41,6 +41,6 @@ def test_enqueue_on_the_gpu(tmp_path: Path, built_library: Path) -> None:
     skip_without_gpu()
     tools = find_toolchain()
     command = [tools.nvcc, "-std=c++17", "-isystem", tools.tensorrt_include, HARNESS, "-ldl"]
-    command += [*(f"-L{folder}" for folder in tools.library_folders()), "-o", tmp_path / "harness"]
+    command += [*(f"-L{folder}" for folder in library_folders(tools.nvcc)), "-o", tmp_path / "harness"]
     subprocess.run(list(map(str, command)), check=True)
     run(tmp_path / "harness", built_library, "enqueue")
