@@ -135,8 +135,7 @@ class Engine:
         if registry.load_library(str(library)) is None and registry.get_creator(*names) is None:
             raise ModelError(f"{library}: {self.api} cannot load it; run: python -m rgfl.plugins.build")
         # A registry that goes unloads its libraries, under threads that may still hold CUDA's state of them.
-        with suppress(OSError):
-            ctypes.CDLL(str(library))
+        ctypes.CDLL(str(library))
 
     def _read_spec(self) -> DetectorSpec:
         try:

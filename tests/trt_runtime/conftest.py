@@ -22,6 +22,8 @@ class Machine:
         self.cuda = HostCuda(order)
         self.trt = TensorRT(self.cuda, kernels)
         plugin = kernels.with_name("librgfl_plugins.so")
+        if not plugin.exists():
+            plugin.symlink_to(kernels)
 
         def open_api(backend: Any, gpu: Any) -> Api:
             return Api(backend, self.trt, VERSIONS[backend], "stands in")
