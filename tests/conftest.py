@@ -161,6 +161,6 @@ def tiny_scenes(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="session")
 def emulated_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The launcher of the CUDA kernels and these themselves, compiled to run on the CPU."""
-    from plugin_libraries import KERNELS, compile_cpp
+    from plugin_libraries import compile_kernels
 
-    return compile_cpp(tmp_path_factory.mktemp("emulated") / "libkernels.so", KERNELS, "-shared")
+    return compile_kernels(tmp_path_factory.mktemp("emulated"))

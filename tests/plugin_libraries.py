@@ -14,12 +14,14 @@ EMULATOR = Path(__file__).parent / "plugins" / "emulator"
 COMPILE = ["c++", "-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-pthread"]
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
 
+CHECKED = ["-fsanitize=thread", "--param", "tsan-distinguish-volatile=1"]
+
 
 def compile_cpp(
     output: Path, sources: list[Path], *arguments: str, libraries: list[Path] | None = None
 ) -> Path:
     """Compiles .cpp and .cu files against the emulated CUDA runtime."""
-    command = [*COMPILE, *WARNINGS, f"-I{EMULATOR}", f"-I{PLUGINS}", *arguments]
+    command = [*COMPILE, *WARNINGS, *arguments, f"-I{EMULATOR}", f"-I{PLUGINS}"]
     command += ["-x", "c++", *map(str, sources), "-x", "none", "-ldl", "-o", str(output)]
     for library in libraries or []:
         command += [str(library), f"-Wl,-rpath,{library.parent}"]
@@ -28,7 +30,15 @@ def compile_cpp(
     return output
 
 
-KERNELS = [PLUGINS / "cuda" / "rotated_nms.cu", PLUGINS / "cuda" / "c_api.cpp", EMULATOR / "emulator.cpp"]
+def compile_kernels(folder: Path, sources: Path = PLUGINS / "cuda") -> Path:
+    """The launcher of the CUDA kernels and these themselves, to run on the CPU with every access checked."""
+    objects = [
+        # A call before each access, which emulator/checker.cpp answers: so the linker hears nothing of it.
+        compile_cpp(folder / f"{name}.o", [sources / name], f"-I{sources.parent}", "-c", *CHECKED)
+        for name in ("rotated_nms.cu", "c_api.cpp")
+    ]
+    emulator = [EMULATOR / "emulator.cpp", EMULATOR / "checker.cpp"]
+    return compile_cpp(folder / "libkernels.so", emulator, "-shared", libraries=objects)
 
 
 def skip_without_gpu() -> None:

@@ -320,7 +320,7 @@ __device__ __forceinline__ bool loses_to(const Problem& problem, const Segment& 
 // runs over the bounds of all before, and takes the IoU of those that meet by 32 at a time, so that
 // no lane idles in it. `pending` is the warp's own queue of 64.
 __device__ __forceinline__ bool is_suppressed(const Problem& problem, const Segment& segment, int place,
-                                              const PreparedBox<float>& mine, volatile int* pending) {
+                                              const PreparedBox<float>& mine, int* pending) {
     const int lane = lane_id();
     const Bounds* bounds = problem.bounds + segment.begin;
     const unsigned long long* state = problem.state + segment.word;
@@ -366,7 +366,7 @@ __device__ __forceinline__ int rank_in_image(const Problem& problem, int32_t ima
 }
 
 __device__ __forceinline__ void decide(const Problem& problem, const Segment& segment, int place,
-                                       volatile int* pending) {
+                                       int* pending) {
     const Candidate candidate = problem.ordered[segment.begin + place];
     const int topk = problem.settings.pre_nms_topk;
     // Those beyond the limit rank after all within it, so dropping them first changes nothing else.
@@ -383,7 +383,7 @@ __device__ __forceinline__ void decide(const Problem& problem, const Segment& se
 // drawn before: the first undecided one never waits, so all are decided, in any schedule. The answer
 // does not depend on the schedule, because it is a function of decisions that never change.
 __global__ void __launch_bounds__(block_threads, 4) suppress(Problem problem) {
-    __shared__ volatile int pending[block_warps][64];
+    __shared__ int pending[block_warps][64];
     const int lane = lane_id();
     const int places = problem.first_chunk[problem.segments] * 32;
     // Few candidates: one a draw, all at once. Many: up to 8 a draw, or the draws queue up.

@@ -4,6 +4,7 @@
 // Each thread of a block is a fiber, blocks run side by side on a few OS threads, and a warp's lanes
 // meet at every warp operation. A lane that leaves while others wait aborts with a message. The
 // order of the fibers is shuffled by RGFL_EMULATOR_SEED, so that repeated runs see other schedules.
+// checker.cpp looks at what they read and write.
 #pragma once
 
 #include <stddef.h>
@@ -12,6 +13,8 @@
 #include <string.h>
 
 #include <functional>
+
+#include "emulator.hpp"
 
 #define __global__
 #define __device__
@@ -29,7 +32,7 @@ extern thread_local dim3 threadIdx, blockIdx, gridDim;
 
 namespace emulator {
 
-void launch(dim3 grid, dim3 block, const std::function<void()>& kernel);
+void launch(dim3 grid, dim3 block, const void* address, const std::function<void()>& kernel);
 // Waits for the 32 lanes and returns what each brought.
 const uint64_t* exchange(unsigned mask, uint64_t value);
 
@@ -73,6 +76,7 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
 }
 inline cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t) {
     memset(memory, value, bytes);
+    emulator::host_wrote(memory, bytes);
     return cudaSuccess;
 }
 inline cudaError_t cudaMalloc(void** memory, size_t bytes) {
@@ -94,7 +98,7 @@ inline const char* cudaGetErrorString(cudaError_t error) {
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
-    emulator::launch(config->gridDim, config->blockDim, [&] { kernel(arguments...); });
+    emulator::launch(config->gridDim, config->blockDim, reinterpret_cast<const void*>(kernel), [&] { kernel(arguments...); });
     return cudaSuccess;
 }
 

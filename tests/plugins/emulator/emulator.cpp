@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cuda_runtime.h"
+#include "emulator.hpp"
 
 thread_local dim3 threadIdx, blockIdx, gridDim;
 
@@ -35,6 +36,8 @@ struct Fiber {
 // The block that this OS thread runs.
 struct Block {
     const std::function<void()>* kernel;
+    const void* address;  // of the kernel
+    unsigned launch;
     std::vector<Fiber> fibers;
     std::vector<Warp> warps;
     ucontext_t scheduler;
@@ -80,6 +83,7 @@ void run_block(Block& run, unsigned seed) {
         }
         std::this_thread::yield();  // another block may hold what this one waits for
     }
+    block = nullptr;
 }
 
 unsigned seed_of_process() {
@@ -89,13 +93,15 @@ unsigned seed_of_process() {
 
 }  // namespace
 
-void launch(dim3 grid, dim3 threads, const std::function<void()>& kernel) {
+void launch(dim3 grid, dim3 threads, const void* address, const std::function<void()>& kernel) {
     static std::atomic<unsigned> launches{0};
-    const unsigned seed = seed_of_process() + 7919u * launches++;
+    const unsigned number = ++launches, seed = seed_of_process() + 7919u * (number - 1);
     std::atomic<unsigned> next{0};
     const auto work = [&] {
         Block run;
         run.kernel = &kernel;
+        run.address = address;
+        run.launch = number;
         run.fibers = std::vector<Fiber>(threads.x);
         gridDim = grid;
         for (unsigned i = next++; i < grid.x; i = next++) {
@@ -133,6 +139,24 @@ const uint64_t* exchange(unsigned mask, uint64_t value) {
         yield();
     }
     return slots;
+}
+
+bool find_place(const void* address, Place& place) {
+    if (block == nullptr) {
+        return false;
+    }
+    const char* stack = block->fibers[block->current].stack.get();
+    if (address >= stack && address < stack + stack_bytes) {
+        return false;
+    }
+    const unsigned warp = block->current / 32;
+    place = {block->address,
+             block->launch,
+             blockIdx.x,
+             static_cast<int64_t>(blockIdx.x) * static_cast<int64_t>(block->warps.size()) + warp,
+             block->current % 32,
+             block->warps[warp].meetings};
+    return true;
 }
 
 }  // namespace emulator

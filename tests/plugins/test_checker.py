@@ -1,0 +1,80 @@
+"""The emulator's checker finds what compute-sanitizer would: each fault is put into a copy of the kernels."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from plugin_libraries import PLUGINS, compile_kernels
+from test_rotated_nms import CASES, USUAL, Emulated
+
+
+@dataclass(frozen=True)
+class Fault:
+    file: str
+    right: str
+    wrong: str
+    finding: str
+    max_detections: int = 300  # more than are kept
+
+
+FAULTS = {
+    "shared memory without a barrier": Fault(
+        "rotated_nms_kernels.cuh",
+        "int queued = 0;",
+        "int queued = 0; pending[lane] = 0; if (pending[31 - lane] == -2) return false;",
+        "suppress: .* race, a read of shared memory",
+    ),
+    "two lanes write one word": Fault(
+        "rotated_nms_kernels.cuh",
+        "if (lane == 31) {\n        problem.first_chunk",
+        "if (lane >= 30) {\n        problem.first_chunk",
+        "plan: .* race, a write to workspace",
+    ),
+    "two warps write one word": Fault(
+        "rotated_nms_kernels.cuh",
+        "atomicOr(problem.state + segment.word + place / 32, bit);",
+        "problem.state[segment.word + place / 32] |= bit;",
+        "suppress: .* race, a (read|write) .* workspace",
+    ),
+    "one point too many": Fault(
+        "rotated_nms_kernels.cuh",
+        "if (point < P)",
+        "if (point <= P)",
+        "collect.* out of bounds, a read of scores",
+    ),
+    "one row too many": Fault(
+        "rotated_nms_kernels.cuh",
+        "if (rank < K)",
+        "if (rank <= K)",
+        "emit: .* out of bounds, a write to output",
+        max_detections=20,
+    ),
+    "memory that is zero by chance": Fault(
+        "rotated_nms.cu",
+        "launcher.clear(workspace, layout.zeroed)",
+        "launcher.clear(workspace, 0 * layout.zeroed)",
+        "not initialised, a read of workspace",
+    ),
+    "rows that keep what they held": Fault(
+        "rotated_nms_kernels.cuh", "problem.outputs.labels[row] = 0;", "", "output labels: .* not written"
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_checker_finds(tmp_path: Path, fault: str) -> None:
+    it = FAULTS[fault]
+    shutil.copytree(PLUGINS / "cuda", tmp_path / "cuda")
+    text = (tmp_path / "cuda" / it.file).read_text()
+    assert text.count(it.right) == 1
+    (tmp_path / "cuda" / it.file).write_text(text.replace(it.right, it.wrong))
+    emulated = Emulated(compile_kernels(tmp_path, sources=tmp_path / "cuda"))
+    boxes, scores = CASES["tied"](1)
+    settings = dataclasses.replace(USUAL, max_detections=it.max_detections)
+    _, findings = emulated.checked(boxes, scores, settings, poison=0)
+    assert re.search(it.finding, findings), findings
