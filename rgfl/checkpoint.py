@@ -7,7 +7,7 @@ A checkpoint is one file of plain containers and tensors:
     model     the ModelConfig as a dict
     weights   state of the detector: what evaluation and export use (the running mean, if there is one)
     result    AP of these weights on the validation images, or {}
-    training  last.pt only: everything that an exact resume needs; see rgfl/train.py
+    training  last.pt only: everything that an exact resume needs; see rgfl/loop.py
 
 `python -m rgfl.checkpoint import FILE --out best.pt` makes one of the original repository's: rgfl/foreign.py.
 """

@@ -176,7 +176,8 @@ def _head(
         tiles.append(("its AP75", _percent(best["ap75"]), "in percent, official rule"))
     else:
         tiles.append(("best mAP", "–", "not evaluated yet"))
-    tiles.append(("trained", _duration(spent), f"{_duration(left)} left" if left else "done"))
+    ahead = "done" if step >= total else f"{_duration(left)} left" if left else "–"
+    tiles.append(("trained", _duration(spent), ahead))
     changed = "".join(
         f"<li><code>{escape(field)}</code> {escape(now)} <s>{escape(before)}</s></li>"
         for field, before, now in _changes(run)
@@ -404,7 +405,7 @@ def look(run: Path, data: Path, weights: Path, images: int | None, device: str) 
 
     from rgfl import checkpoint
     from rgfl.data import read_dataset
-    from rgfl.loop import choose_device
+    from rgfl.devices import choose_device
     from rgfl.nn.fake_int8 import fake_int8
     from rgfl.validate import find, score
 

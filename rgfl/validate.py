@@ -16,6 +16,7 @@ from rgfl.dota.labels import version_of
 from rgfl.dota.merge import detect
 from rgfl.recipes import EvaluationConfig
 from rgfl.spec import DetectorSpec
+from rgfl.training_error import TrainingError
 from rgfl.trt_runtime.draw import picture as draw_picture
 
 LONGEST_SIDE = 1024  # pixels of a drawn picture
@@ -28,20 +29,28 @@ def find(
     config: EvaluationConfig,
     stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Detections] | None:
-    """What is found in each full image, its tiles merged; None if `stopped` said so in between."""
+    """What is found in each full image, its tiles merged; None if `stopped` said so in between.
+
+    Raises:
+        TrainingError: the model's detections in an image are no numbers.
+    """
     found = {}
     for picture in pictures:
         if stopped():
             return None
-        found[picture.name] = detect(
-            read_image(picture.path),
-            infer,
-            size=config.test_size,
-            stride=config.test_stride,
-            pad_value=spec.pad_value,
-            iou_threshold=config.merge_iou,
-            batch=config.test_batch,
-        )
+        image = read_image(picture.path)
+        try:
+            found[picture.name] = detect(
+                image,
+                infer,
+                size=config.test_size,
+                stride=config.test_stride,
+                pad_value=spec.pad_value,
+                iou_threshold=config.merge_iou,
+                batch=config.test_batch,
+            )
+        except ValueError as error:  # numbers that are none
+            raise TrainingError(f"{picture.path}: {error}") from error
     return found
 
 
@@ -58,7 +67,7 @@ def without_truth(pictures: Sequence[Picture], spec: DetectorSpec) -> list[str]:
     return [name for name, count in counts.items() if not count["ground_truth"]]
 
 
-def draw(picture: Picture, found: Detections, classes: Sequence[str]) -> NDArray[np.uint8]:
+def over_labels(picture: Picture, found: Detections, classes: Sequence[str]) -> NDArray[np.uint8]:
     """What was found over what is labelled, for a look while training: at most 1024 pixels a side."""
     drawn = draw_picture(read_image(picture.path), found, tuple(classes), truth=picture.objects)
     scale = LONGEST_SIDE / max(drawn.shape[:2])

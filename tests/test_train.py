@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import threading
@@ -19,6 +20,7 @@ from tiny_training import CLASSES, PATIENCE, curve, make_data, records, run, run
 from rgfl import checkpoint, loop, page
 from rgfl.data import Tiles
 from rgfl.nn.detector import Detector
+from rgfl.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def whole(data, tmp_path_factory):
 
 
 def test_a_run_leaves_its_files(whole, data):
-    names = {"last.pt", "best.pt", "log.jsonl", "tensorboard", "page.html"}
+    names = {"last.pt", "best.pt", "log.jsonl", "tensorboard", "page.html", ".lock"}
     assert {path.name for path in whole.iterdir()} == names
     steps, evaluations = records(whole, "step"), records(whole, "eval")
     assert [record["step"] for record in steps] == list(range(1, 17))
@@ -149,6 +151,70 @@ def test_stopped_by_a_signal_it_saves_this_very_step_and_resumes(data, whole, tm
     assert f"resuming {tmp_path / 'last.pt'} at step {step} of 16" in capsys.readouterr().out
     assert curve(tmp_path) == curve(whole)
     assert_same_weights(tmp_path, whole)
+
+
+def test_killed_between_lines_of_the_log_it_resumes_with_the_sums(data, tmp_path):
+    flags = ["--log-every", "3", "--checkpoint-minutes", "1e-7"]
+    assert run(data, tmp_path / "whole", *flags) == 0
+    with running(data, tmp_path / "killed", *flags, until_step=3) as process:
+        process.kill()
+    assert checkpoint.load(tmp_path / "killed" / "last.pt")["training"]["step"] >= 8
+    assert run(data, tmp_path / "killed", *flags) == 0
+    assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
+
+
+def test_two_runs_do_not_write_into_one_folder(data, tmp_path, capsys):
+    with running(data, tmp_path, "--epochs", "400", until_step=1) as process:
+        assert run(data, tmp_path, "--epochs", "400") == 1
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert f"error: --out {tmp_path}: process {process.pid} on " in error
+        assert "trains into it; wait for its end, or give another --out" in error
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 128 + signal.SIGTERM
+    flags = ["--epochs", "400", "--max-minutes", "1e-4"]
+    assert run(data, tmp_path, *flags) == 0  # the lock went with its process
+
+
+def test_a_start_anew_that_is_killed_is_not_the_run_before(data, tmp_path, capsys):
+    assert run(data, tmp_path, "--lr", "0.003") == 0
+    before = (tmp_path / "best.pt").read_bytes()
+    (tmp_path / "log.jsonl").unlink()  # `running` looks at it
+    with running(data, tmp_path, "--lr", "0.003", "--no-resume", until_step=2) as process:
+        process.kill()
+    capsys.readouterr()
+    assert run(data, tmp_path, "--lr", "0.003", "--max-minutes", "1e-7") == 0
+    step = int(re.search(r"stopped at step (\d+) of 16", capsys.readouterr().out)[1])
+    assert step < 16
+    # Fine-tuning a run's own best.pt in its own folder: what it starts from stays until there is a better.
+    (tmp_path / "best.pt").write_bytes(before)
+    flags = ["--start", str(tmp_path / "best.pt"), "--no-resume", "--max-minutes", "1e-7"]
+    assert run(data, tmp_path, *flags) == 0
+    assert (tmp_path / "best.pt").read_bytes() == before
+
+
+def test_best_pt_is_the_best_and_not_the_last(data, tmp_path, monkeypatch):
+    honest, worth = loop._means, iter([0.2, 0.5, 0.4])
+    monkeypatch.setattr(loop, "_means", lambda measured: {**honest(measured), "map": next(worth)})
+    assert run(data, tmp_path, "--epochs", "3", "--eval-every", "1") == 0
+    result = checkpoint.load(tmp_path / "best.pt")["result"]
+    assert (result["step"], result["map"]) == (8, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("where", "advice"),
+    [
+        ("to", "with --batch 2 tiles of --tile-size 128; try --accumulate"),
+        ("losses", "with --batch 2 tiles of --tile-size 128; try --accumulate"),
+        ("predict", "in the evaluation, with --test-batch 1 tiles of --test-size 128; lower one"),
+    ],
+)
+def test_a_gpu_without_memory_is_told_with_what_helps(data, tmp_path, capsys, monkeypatch, where, advice):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB …")
+
+    monkeypatch.setattr(Detector, where, full)
+    assert run(data, tmp_path) == 1
+    assert f"error: out of GPU memory {advice}" in capsys.readouterr().err
 
 
 def test_a_signal_to_the_whole_group_does_not_kill_the_workers_first(data, tmp_path):
@@ -305,14 +371,14 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(data, whole, tmp_path, caps
 
 
 def test_a_log_that_finds_no_room_is_told_in_one_line(data, tmp_path, capsys, monkeypatch):
-    honest = loop._write
+    honest = RunFolder.log
 
-    def full(log, **record):
+    def full(self, **record):
         if record.get("step") == 6:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        honest(log, **record)
+        honest(self, **record)
 
-    monkeypatch.setattr(loop, "_write", full)
+    monkeypatch.setattr(RunFolder, "log", full)
     assert run(data, tmp_path) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert f"error: {tmp_path}: No space left on device; with room made, the same command goes on" in error
@@ -320,14 +386,14 @@ def test_a_log_that_finds_no_room_is_told_in_one_line(data, tmp_path, capsys, mo
 
 def test_a_worker_that_is_killed_is_told_in_one_line(data, tmp_path, capsys, monkeypatch):
     """As the kernel does where images of 20,000 pixels a side fill the memory."""
-    honest = loop._write
+    honest = RunFolder.log
 
-    def kill(log, **record):
-        honest(log, **record)
+    def kill(self, **record):
+        honest(self, **record)
         for worker in multiprocessing.active_children() if record["kind"] == "step" else ():
             worker.kill()
 
-    monkeypatch.setattr(loop, "_write", kill)
+    monkeypatch.setattr(RunFolder, "log", kill)
     assert run(data, tmp_path, "--workers", "1", "--epochs", "100") == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "error: a process that prepares tiles has ended (" in error

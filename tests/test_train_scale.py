@@ -7,12 +7,15 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 import torch
 from tiny_training import PATIENCE, TINY, make_data, records, run
 
-from rgfl import checkpoint, loop
+from rgfl import checkpoint, devices, loop, page
+from rgfl.ranks import SharedError
+from rgfl.training_error import TrainingError
 
 # No BatchNorm that trains: its statistics are the one thing that depends on who computes what.
 # GroupNorm of 32 groups needs two values in each, also on the level of one cell. SGD, since AdamW's first
@@ -125,7 +128,7 @@ def test_auto_takes_bf16_where_the_gpu_computes_in_it(monkeypatch, capability, c
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda gpu: asked.append(gpu) or capability)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     gpu = torch.device("cuda", 1)
-    assert loop._mixed_precision("auto", gpu) is chosen
+    assert devices.mixed_precision("auto", gpu) is chosen
     assert asked == [gpu]
 
 
@@ -181,6 +184,50 @@ def test_an_overflow_skips_its_step_and_gradients_that_are_never_finite_stop(
     assert run(data, tmp_path / "ever", *SAME, "--epochs", "20") == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "error: step 17: grad_norm not finite (loss " in error  # 17 halvings of 65,536 are less than 1
+
+
+@pytest.mark.parametrize(
+    ("rank", "visible", "flag", "chosen"),
+    [
+        (0, 1, "auto", "cuda:0"),
+        (0, 4, "cuda:2", "cuda:2"),
+        (3, 8, "auto", "cuda:3"),
+        (3, 8, "cuda", "cuda:3"),
+        (3, 1, "cuda", "cuda:0"),  # its launcher shows each process one GPU
+        (3, 1, "cuda:0", "cuda:0"),
+        (0, 2, "cuda:2", "GPU 2 of a machine that has 2"),
+        (2, 2, "cuda", "GPU 2 of a machine that has 2; start no more processes than GPUs"),
+        (1, 2, "cuda:1", "several processes need a GPU each; use --device cuda"),
+        (0, 0, "cuda", "sees no CUDA GPU here; use --device cpu"),
+        (0, 0, "auto", "cpu"),
+    ],
+)
+def test_each_process_gets_a_gpu_of_its_own(monkeypatch, rank, visible, flag, chosen):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: visible > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 8}.items():
+        monkeypatch.setenv(name, str(value))
+    if chosen.startswith(("cuda", "cpu")):
+        assert str(devices.choose_device(flag)) == chosen
+    else:
+        with pytest.raises(TrainingError, match=chosen):
+            devices.choose_device(flag)
+
+
+def test_two_processes_on_one_gpu_are_refused(monkeypatch):
+    class Three:
+        def __init__(self, *gpus):
+            self.gpus = gpus
+
+        def gather(self, _):
+            return [("here", gpu) for gpu in self.gpus]
+
+    device = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: types.SimpleNamespace(uuid="a"))
+    devices.expect_own_gpu(device, Three("a", "b", "c"))
+    with pytest.raises(SharedError, match="processes 0 and 2 have the same GPU of here; start no more"):
+        devices.expect_own_gpu(device, Three("a", "b", "a"))
+    devices.expect_own_gpu(torch.device("cpu"), Three("a", "a"))
 
 
 def test_one_process_makes_its_gpu_the_current_one(monkeypatch):
@@ -277,8 +324,19 @@ def test_ranks_evaluate_a_share_each_and_have_the_ap_of_one(data, tmp_path, monk
     assert one == two
     assert one["ap50"] > 0
     assert {path.name for path in (tmp_path / "two").iterdir()} == {
-        "last.pt", "best.pt", "log.jsonl", "tensorboard", "page.html",
+        "last.pt", "best.pt", "log.jsonl", "tensorboard", "page.html", ".lock",
     }  # fmt: skip
+
+
+def test_ranks_whose_batchnorms_differ_evaluate_what_the_first_one_keeps(data, tmp_path):
+    flags = [*SAME, "--no-norm-eval", "--head-norm", "batch", "--optimizer", "adamw", "--lr", "0.004"]
+    flags += ["--epochs", "30", "--eval-every", "30"]
+    for code, out, err in run_ranks(data, tmp_path, *flags):
+        assert code == 0, out + err
+    [logged] = records(tmp_path, "eval")
+    kept = page.look(tmp_path, data, tmp_path / "best.pt", None, "cpu").result
+    assert (kept.ap50, kept.map) == (logged["ap50"], logged["map"])
+    assert logged["ap50"] > 0
 
 
 def test_a_signal_to_one_rank_stops_all_at_one_step_and_one_process_goes_on(data, whole, tmp_path):

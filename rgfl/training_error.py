@@ -1,0 +1,5 @@
+"""The error of a training that cannot go on; of its own, because every part of one raises it."""
+
+
+class TrainingError(ValueError):
+    """The run cannot go on; one line that says why and what to do."""
