@@ -89,6 +89,25 @@ def test_a_class_file_holds_one_name_a_line(tmp_path):
         labels.read_classes(str(file))
 
 
+def test_a_class_file_may_lie_anywhere(tmp_path):
+    """A path with a comma is a list of names to those who type it, and a path to those who have it."""
+    (tmp_path / "a,b").mkdir()
+    file = written(tmp_path / "a,b", "plane\nship\n", "classes.txt")
+    assert labels.read_class_file(file) == NAMES
+
+
+def test_classes_that_differ_in_case_alone_are_told(tmp_path):
+    written(tmp_path, f"{QUAD} ship 0\n{QUAD} Plane 0\n{QUAD} plane\n")
+    with pytest.warns(LabelWarning, match="classes 'Plane' and 'plane' differ in case alone; taken for two"):
+        assert labels.find_classes(tmp_path) == ("Plane", "plane", "ship")
+
+
+def test_what_is_no_readable_file_is_told(tmp_path):
+    (tmp_path / "P0001.txt").mkdir()
+    with pytest.raises(LabelError, match=r"P0001.txt: cannot be read: Is a directory"):
+        labels.find_classes(tmp_path)
+
+
 def test_classes_found_can_name_a_file(tmp_path):
     written(tmp_path, "gsd:1\n0 0 1 0 1 1 0 1 car/truck 0\n")
     with pytest.raises(LabelError, match=r"P0001.txt:2: class name 'car/truck' has a slash"):

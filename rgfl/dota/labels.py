@@ -20,7 +20,7 @@ import warnings
 import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Literal, NoReturn, get_args
 
@@ -71,7 +71,7 @@ class LabelError(ValueError):
 
 
 class LabelWarning(UserWarning):
-    """A line that the official tools skip without a word, though it looks like a label."""
+    """What is likely not meant: a line that looks like a label and is none, a class in two spellings."""
 
 
 @dataclass(frozen=True)
@@ -148,18 +148,27 @@ def read_classes(text: str) -> tuple[str, ...]:
     text = text.strip()
     if text.removeprefix("v") in CLASSES:
         return CLASSES[text.removeprefix("v")]
-    path = Path(text)
-    if "," not in text and path.is_file():
-        lines = _read_text(path).split("\n")
-        names = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-        source = str(path)
-    elif "," not in text and (path.suffix or "/" in text or "\\" in text):
-        raise ValueError(
-            f"classes {text!r}: neither a DOTA version ({', '.join(CLASSES)}) nor a file that exists"
-        )
-    else:
-        names = [name.strip() for name in text.split(",") if name.strip()]
-        source = f"classes {text!r}"
+    if "," not in text:
+        if Path(text).is_file():
+            return read_class_file(Path(text))
+        if Path(text).suffix or "/" in text or "\\" in text:
+            raise ValueError(
+                f"classes {text!r}: neither a DOTA version ({', '.join(CLASSES)}) nor a file that exists"
+            )
+    return _checked_names([name.strip() for name in text.split(",") if name.strip()], f"classes {text!r}")
+
+
+def read_class_file(path: Path) -> tuple[str, ...]:
+    """The names of a file with one a line; lines that begin with # are comments.
+
+    Raises:
+        ValueError: as `read_classes`.
+    """
+    lines = [line.strip() for line in _read_text(path).split("\n")]
+    return _checked_names([line for line in lines if line and not line.startswith("#")], str(path))
+
+
+def _checked_names(names: list[str], source: str) -> tuple[str, ...]:
     if not names:
         raise ValueError(f"{source}: no class names; expected one a line, or a,b,c")
     for name in names:
@@ -197,6 +206,10 @@ def find_classes(directory: Path | str) -> tuple[str, ...]:
             if fields[8] not in names and (wrong := _unfit_for_file(fields[8])):
                 _fail(path, number, wrong)
             names.add(fields[8])
+    for name, other in pairwise(sorted(names, key=str.lower)):
+        if name.lower() == other.lower():
+            text = f"{directory}: classes {name!r} and {other!r} differ in case alone; taken for two"
+            warnings.warn(text, LabelWarning, stacklevel=2)
     official = CLASSES["2.0"]
     if names <= set(official):
         return tuple(name for name in official if name in names)
@@ -471,7 +484,12 @@ def _label_files(directory: Path | str) -> list[Path]:
 
 
 def _read_text(path: Path) -> str:
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise LabelError(f"{path}: cannot be read: {error.strerror}") from error
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
