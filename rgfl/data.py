@@ -17,6 +17,7 @@ import os
 import pickle
 import signal
 import threading
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,19 +29,19 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch.utils.data import DataLoader, get_worker_info
 
 from rgfl import boxes
 from rgfl.augment import about, map_pixels, map_points, map_round, random_color, random_turn
 from rgfl.dota import labels as dota_labels
+from rgfl.dota import tiff
 from rgfl.dota.images import ImageError, find_images, read_image
 from rgfl.dota.labels import Objects
 from rgfl.dota.tiling import clip_objects, windows
 from rgfl.recipes import AugmentConfig, DataConfig
 
 Image.MAX_IMAGE_PIXELS = None  # satellite scenes are larger than what Pillow takes for an attack
-EXIF_ORIENTATION = 274
 
 
 class DataError(ValueError):
@@ -56,6 +57,21 @@ class Picture:
     height: int
     width: int
     objects: Objects
+
+    def read(self) -> NDArray[np.uint8]:
+        """Pixels, (height, width, 3) uint8 RGB.
+
+        Raises:
+            ImageError: as `read_image`, or they are of another size than the windows were listed for.
+        """
+        image = read_image(self.path)
+        if image.shape[:2] != (self.height, self.width):
+            raise ImageError(
+                f"{self.path}: its header says {self.height} × {self.width} (height × width), its pixels are "
+                f"{image.shape[0]} × {image.shape[1]}; rewrite it without an orientation tag, or begin anew "
+                "if it was replaced"
+            )
+        return image
 
 
 @dataclass(frozen=True)
@@ -145,17 +161,52 @@ def _more(names: Sequence[str]) -> str:
 
 
 def _image_size(path: Path) -> tuple[int, int]:
-    """(height, width) from the file's header, turned as `read_image` turns the pixels."""
+    """(height, width) of what `read_image` gives, from the file's header where that says it.
+
+    Raises:
+        ImageError: it is no image.
+    """
+    with contextlib.suppress(tiff.TiffError, OSError):
+        about = tiff.read_file(path)
+        turned = about.orientation in (5, 6, 7, 8)
+        return (about.width, about.height) if turned else (about.height, about.width)
     try:
         with Image.open(path) as image:
             width, height = image.size
-            # Asking a PNG would decode all of it.
-            turned = image.format != "PNG" and image.getexif().get(EXIF_ORIENTATION, 1) >= 5
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{path}: not a readable image") from error
-    except (OSError, SyntaxError) as error:
-        raise ImageError(f"{path}: not a readable image: {error}") from error
-    return (width, height) if turned else (height, width)
+            swapped = _swapped_by_exif(image.format, image.info.get("exif", b""))
+    except Exception:  # of any kind, as a damaged header has it; the pixels decide
+        return _pixel_size(path)
+    if swapped is None:
+        return _pixel_size(path)
+    return (width, height) if swapped else (height, width)
+
+
+def _pixel_size(path: Path) -> tuple[int, int]:
+    height, width, _ = read_image(path).shape
+    return height, width
+
+
+def _swapped_by_exif(kind: str | None, exif: bytes) -> bool | None:
+    """Whether OpenCV swaps height and width for this EXIF in a file of this kind; None: cannot be said.
+
+    It is asked with an image of 1 × 2 pixels: libraries and their versions differ in which files they turn,
+    and in what they make of EXIF that is slightly broken.
+    """
+    if not exif:
+        return False
+    narrow = np.zeros((2, 1, 3), np.uint8)
+    if kind in ("JPEG", "MPO") and len(exif) <= 0xFFFD:
+        whole = cv2.imencode(".jpg", narrow)[1].tobytes()
+        data = whole[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + whole[2:]
+    elif kind == "PNG":
+        whole = cv2.imencode(".png", narrow)[1].tobytes()
+        chunk = b"eXIf" + exif.removeprefix(b"Exif\0\0")
+        length, check = (len(chunk) - 4).to_bytes(4, "big"), zlib.crc32(chunk).to_bytes(4, "big")
+        data = whole[:33] + length + chunk + check + whole[33:]  # after the header
+    else:
+        return None
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    return None if image is None else image.shape[0] == 1
 
 
 # ------------------------------------------------------------------------------------------------ tiles
@@ -276,8 +327,12 @@ class Tiles:
             return error
 
     def tile(self, epoch: int, index: int) -> Tile:
-        """The tile of this place in the epoch; equal arguments give equal tiles."""
+        """The tile of this place in the epoch; equal arguments give equal tiles.
+
+        An index from len(self) on is a repeat: the same windows once more, drawn anew.
+        """
         rng = np.random.default_rng([self.seed, epoch, index])
+        index %= len(self.windows)
         size = self.data.tile_size
         name = self.pictures[self.windows[index].picture].name
         if rng.random() < self.augment.mosaic:
@@ -346,7 +401,7 @@ class Tiles:
         if index in self._cache:
             self._cache.move_to_end(index)
             return self._cache[index]
-        image = read_image(self.pictures[index].path)
+        image = self.pictures[index].read()
         while self._cache and image.nbytes > self._cache_left:
             self._cache_left += self._cache.popitem(last=False)[1].nbytes
         if image.nbytes <= self._cache_left:
@@ -369,10 +424,10 @@ def batches(
         epoch, position = divmod(step, per_epoch)
         if order is None or epoch != ordered:
             order, ordered = np.random.default_rng([seed, epoch]).permutation(count), epoch
-        # With fewer windows than a batch holds, some come twice.
+        # With fewer windows than a batch holds, some come again: drawn anew, by an index beyond the last.
         first = position * batch + rank * share
-        chosen = np.arange(first, first + share) % count
-        yield [(epoch, int(index)) for index in order[chosen]]
+        repeat, chosen = np.divmod(np.arange(first, first + share), count)
+        yield [(epoch, int(index)) for index in order[chosen] + count * repeat]
 
 
 def steps_per_epoch(count: int, batch: int) -> int:

@@ -3,7 +3,9 @@
 import dataclasses
 import multiprocessing
 import pickle
+import struct
 import time
+import zlib
 from multiprocessing import resource_sharer
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -12,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from tiff_bytes import tiff_bytes
 from tiny_training import PATIENCE
 
 from rgfl import boxes
@@ -28,7 +31,7 @@ from rgfl.data import (
     read_dataset,
     steps_per_epoch,
 )
-from rgfl.dota.images import ImageError
+from rgfl.dota.images import ImageError, read_image
 from rgfl.dota.labels import LabelError, Objects
 from rgfl.recipes import AugmentConfig, DataConfig
 
@@ -134,12 +137,86 @@ def test_unreadable_images_are_named(folder):
     path = folder / "train/images/tile.png"
     whole = path.read_bytes()
     path.write_bytes(b"nothing")
-    with pytest.raises(ImageError, match=r"tile\.png: not a readable image"):
+    with pytest.raises(ImageError, match=r"tile\.png: not an image that OpenCV reads"):
         read_dataset(folder)
     path.write_bytes(whole[: len(whole) // 2])  # its header is whole: seen when its pixels are read
     error = collate([tiles_of(folder)[0, index] for index in range(len(tiles_of(folder)))])
     assert isinstance(error, ImageError)
     assert "tile.png: the image is cut off" in str(error)
+
+
+def exif(orientation, kind=3):
+    """TIFF bytes of an orientation, as a number (kind 3) or, as some cameras wrote it, as text (kind 2)."""
+    value = struct.pack(">HH", orientation, 0) if kind == 3 else b"%d\0\0\0" % orientation
+    return b"MM\0*" + struct.pack(">IHHHI", 8, 1, 274, kind, 1 if kind == 3 else 2) + value + bytes(4)
+
+
+def with_exif(image, suffix, block):
+    data = cv2.imencode(suffix, image)[1].tobytes()
+    if suffix == ".jpg":
+        block = b"Exif\0\0" + block
+        return data[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + data[2:]
+    chunk = b"eXIf" + block
+    return (
+        data[:33] + struct.pack(">I", len(block)) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[33:]
+    )
+
+
+EXIFS = {f"orientation {orientation}": exif(orientation) for orientation in (0, 1, 3, 5, 6, 8, 9)}
+EXIFS |= {f"cut off after {length}": exif(6)[:length] for length in (1, 5, 9, 15, 20, 23, 28)}
+EXIFS |= {"as text": exif(6, kind=2), "nothing": b"", "no TIFF": b"GIF89a" * 9}
+
+
+def sizes_of(folder):
+    return [(picture.height, picture.width) for picture in read_dataset(folder).train if picture.name == "t"]
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+@pytest.mark.parametrize("block", EXIFS.values(), ids=EXIFS)
+def test_sizes_are_those_of_the_pixels_whatever_exif_says(folder, suffix, block):
+    """A PNG that OpenCV turns was listed unturned; EXIF that is slightly broken ended in a TypeError."""
+    for path in (folder / "train/images").glob("tile*"):
+        path.unlink()
+    (folder / "train/labelTxt/tile.txt").rename(folder / "train/labelTxt/t.txt")
+    path = folder / f"train/images/t{suffix}"
+    path.write_bytes(with_exif(np.zeros((120, 200, 3), np.uint8), suffix, block))
+    assert sizes_of(folder) == [read_image(path).shape[:2]]
+
+
+@pytest.mark.parametrize("orientation", [0, 1, 3, 6, 8, 9])
+@pytest.mark.parametrize("samples", [1, 3, 4])
+def test_sizes_of_tiffs(folder, orientation, samples):
+    """Of four bands Pillow reads no header, and it swaps the sides of a turned one since version 13."""
+    (folder / "train/images/tile.png").unlink()
+    (folder / "train/labelTxt/tile.txt").rename(folder / "train/labelTxt/t.txt")
+    path = folder / "train/images/t.tif"
+    for big in (False, True):
+        pixels = np.zeros((120, 200, samples), np.uint16)
+        path.write_bytes(tiff_bytes(pixels, 1, big=big, tags={274: (3, [orientation])}))
+        assert sizes_of(folder) == [read_image(path).shape[:2]]
+        assert sizes_of(folder) == [(200, 120) if orientation in (6, 8) else (120, 200)]
+
+
+def test_an_image_whose_header_no_library_reads_is_measured(folder, monkeypatch):
+    monkeypatch.setattr("rgfl.data.Image.open", lambda _path: 1 / 0)
+    assert [(one.height, one.width) for one in read_dataset(folder).train] == [
+        (300, 400),
+        (60, 80),
+        (128, 128),
+    ]
+
+
+def test_pixels_of_another_size_than_was_read_are_an_error(folder):
+    """Windows of a wrong size miss objects, and nobody would know."""
+    tiles = tiles_of(folder)
+    path = folder / "train/images/small.png"
+    assert cv2.imwrite(str(path), np.zeros((80, 60, 3), np.uint8))
+    (error,) = (
+        tile for tile in (tiles[0, index] for index in range(len(tiles))) if isinstance(tile, Exception)
+    )
+    assert isinstance(error, ImageError)
+    assert "its header says 60 × 80 (height × width), its pixels are 80 × 60; rewrite it" in str(error)
 
 
 def test_a_name_that_the_evaluation_cannot_write_is_refused_first(folder):
@@ -310,8 +387,21 @@ def test_fewer_windows_than_a_batch_repeat():
     assert steps_per_epoch(3, 8) == 1
     (keys,) = batches(3, 8, seed=0, start=5, stop=6)
     assert len(keys) == 8
-    assert {index for _, index in keys} == {0, 1, 2}
+    assert {index % 3 for _, index in keys} == {0, 1, 2}
     assert {epoch for epoch, _ in keys} == {5}
+    assert len(set(keys)) == 8  # each a tile of its own
+
+
+def test_a_window_that_repeats_is_drawn_anew(folder):
+    """With fewer windows than --batch, a batch held equal tiles."""
+    tiles = tiles_of(folder, augment=BUSY)
+    (keys,) = batches(len(tiles), 2 * len(tiles), seed=0, start=0, stop=1)
+    drawn = [tiles[key] for key in keys]
+    for index, (first, again) in enumerate(zip(drawn[: len(tiles)], drawn[len(tiles) :], strict=True)):
+        assert keys[index + len(tiles)] == (0, keys[index][1] + len(tiles))
+        assert first.name == again.name
+        assert (first.image != again.image).any()
+        np.testing.assert_array_equal(again.image, tiles[keys[index + len(tiles)]].image)
 
 
 @pytest.mark.parametrize("count", [11, 3])

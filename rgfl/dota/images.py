@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from rgfl.dota import tiff
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 
 class ImageError(ValueError):
     """A file that should be an image and is not; the message is one line that begins with its path."""
+
+
+class ImageWarning(UserWarning):
+    """Pixels that were read as they are, and probably not as they were meant."""
 
 
 def find_images(directory: Path | str) -> dict[str, Path]:
@@ -39,10 +47,12 @@ def read_image(path: Path | str) -> NDArray[np.uint8]:
     """Pixels of an image file, (H, W, 3) uint8 RGB, turned as its EXIF orientation says.
 
     Grey becomes three equal channels, 0…65535 becomes 0…255, alpha is dropped: what the official
-    tools see too.
+    tools see too. Three or four bands of a TIFF are red, green, blue and one that is dropped, also where
+    the file calls them grey, as GDAL does unless told otherwise.
 
     Raises:
-        ImageError: the file is missing, empty, cut off, of another kind, or has float pixels.
+        ImageError: the file is missing, empty, cut off, of another kind, has signed or float pixels, or a
+            number of bands that is no picture.
     """
     path = Path(path)
     try:
@@ -53,10 +63,21 @@ def read_image(path: Path | str) -> NDArray[np.uint8]:
         raise ImageError(f"{path}: the file is empty; copy or download it again")
     if _is_cut_off(data):
         raise ImageError(f"{path}: the image is cut off after {len(data):,} bytes; copy or download it again")
-    if _has_float_pixels(data):
-        raise ImageError(f"{path}: expected 8 or 16 bit pixels, got a float TIFF; convert it to 8 bit first")
+    if tiff.is_tiff(data):
+        return _read_tiff(path, data)
+    if data.startswith(b"\x89PNG") and data[24:25] == b"\x10":  # bits a sample
+        return _to_8_bit(path, _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH))
+    return _decode(path, data, cv2.IMREAD_COLOR)
+
+
+def _decode(path: Path, data: bytes, flags: int) -> NDArray[Any]:
+    """Pixels (H, W, 3) RGB, uint8, or uint16 where `flags` allow.
+
+    Raises:
+        ImageError: OpenCV does not read it.
+    """
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         if "CV_IO_MAX_IMAGE" in str(error):
             raise ImageError(
@@ -68,7 +89,110 @@ def read_image(path: Path | str) -> NDArray[np.uint8]:
         raise ImageError(
             f"{path}: not an image that OpenCV reads, or a damaged one (it begins with {data[:8]!r})"
         )
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image))
+
+
+def _to_8_bit(path: Path, image: NDArray[Any]) -> NDArray[np.uint8]:
+    """0…65535 as 0…255, with a warning where the pixels have fewer bits than their type."""
+    if image.dtype != np.uint16:
+        return np.asarray(image, np.uint8)
+    highest = int(image.max(initial=0))
+    if 0 < highest < 1 << 12 and not _warned_of:
+        # Once a process: a data set is of one kind, and each of its workers would say it of each image.
+        _warned_of.append(path)
+        warnings.warn(
+            f"{path}: 16 bit pixels whose highest value is {highest}: 0…65535 becomes 0…255, so this image "
+            f"is almost black. If it has {highest.bit_length()} bits, convert all images of the data set by "
+            f"one range: gdal_translate -of PNG -ot Byte -scale 0 {(1 << highest.bit_length()) - 1} 0 255 "
+            "IN OUT (said of the first such image only)",
+            ImageWarning,
+            stacklevel=4,
+        )
+    return (image >> 8).astype(np.uint8)
+
+
+_warned_of: list[Path] = []
+
+
+# ------------------------------------------------------------------------------------------------ TIFF
+
+
+def _read_tiff(path: Path, data: bytes) -> NDArray[np.uint8]:
+    """`read_image` of a TIFF, whose directory says more than OpenCV heeds."""
+    try:
+        about = tiff.read(data)
+        _check_tiff(path, about)
+        if missing := tiff.missing_bytes(data):
+            raise ImageError(
+                f"{path}: the image is cut off, {missing:,} bytes of its pixels are missing; "
+                "copy or download it again"
+            )
+        image = _decode_tiff(path, data, about)
+    except tiff.TiffError as error:
+        raise ImageError(
+            f"{path}: a damaged TIFF, {error}; copy or download it again, or rewrite it (gdal_translate)"
+        ) from error
+    return _turned(_to_8_bit(path, image), about.orientation)
+
+
+def _decode_tiff(path: Path, data: bytes, about: tiff.Tiff) -> NDArray[Any]:
+    """Pixels (H, W, 3) RGB of uint8 or uint16, not yet turned.
+
+    OpenCV's way to 8 bit takes bands that are called grey for one band, and scrambles 16 bit grey at the
+    border of tiles; its way to 16 bit scrambles bands that lie apart. So the bands are called colours, 16 bit
+    samples are read at their full depth, and bands that lie apart one by one.
+    """
+    called_grey = about.photometric in (None, 0, 1)
+    deep = about.bits[0] == 16 and (called_grey or about.photometric == 2) and about.samples != 2
+    flags = cv2.IMREAD_COLOR | (cv2.IMREAD_ANYDEPTH if deep else 0)
+    if deep and about.planar == 2 and about.samples > 1:
+        bands = [_decode(path, tiff.for_decoding(data, 1, band), flags)[:, :, 0] for band in range(3)]
+        return np.stack(bands, axis=2)
+    if called_grey and about.samples >= 3:
+        return _decode(path, tiff.for_decoding(data, 2), flags)
+    image = _decode(path, tiff.for_decoding(data, 1 if about.photometric is None else None), flags)
+    # Grey of which white is zero is turned round on the way to 8 bit only.
+    return 65535 - image if image.dtype == np.uint16 and about.photometric == 0 else image
+
+
+def _check_tiff(path: Path, about: tiff.Tiff) -> None:
+    """Raise ImageError for pixels that OpenCV would misread or refuse without a reason."""
+    convert = "gdal_translate -of PNG -ot Byte -scale LOWEST HIGHEST 0 255 IN OUT"
+    kinds = {2: "signed", 3: "float", 5: "complex", 6: "complex"}
+    if found := [kinds[one] for one in about.formats if one in kinds]:
+        raise ImageError(
+            f"{path}: expected 8 or 16 bit pixels, got a {found[0]} TIFF; "
+            f"convert it to 8 bit first ({convert})"
+        )
+    if len(set(about.bits)) > 1 or about.bits[0] not in (1, 2, 4, 8, 16):
+        bits = ", ".join(str(one) for one in sorted(set(about.bits)))
+        raise ImageError(
+            f"{path}: expected 8 or 16 bit pixels, got {bits} bits; convert it to 8 bit first ({convert})"
+        )
+    # Grey with alpha is a picture; of the second of two other bands nothing would be seen. In tiles OpenCV
+    # scrambles both at the right border.
+    grey_alpha = about.samples == 2 and about.extra in ((1,), (2,)) and not about.tiled
+    if about.samples not in (1, 3, 4) and not grey_alpha:
+        choose = ("one", "-b 1") if about.samples == 2 else ("three", "-b 3 -b 2 -b 1")
+        raise ImageError(
+            f"{path}: {about.samples} bands; expected 1, 3 or 4; choose {choose[0]} "
+            f"(gdal_translate -of PNG {choose[1]} IN OUT, with -ot Byte -scale LOWEST HIGHEST 0 255 for more "
+            "than 8 bits)"
+        )
+
+
+def _turned(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """The image as EXIF's orientation 1…8 says that it is to be seen."""
+    if orientation in (5, 6, 7, 8):
+        image = image.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return np.ascontiguousarray(image)
+
+
+# -------------------------------------------------------------------------------------------- cut off
 
 
 def _is_cut_off(data: bytes) -> bool:
@@ -95,22 +219,4 @@ def _is_cut_off(data: bytes) -> bool:
     if data.startswith(b"BM") and len(data) >= 26:
         declared = int.from_bytes(data[2:6], "little")
         return len(data) < declared
-    return False
-
-
-def _has_float_pixels(data: bytes) -> bool:
-    """Whether the first directory of a TIFF says SampleFormat 3: clamped to 8 bit it would turn white."""
-    order = {b"II*\x00": "little", b"MM\x00*": "big"}.get(data[:4])
-    if order is None:
-        return False
-
-    def number(position: int, size: int) -> int:
-        return int.from_bytes(data[position : position + size], order)  # type: ignore[arg-type]
-
-    directory = number(4, 4)
-    for entry in range(number(directory, 2)):
-        position = directory + 2 + 12 * entry
-        if number(position, 2) == 339:
-            count = number(position + 4, 4)
-            return number(position + 8 if count <= 2 else number(position + 8, 4), 2) == 3
     return False
