@@ -31,6 +31,7 @@ from rgfl.spec import DetectorSpec
 from rgfl.trt_runtime import errors
 
 if TYPE_CHECKING:
+    from rgfl.trt_runtime.georeference import Georeference
     from rgfl.trt_runtime.runners import Runner
 
 WAITING_BATCHES = 2  # prepared and not yet inferred
@@ -43,6 +44,8 @@ examples:
 
 writes to --out:
   geojson/NAME.geojson (pixel coordinates), pictures/NAME.jpg, Task1_<class>.txt, detections.json
+  geojson/NAME.world.geojson for a GeoTIFF, or an image with a world file (.tfw, .pgw, .jgw, .wld): polygons
+  in the image's own reference system, not reprojected; QGIS, geopandas and ogr2ogr read it
 
 exit status: 0 done, 2 bad input
 """
@@ -239,14 +242,21 @@ def _finish(runner: Runner, outputs: Any, timing: Timing) -> list[Detections]:
 # --- output ------------------------------------------------------------------------------------------------
 
 
-def geojson(name: str, detections: Detections, classes: tuple[str, ...]) -> dict[str, Any]:
-    """A FeatureCollection of polygons in pixels of the image: x right, y down, not longitude and latitude."""
+def geojson(
+    name: str, detections: Detections, classes: tuple[str, ...], place: Georeference | None = None
+) -> dict[str, Any]:
+    """A FeatureCollection of polygons in pixels of the image: x right, y down, not longitude and latitude.
+
+    With a georeference the polygons are in its coordinates instead, and the collection names them in "crs".
+    The properties are in pixels always: cx, cy, width, height, and the angle in radians.
+    """
     from rgfl.boxes import to_quads
 
     quads = to_quads(detections.boxes.astype(np.float64)).reshape(-1, 4, 2)
+    rings = quads.round(3) if place is None else place.rings(quads)
     features = []
-    for quad, box, score, label in zip(
-        quads.round(3).tolist(),
+    for ring, box, score, label in zip(
+        rings.tolist(),
         detections.boxes.tolist(),
         detections.scores.tolist(),
         detections.labels.tolist(),
@@ -255,14 +265,47 @@ def geojson(name: str, detections: Detections, classes: tuple[str, ...]) -> dict
         cx, cy, width, height, angle = box
         properties = {"class": classes[label], "score": score, "cx": cx, "cy": cy}
         properties |= {"width": width, "height": height, "angle": angle}
-        polygon = {"type": "Polygon", "coordinates": [[*quad, quad[0]]]}
+        polygon = {"type": "Polygon", "coordinates": [[*ring, ring[0]]]}
         features.append({"type": "Feature", "geometry": polygon, "properties": properties})
+    pixels = "pixels of the image, x right, y down; angle in radians, clockwise"
     return {
         "type": "FeatureCollection",
         "name": name,
-        "coordinate_system": "pixels of the image, x right, y down; angle in radians, clockwise",
+        "coordinate_system": pixels if place is None else f"{place.crs}; properties in {pixels}",
+        **(place.member() if place is not None else {}),
         "features": features,
     }
+
+
+def find_places(scenes: Mapping[str, Path]) -> dict[str, Georeference]:
+    """Georeferences of the scenes that have one, by name.
+
+    Raises:
+        InputError: a world file is broken, or two scenes would write one file.
+    """
+    from rgfl.trt_runtime import georeference
+
+    found = {}
+    for name, path in scenes.items():
+        if (place := georeference.find(path)) is None:
+            continue
+        if (other := scenes.get(f"{name}.world")) is not None:
+            raise errors.InputError(f"{other}: {name}.world.geojson is that of {path.name} too; rename one")
+        found[name] = place
+    return found
+
+
+def say_places(scenes: Mapping[str, Path], places: Mapping[str, Georeference]) -> None:
+    """One line for each reference system: which scene is in it, or how many are."""
+    systems: dict[str, list[str]] = {}
+    for name, place in places.items():
+        systems.setdefault(place.crs, []).append(name)
+    for crs, names in systems.items():
+        if len(names) == 1:
+            who = f"{scenes[names[0]].name} ({places[names[0]].source})"
+        else:
+            who = f"{len(names)} scenes, such as {scenes[names[0]].name},"
+        print(f"{who} in {crs}: polygons in these coordinates in geojson/NAME.world.geojson")
 
 
 def find_scenes(path: Path) -> dict[str, Path]:
@@ -336,6 +379,7 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
     check_model_arguments(arguments)
     scenes = find_scenes(arguments.images)
     check_names(scenes)
+    places = find_places(scenes)
     errors.new_directory(arguments.out, "--out")
 
     from tqdm import tqdm
@@ -349,6 +393,7 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
     timing = Timing()
     with load_runner(arguments.model, device=arguments.device, threads=arguments.threads) as runner:
         classes = runner.spec.classes
+        say_places(scenes, places)
         print(f"{runner.name}: {runner.reason}", file=sys.stderr)
         done = stream(runner, scenes, stride=arguments.stride, batch=arguments.batch, timing=timing)
         (arguments.out / "geojson").mkdir(parents=True, exist_ok=True)
@@ -356,6 +401,10 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
             found[scene.name] = scene.detections
             collection = geojson(scene.name, scene.detections, classes)
             atomic.write_text(arguments.out / "geojson" / f"{scene.name}.geojson", json.dumps(collection))
+            if (place := places.get(scene.name)) is not None:
+                collection = geojson(scene.name, scene.detections, classes, place)
+                file = arguments.out / "geojson" / f"{scene.name}.world.geojson"
+                atomic.write_text(file, json.dumps(collection))
             numbers = np.bincount(scene.detections.labels, minlength=len(classes)).tolist()
             counts[scene.name] = {name: n for name, n in zip(classes, numbers, strict=True) if n}
             if arguments.pictures:

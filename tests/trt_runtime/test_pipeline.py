@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiff_bytes import tiff_bytes
 
 from rgfl.detections import Detections
 from rgfl.dota.images import ImageError, read_image
 from rgfl.dota.merge import detect
 from rgfl.spec import DetectorSpec
-from rgfl.trt_runtime import draw, pipeline
+from rgfl.trt_runtime import draw, georeference, pipeline
+from rgfl.trt_runtime.errors import InputError
 from rgfl.trt_runtime.pipeline import stream
 from rgfl.trt_runtime.runners import Runner, load_runner
 
@@ -127,6 +129,162 @@ def test_geojson_is_closed_polygons_in_pixels() -> None:
     assert ring == [[16, 8], [24, 8], [24, 12], [16, 12], [16, 8]]
     assert feature["properties"]["class"] == "ship"
     assert feature["properties"]["score"] == 0.5
+
+
+# ----------------------------------------------------------------------------------------- georeference
+
+UTM = (3, [1, 1, 0, 2, 1024, 0, 1, 1, 3072, 0, 1, 32631])
+SCALE = {33550: (12, [0.5, 0.25, 0]), 33922: (12, [0, 0, 0, 500000, 4600000, 0])}
+# A pixel goes 3 east and 4 south along x, 4 east and 3 north along y.
+TURNED = {34264: (12, [3, 4, 0, 500000, -4, 3, 0, 4600000, 0, 0, 0, 0, 0, 0, 0, 1])}
+POINT = (3, [1, 1, 0, 2, 1025, 0, 1, 2, 3072, 0, 1, 32631])
+
+
+def geotiff(folder: Path, tags: dict, name: str = "scene.tif", **layout: Any) -> Path:
+    (folder / name).write_bytes(tiff_bytes(np.zeros((40, 50, 3), np.uint8), 1, tags=tags, **layout))
+    return folder / name
+
+
+def world(place: georeference.Georeference | None, x: float, y: float) -> list[float]:
+    assert place is not None
+    (corner,) = (place.affine @ [x, y, 1]).reshape(1, 2).tolist()
+    return corner
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("big", [False, True])
+def test_a_pixel_of_a_geotiff_has_known_coordinates(tmp_path: Path, order: str, big: bool) -> None:
+    cases = [
+        (SCALE | {34735: UTM}, (0, 0), (500000, 4600000)),
+        (SCALE | {34735: UTM}, (10, 20), (500005, 4599995)),
+        ({**SCALE, 33922: (12, [10, 20, 0, 500000, 4600000, 0]), 34735: UTM}, (10, 20), (500000, 4600000)),
+        ({**SCALE, 33550: (12, [0.5, -0.25, 0]), 34735: UTM}, (10, 20), (500005, 4599995)),
+        (TURNED | {34735: UTM}, (10, 20), (500110, 4600020)),
+        # the tie point is the middle of the first pixel, not its corner
+        (SCALE | {34735: POINT}, (0.5, 0.5), (500000, 4600000)),
+        (TURNED | {34735: POINT}, (10.5, 20.5), (500110, 4600020)),
+    ]
+    for tags, (x, y), expected in cases:
+        place = georeference.find(geotiff(tmp_path, tags, order=order, big=big))
+        assert world(place, x, y) == pytest.approx(expected, abs=1e-9)
+        assert place is not None
+        assert place.epsg == 32631
+
+
+@pytest.mark.parametrize(
+    ("name", "world_name"),
+    [("a.tif", "a.tfw"), ("a.tiff", "a.tfw"), ("a.png", "a.pgw"), ("a.jpg", "a.jgw"), ("a.jpeg", "a.JGW"),
+     ("a.bmp", "a.bpw"), ("a.jpg", "a.jpgw"), ("a.png", "a.wld")],
+)  # fmt: skip
+def test_a_world_file_is_for_the_middles_of_pixels(tmp_path: Path, name: str, world_name: str) -> None:
+    draw.save(np.zeros((40, 50, 3), np.uint8), tmp_path / f"b{Path(name).suffix}")
+    (tmp_path / f"b{Path(name).suffix}").rename(tmp_path / name)
+    assert georeference.find(tmp_path / name) is None
+    (tmp_path / world_name).write_text("3\n-4\n4\n3\n500000\n4600000\n")
+    place = georeference.find(tmp_path / name)
+    assert world(place, 0.5, 0.5) == pytest.approx([500000, 4600000])
+    assert world(place, 10.5, 20.5) == pytest.approx([500110, 4600020])
+    assert place is not None
+    assert (place.epsg, place.source, place.member()) == (None, world_name, {})
+
+
+def test_tags_go_before_a_world_file_and_name_the_system_without_a_map(tmp_path: Path) -> None:
+    (tmp_path / "scene.tfw").write_text("1\n0\n0\n-1\n0.5\n-0.5\n")
+    assert world(georeference.find(geotiff(tmp_path, SCALE)), 0, 0) == [500000, 4600000]
+    place = georeference.find(geotiff(tmp_path, {34735: UTM}))
+    assert world(place, 3, 4) == [3, -4]
+    assert place is not None
+    assert place.crs == "EPSG:32631"
+
+
+@pytest.mark.parametrize("text", ["", "1 0 0 -1 5", "1 0 0 -1 5 six", "0 0 0 0 5 5", "nan 0 0 1 5 5"])
+def test_a_broken_world_file_is_told(tmp_path: Path, text: str) -> None:
+    (tmp_path / "scene.tfw").write_text(text)
+    with pytest.raises(InputError, match=r"scene.tfw: expected a world file of six numbers, one a line"):
+        georeference.find(geotiff(tmp_path, {}))
+
+
+@pytest.mark.parametrize(
+    ("keys", "text", "crs", "member"),
+    [
+        ([1024, 0, 1, 2, 2048, 0, 1, 4326], "", "EPSG:4326", "urn:ogc:def:crs:OGC:1.3:CRS84"),
+        ([1024, 0, 1, 2, 2048, 0, 1, 4258], "", "EPSG:4258", "urn:ogc:def:crs:EPSG::4258"),
+        ([1024, 0, 1, 1, 2048, 0, 1, 4326, 3072, 0, 1, 3857], "", "EPSG:3857", "urn:ogc:def:crs:EPSG::3857"),
+        # a projection of the file's own: the code is that of the datum below it
+        ([1024, 0, 1, 1, 1026, 34737, 5, 2, 2048, 0, 1, 4326, 3072, 0, 1, 32767], "a|Mine |b|", "Mine", None),
+        ([1024, 0, 1, 1, 2048, 0, 1, 4326], "", "coordinates", None),
+        ([1024, 0, 1, 3], "", "coordinates", None),
+    ],
+)
+def test_the_reference_system(tmp_path: Path, keys: list, text: str, crs: str, member: str | None) -> None:
+    tags = SCALE | {34735: (3, [1, 1, 0, len(keys) // 4, *keys]), 34737: (2, text)}
+    place = georeference.find(geotiff(tmp_path, tags))
+    assert place is not None
+    assert place.crs == crs if member else place.crs.startswith(f"{crs} (no EPSG code")
+    assert place.member() == ({"crs": {"type": "name", "properties": {"name": member}}} if member else {})
+
+
+def test_what_is_not_georeferenced(tmp_path: Path) -> None:
+    points = {33922: (12, [0, 0, 0, 5, 5, 0, 9, 9, 0, 8, 8, 0]), 34735: UTM}  # ground control points
+    for tags in ({}, points, {33550: (12, [0, 0, 0]), 33922: SCALE[33922]}, {34264: (12, [0] * 16)}):
+        assert georeference.find(geotiff(tmp_path, tags)) is None
+    (tmp_path / "broken.tif").write_bytes(b"II*\0\xff\xff\xff\xff")
+    assert georeference.find(tmp_path / "broken.tif") is None
+    with pytest.warns(UserWarning, match="orientation tag turns the image but not its georeference"):
+        assert georeference.find(geotiff(tmp_path, SCALE | {274: (3, [6])})) is None
+
+
+def test_geojson_in_coordinates_is_the_same_polygons_on_earth() -> None:
+    found = Detections(
+        np.array([[20, 10, 8, 4, 0]], np.float32), np.array([0.5], np.float32), np.array([1], np.int32)
+    )
+    classes = ("plane", "ship")
+    affine = np.array([[0.5, 0, 500000], [0, -0.5, 4600000]])
+    place = georeference.Georeference(affine, 32631, "GeoTIFF tags")
+    pixels, record = (
+        pipeline.geojson("scene", found, classes),
+        pipeline.geojson("scene", found, classes, place),
+    )
+    assert "crs" not in pixels
+    assert record["crs"]["properties"]["name"] == "urn:ogc:def:crs:EPSG::32631"
+    (feature,), (in_pixels,) = record["features"], pixels["features"]
+    assert feature["properties"] == in_pixels["properties"]
+    (ring,) = feature["geometry"]["coordinates"]
+    # counterclockwise, from the corner that is the first in pixels
+    assert ring == [
+        [500008, 4599996], [500008, 4599994], [500012, 4599994], [500012, 4599996], [500008, 4599996]
+    ]  # fmt: skip
+    degrees = georeference.Georeference(affine * 1e-5, None, "scene.tfw")
+    (feature,) = pipeline.geojson("scene", found, classes, degrees)["features"]
+    assert feature["geometry"]["coordinates"][0][0] == pytest.approx([5.00008, 45.99996], abs=1e-9)
+
+
+def test_the_command_writes_coordinates_of_a_geotiff(
+    tiny_onnx: Path, tiny_scenes: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Pixels in GeoJSON are taken for longitude and latitude by whoever opens it."""
+    images, out = tmp_path / "images", tmp_path / "found"
+    images.mkdir()
+    pixels = read_image(tiny_scenes.images / "P0003.png")
+    (images / "earth.tif").write_bytes(tiff_bytes(pixels, 1, tags=SCALE | {34735: UTM}))
+    draw.save(pixels, images / "plain.png")
+    assert pipeline.main(["--model", str(tiny_onnx), "--images", str(images), "--out", str(out)]) == 0
+    assert "earth.tif (GeoTIFF tags) in EPSG:32631: polygons" in capsys.readouterr().out
+    written = sorted(path.name for path in (out / "geojson").iterdir())
+    assert written == ["earth.geojson", "earth.world.geojson", "plain.geojson"]
+    earth, there, plain = (json.loads((out / "geojson" / name).read_text())["features"] for name in written)
+    assert earth == plain
+    assert len(there) == len(earth) > 0
+    for feature, on_earth in zip(earth, there, strict=True):
+        x, y = np.array(feature["geometry"]["coordinates"][0][0])
+        expected = [500000 + 0.5 * x, 4600000 - 0.25 * y]
+        assert on_earth["geometry"]["coordinates"][0][0] == pytest.approx(expected, abs=1e-3)
+
+
+def test_two_scenes_of_one_file_are_refused(tmp_path: Path) -> None:
+    scenes = {"a": geotiff(tmp_path, SCALE, "a.tif"), "a.world": geotiff(tmp_path, {}, "a.world.tif")}
+    with pytest.raises(InputError, match=r"a.world.tif: a.world.geojson is that of a.tif too"):
+        pipeline.find_places(scenes)
 
 
 def test_the_command_writes_all_its_files(
