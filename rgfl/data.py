@@ -93,13 +93,13 @@ class Dataset:
         return state.hexdigest()[:12]
 
 
-def read_dataset(root: Path | str, classes: str = "", with_val: bool = True) -> Dataset:
+def read_dataset(root: Path | str, classes: str | Sequence[str] = "", with_val: bool = True) -> Dataset:
     """Read and check all labels of `root`, and the sizes of all images.
 
     Args:
         root: folder with train/ and val/.
-        classes: "1.0", "1.5", "2.0", a file, or names with commas; empty: root/classes.txt, else the
-            names that occur in train's labels.
+        classes: the names; or "1.0", "1.5", "2.0", a file, or names with commas; empty: root/classes.txt,
+            else the names that occur in train's labels.
         with_val: False reads train/ only.
 
     Raises:
@@ -114,24 +114,27 @@ def read_dataset(root: Path | str, classes: str = "", with_val: bool = True) -> 
                     f"{root / split / kind}: no such folder; training data hold train/ and val/, each with "
                     "images/ and labelTxt/" + ("" if split == "train" else " (--eval-every 0 needs no val/)")
                 )
-    if not classes and (root / "classes.txt").is_file():
-        classes = str(root / "classes.txt")
+    names = _class_names(root, classes) if isinstance(classes, str) else tuple(classes)
+    return Dataset(
+        names,
+        _read_split(root / "train", names),
+        _read_split(root / "val", names) if with_val else [],
+    )
+
+
+def _class_names(root: Path, classes: str) -> tuple[str, ...]:
     try:
-        names = dota_labels.read_classes(classes) if classes else ()
+        if classes:
+            return dota_labels.read_classes(classes)
+        if (root / "classes.txt").is_file():
+            return dota_labels.read_class_file(root / "classes.txt")
     except dota_labels.LabelError:
         raise
     except ValueError as error:
         raise DataError(str(error)) from error
-    names = names or dota_labels.find_classes(root / "train/labelTxt")
-    if not names:
-        raise DataError(
-            f"{root / 'train/labelTxt'}: no object in any label file, so there is nothing to learn"
-        )
-    return Dataset(
-        tuple(names),
-        _read_split(root / "train", names),
-        _read_split(root / "val", names) if with_val else [],
-    )
+    if names := dota_labels.find_classes(root / "train/labelTxt"):
+        return names
+    raise DataError(f"{root / 'train/labelTxt'}: no object in any label file, so there is nothing to learn")
 
 
 def _read_split(folder: Path, classes: Sequence[str]) -> list[Picture]:

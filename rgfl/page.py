@@ -418,7 +418,7 @@ def look(run: Path, data: Path, weights: Path, images: int | None, device: str) 
     detector = checkpoint.load_detector(weights).to(choose_device(device))
     if settings.get("fake_int8"):  # the training's own evaluations rounded too
         fake_int8(detector)
-    dataset = read_dataset(data, ",".join(detector.spec.classes))
+    dataset = read_dataset(data, detector.spec.classes)
     chosen = dataset.val[: (config.eval_images if images is None else images) or None]
     with tqdm(total=len(chosen), unit="image", dynamic_ncols=True) as bar:
 

@@ -535,3 +535,14 @@ def test_a_worker_that_hangs_is_killed_at_the_end(folder):
         loader.close()
     assert not multiprocessing.active_children()
     loader.close()  # a second time has nothing to do
+
+
+def test_classes_are_read_from_a_folder_with_a_comma_and_taken_as_they_are(tmp_path):
+    root = tmp_path / "a,b"
+    for kind in ("images", "labelTxt"):
+        (root / "train" / kind).mkdir(parents=True)
+    cv2.imwrite(str(root / "train/images/1.png"), np.zeros((8, 8, 3), np.uint8))
+    (root / "train/labelTxt/1.txt").write_text("0 0 4 0 4 4 0 4 car.v2 0\n")
+    (root / "classes.txt").write_text("bus\ncar.v2\n")
+    assert read_dataset(root, with_val=False).classes == ("bus", "car.v2")
+    assert read_dataset(root, ("car.v2",), with_val=False).classes == ("car.v2",)

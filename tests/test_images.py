@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 import warnings
 
 import cv2
@@ -277,3 +278,10 @@ def test_the_directory_from_the_file_alone(tmp_path, order, big):
     for broken in (b"", b"II", b"II*\0", b"\x89PNG\r\n"):
         with pytest.raises(tiff.TiffError):
             tiff.read_file(written(tmp_path, broken))
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path):
+    """As an archive of Windows holds it; TensorBoard and the result files would fail on it hours later."""
+    (tmp_path / os.fsdecode(b"Z\xfcrich.png")).write_bytes(b"")
+    with pytest.raises(ImageError, match=r"the name of 'Z\\udcfcrich.png' is not UTF-8; rename the file"):
+        images.find_images(tmp_path)

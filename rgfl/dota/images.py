@@ -28,7 +28,8 @@ def find_images(directory: Path | str) -> dict[str, Path]:
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ImageError: two files share a stem, so that a label file could mean either.
+        ImageError: two files share a stem, so that a label file could mean either; or a name is not UTF-8,
+            as from an old archive, and can be written into no result.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -37,6 +38,8 @@ def find_images(directory: Path | str) -> dict[str, Path]:
     for path in sorted(directory.iterdir()):
         if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith(".") or path.is_dir():
             continue
+        if any("\udc80" <= character <= "\udcff" for character in path.name):  # bytes that are no text
+            raise ImageError(f"{directory}: the name of {path.name!a} is not UTF-8; rename the file")
         if (other := found.get(path.stem)) is not None:
             raise ImageError(f"{path}: {other.name} has the same name; rename or remove one of the two")
         found[path.stem] = path
