@@ -20,6 +20,7 @@ from rgfl import atomic
 from rgfl.export.qdq import LEVELS
 from rgfl.spec import DetectorSpec
 from rgfl.trt_runtime import errors
+from rgfl.trt_runtime.runners import normalised
 
 if TYPE_CHECKING:
     import onnx
@@ -179,8 +180,7 @@ class Network:
     def __call__(self, tiles: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         feed: NDArray = tiles
         if not self.takes_uint8:
-            mean, std = (np.array(values, np.float32) for values in (self.spec.mean, self.spec.std))
-            feed = np.ascontiguousarray(((tiles.astype(np.float32) - mean) / std).transpose(0, 3, 1, 2))
+            feed = normalised(tiles, self.spec)
         values: list[NDArray[np.float32]] = self.session.run(
             self.outputs, {self.session.get_inputs()[0].name: feed}
         )
@@ -247,7 +247,7 @@ def load_cache(path: Path, key: str) -> tuple[dict[str, Histogram], int] | None:
 
 
 def save_cache(path: Path, key: str, histograms: Mapping[str, Histogram], tiles: int) -> None:
-    """Write what `load_cache` reads."""
+    """Write what `load_cache` reads, with the folders above it; OSError where that cannot be done."""
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
@@ -257,4 +257,5 @@ def save_cache(path: Path, key: str, histograms: Mapping[str, Histogram], tiles:
         peaks=np.array([one.peak for one in histograms.values()]),
         tiles=np.array(tiles),
     )
+    path.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_bytes(path, buffer.getvalue())

@@ -199,8 +199,8 @@ def _quantise_before_pooling(model: onnx.ModelProto) -> None:
         node.CopyFrom(pooling)
 
 
-def _quantise_before_clipping(model: onnx.ModelProto) -> int:
-    """Conv|Add → ReLU|Clip → Q becomes Conv|Add → Q → Clip of int8; returns how many."""
+def _quantise_before_clipping(model: onnx.ModelProto) -> None:
+    """Conv|Add → ReLU|Clip → Q becomes Conv|Add → Q → Clip of int8."""
     from onnx import helper, numpy_helper
 
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -245,7 +245,6 @@ def _quantise_before_clipping(model: onnx.ModelProto) -> int:
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     model.graph.initializer.extend(tensor for name, tensor in fresh.items() if name not in constants)
-    return len(removed)
 
 
 def _offset_activations(model: onnx.ModelProto) -> None:

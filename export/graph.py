@@ -45,7 +45,6 @@ ISLAND = "decoder"  # the module whose nodes stay float32: scores, top-k and box
 # NVIDIA's domain for nodes that are TensorRT plugins; the parser looks under the namespace of the
 # attribute first, and only then under the domain.
 PLUGIN_DOMAIN = "trt.plugins"
-NMS_OUTPUTS = ("num_detections", "boxes", "scores", "labels")
 BEFORE_NMS = "_before_nms"  # what boxes and scores are called where a RotatedNMS takes them
 
 # Operators whose output holds only numbers of their inputs (and 0): in float16 they round nothing.
@@ -118,20 +117,46 @@ def write_note(model: onnx.ModelProto, name: str, text: str) -> None:
 # --- files -----------------------------------------------------------------------------------------------
 
 
-def load(path: Path) -> onnx.ModelProto:
-    """The model in `path`; ModelError where it is not ONNX."""
+def load(path: Path, *, weights: bool = True) -> onnx.ModelProto:
+    """The model in `path`.
+
+    Args:
+        weights: also those that lie in files of their own (never so in files that are written here).
+
+    Raises:
+        ModelError: it is not ONNX, or a file with its weights is missing or too short.
+    """
     import onnx
     from google.protobuf.message import DecodeError
 
     if not path.is_file():
         raise ModelError(f"{path}: no such file")
     try:
-        model = onnx.load(path)
+        model = onnx.load(path, load_external_data=False)
     except (DecodeError, ValueError) as error:
-        raise ModelError(f"{path}: no ONNX model ({' '.join(str(error).split())})") from error
+        raise ModelError(f"{path}: no ONNX model ({errors.one_line(error)})") from error
     if not model.graph.node:
         raise ModelError(f"{path}: no ONNX model (it has no nodes)")
+    if weights:
+        _load_weights(model, path)
     return model
+
+
+def _load_weights(model: onnx.ModelProto, path: Path) -> None:
+    """Read weights that lie beside `path` into `model`."""
+    import onnx
+    from onnx import external_data_helper as external
+
+    outside = [tensor for tensor in model.graph.initializer if external.uses_external_data(tensor)]
+    for name in sorted({external.ExternalDataInfo(tensor).location for tensor in outside}):
+        if not (path.parent / name).is_file():
+            raise ModelError(
+                f"{path}: its weights lie in {path.parent / name}, which is missing; copy it there"
+            )
+    try:
+        external.load_external_data_for_model(model, str(path.parent))
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise ModelError(f"{path}: its weights cannot be read ({errors.one_line(error)})") from error
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
@@ -362,10 +387,7 @@ def _region(
             f"no node of the module {ISLAND!r}, so that decode cannot stay FP32; "
             "export the checkpoint with: python export/to_onnx.py CHECKPOINT --out MODEL.onnx"
         )
-    names = [node.name for node in graph.nodes]
-    for pattern in keep_fp32:
-        if not fnmatch.filter(names, pattern):
-            raise errors.InputError(f"--keep-fp32 {pattern}: no node has such a name; one is {names[-1]}")
+    check_patterns([node.name for node in graph.nodes], keep_fp32)
     typing = Typing()
     nodes = []
     behind: set[int] = set()
@@ -386,6 +408,13 @@ def _region(
         else:
             nodes.append(node)
     return nodes, typing
+
+
+def check_patterns(names: Sequence[str], keep_fp32: Sequence[str]) -> None:
+    """InputError for a glob of `keep_fp32` that is none of the nodes' `names`."""
+    for pattern in keep_fp32:
+        if not fnmatch.filter(names, pattern):
+            raise errors.InputError(f"--keep-fp32 {pattern}: no node has such a name; one is {names[-1]}")
 
 
 def _overflows(values: np.ndarray) -> bool:
@@ -523,6 +552,16 @@ def has_nms(model: onnx.ModelProto) -> bool:
     return any(node.op_type == rgfl.plugins.NAME for node in model.graph.node)
 
 
+def check_outputs(model: onnx.ModelProto) -> None:
+    """ModelError where the outputs are not those that a RotatedNMS node takes."""
+    found = sorted(tensor.name for tensor in model.graph.output)
+    if found != ["boxes", "scores"]:
+        raise ModelError(
+            f"expected the outputs boxes and scores before NMS, found {found}; "
+            "write the file anew with export/to_onnx.py, without --uncertainty"
+        )
+
+
 def add_nms(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of `model` that ends in a RotatedNMS node with the thresholds of its spec."""
     import numpy as np
@@ -530,14 +569,10 @@ def add_nms(model: onnx.ModelProto) -> onnx.ModelProto:
 
     import rgfl.plugins
 
+    check_outputs(model)
     spec = read_spec(model)
     graph = gs.import_onnx(model)
     outputs = {tensor.name: tensor for tensor in graph.outputs}
-    if set(outputs) != {"boxes", "scores"}:
-        raise ModelError(
-            f"expected the outputs boxes and scores before NMS, found {sorted(outputs)}; "
-            "write the file anew with export/to_onnx.py, without --uncertainty"
-        )
     for name, tensor in outputs.items():
         tensor.name = name + BEFORE_NMS
     batch, rows = outputs["boxes"].shape[0], spec.max_detections
@@ -624,8 +659,9 @@ def edit(arguments: argparse.Namespace) -> int:
     """The command behind `main`, with parsed arguments."""
     if not (arguments.fp16 or arguments.rounding or arguments.nms or arguments.no_nms):
         raise errors.InputError("nothing to do; give --fp16, --rounding, --nms or --no-nms")
-    if arguments.out.suffix.lower() != ".onnx" or arguments.out.is_dir():
+    if arguments.out.suffix.lower() != ".onnx":
         raise errors.InputError(f"--out {arguments.out}: expected a file name that ends in .onnx")
+    errors.new_file(arguments.out, "--out")
     model = load(arguments.model)
     try:
         read_spec(model)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,29 +180,21 @@ def scan(
 
 
 def mean_ap(path: Path, images: Mapping[str, Path], truth: Mapping[str, Any], progress: bool) -> float:
-    """mAP (.50:.95) over the classes that occur in `truth`, on whole images."""
+    """mAP (.50:.95) over the classes that occur in `truth`, tiled, merged and scored as eval_dota.py does."""
     from tqdm import tqdm
 
-    from rgfl.dota import average_precision, merge
-    from rgfl.dota.images import read_image
-    from rgfl.trt_runtime.pipeline import default_stride, tile_side
+    from rgfl.dota.average_precision import evaluate_detections
+    from rgfl.dota.labels import version_of
+    from rgfl.trt_runtime.pipeline import stream
     from rgfl.trt_runtime.runners import load_runner
 
-    detections = {}
     with load_runner(path, device="cpu") as runner:
-        spec, side = runner.spec, tile_side(runner.spec)
-        for name, file in tqdm(
-            images.items(), unit="image", desc="AP", leave=False, disable=None if progress else True
-        ):
-            detections[name] = merge.detect(
-                read_image(file),
-                runner,
-                size=side,
-                stride=default_stride(side),
-                pad_value=spec.pad_value,
-                iou_threshold=spec.iou_threshold,
-            )
-    result = average_precision.evaluate_detections(detections, truth, spec.classes)
+        classes, quiet = runner.spec.classes, None if progress else True
+        done = tqdm(
+            stream(runner, images), total=len(images), unit="image", desc="AP", leave=False, disable=quiet
+        )
+        detections = {scene.name: scene.detections for scene in done}
+    result = evaluate_detections(detections, truth, classes, version=version_of(classes))
     present = [row for row, one in enumerate(result.by_class) if one.ground_truth]
     if not present:
         raise errors.InputError("--labels: no object of the model's classes on the calibration images")
@@ -313,13 +306,17 @@ def quantize(
 
     # Those of the CPU's variant always: reading more tensors turns off fusions, and a last digit with them.
     tensors = [*everything.tensors, *float_outputs(model, everything)]
-    key = calibration_key(model_path.read_bytes(), chosen, tensors)
+    # Not of the file's bytes: weights may lie in another.
+    key = calibration_key(model.SerializeToString(deterministic=True), chosen, tensors)
     stored = load_cache(Path(cache), key) if cache is not None else None
     report = Report(out_path, spec, method, cached=stored is not None)
     if stored is None:
         stored = collect(model, tensors, tiles_of(chosen, spec), spec, progress=progress)
         if cache is not None:
-            save_cache(Path(cache), key, *stored)
+            try:
+                save_cache(Path(cache), key, *stored)
+            except OSError as error:
+                warnings.warn(f"calibration starts anew next time: {errors.one_line(error)}", stacklevel=2)
     histograms, report.tiles = stored
     thresholds = {name: one.threshold(method, percentile) for name, one in histograms.items()}
 
@@ -443,16 +440,20 @@ def main(argv: list[str] | None = None) -> int:
 
 def command(arguments: argparse.Namespace) -> int:
     """The command behind `main`, with parsed arguments."""
-    for flag, path in (("--out", arguments.out), ("--cpu-variant", arguments.cpu_variant)):
-        if path is not None and (path.suffix.lower() != ".onnx" or path.is_dir()):
+    cache = arguments.cache or arguments.out.with_suffix(".calibration.npz")
+    written = {"--out": arguments.out, "--cpu-variant": arguments.cpu_variant, "--cache": cache}
+    for flag, path in written.items():
+        if path is None:
+            continue
+        if flag != "--cache" and path.suffix.lower() != ".onnx":
             raise errors.InputError(f"{flag} {path}: expected the name of a file that ends in .onnx")
-        if path is not None and path.resolve() == arguments.model.resolve():
+        if path.resolve() == arguments.model.resolve():
             raise errors.InputError(f"{flag} {path}: this is the FP32 model; choose another name")
+        errors.new_file(path, flag)
     if arguments.cpu_variant is not None and arguments.cpu_variant.resolve() == arguments.out.resolve():
         raise errors.InputError(f"--cpu-variant {arguments.cpu_variant}: the same file as --out")
     if arguments.cpu_exact and arguments.cpu_variant is None:
         raise errors.InputError("--cpu-exact goes with --cpu-variant FILE")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     try:
         report = quantize(
             arguments.model,
@@ -465,7 +466,7 @@ def command(arguments: argparse.Namespace) -> int:
             scan_blocks=arguments.scan,
             max_ap_drop=arguments.max_ap_drop,
             labels=arguments.labels,
-            cache=arguments.cache or arguments.out.with_suffix(".calibration.npz"),
+            cache=cache,
             cpu_variant_path=arguments.cpu_variant,
             cpu_exact=arguments.cpu_exact,
         )

@@ -19,11 +19,12 @@ import json
 import re
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rgfl.trt_runtime.errors import InputError, ModelError
+from rgfl.trt_runtime.errors import InputError, ModelError, one_line
 
 BackendName = Literal["tensorrt", "rtx"]
 Compatibility = Literal["none", "ampere-plus", "same-compute-capability"]
@@ -34,6 +35,7 @@ INSTALL: dict[BackendName, str] = {
     "tensorrt": "pip install 'rgfl[tensorrt]'",
     "rtx": "pip install 'rgfl[rtx]'",
 }
+BUILD_PLUGIN = "python -m rgfl.plugins.build --force"  # what cannot be loaded may still be up to date
 MAGIC: dict[bytes, BackendName] = {b"ftrt": "tensorrt", b"vtrt": "rtx"}
 # In NVIDIA's support matrices of TensorRT for RTX 1.0 to 1.5: no data centre's GPU, such as A100 and H100.
 RTX_CAPABILITIES = ((7, 5), (8, 6), (8, 9), (12, 0), (12, 1))
@@ -47,10 +49,11 @@ _LOGS: list[Any] = []
 
 @dataclass(frozen=True)
 class Gpu:
-    """The first GPU; `capability` is (8, 6) and the like."""
+    """The first GPU; `capability` is (8, 6) and the like, `bus_id` its PCI address, "" if unknown."""
 
     name: str
     capability: tuple[int, int]
+    bus_id: str = ""
 
     def __str__(self) -> str:
         return f"{self.name} (compute capability {self.capability[0]}.{self.capability[1]})"
@@ -63,7 +66,7 @@ def find_gpu() -> Gpu | None:
     except OSError:
         return None
     device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-    name = ctypes.create_string_buffer(256)
+    name, bus_id = ctypes.create_string_buffer(256), ctypes.create_string_buffer(32)
     calls = (
         lambda: driver.cuInit(0),
         lambda: driver.cuDeviceGet(ctypes.byref(device), 0),
@@ -73,7 +76,9 @@ def find_gpu() -> Gpu | None:
     )
     if any(call() != 0 for call in calls):
         return None
-    return Gpu(name.value.decode(errors="replace"), (major.value, minor.value))
+    known = driver.cuDeviceGetPCIBusId(bus_id, len(bus_id), device) == 0
+    place = bus_id.value.decode() if known else ""
+    return Gpu(name.value.decode(errors="replace"), (major.value, minor.value), place)
 
 
 # --- which TensorRT --------------------------------------------------------------------------------------
@@ -209,6 +214,56 @@ def _load(backend: BackendName, reason: str) -> Api:
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:4] if part.isdigit())
+
+
+def made(api: Api, log: Any, what: str, make: Callable[[], Any]) -> Any:
+    """What `make` gives; TensorRT throws or gives None where it cannot.
+
+    Args:
+        log: the logger that TensorRT tells the reason.
+        what: with its article, "a builder" and the like.
+
+    Raises:
+        ModelError: it cannot, with the reason.
+    """
+    detail = ""
+    try:
+        result = make()
+    except Exception as error:  # pybind11 raises TypeError where the C++ factory gave null
+        result, detail = None, f" ({one_line(error)})"
+    if result is None:
+        raise ModelError(f"{api} cannot make {what}: {log.errors()}{detail}")
+    return result
+
+
+def map_plugin(library: Path) -> None:
+    """Keep the plugin's library in this process: a registry that goes unloads its own, under threads that
+    may still hold CUDA's state of it.
+
+    Raises:
+        ModelError: the system cannot load it.
+    """
+    try:
+        ctypes.CDLL(str(library))
+    except OSError as error:
+        raise ModelError(
+            f"{library}: it cannot be loaded ({one_line(error)}); run: {BUILD_PLUGIN}"
+        ) from error
+
+
+def load_plugin(api: Api, registry: Any, library: Path) -> None:
+    """RotatedNMS for the builder or runtime of `registry`; each has a registry of its own.
+
+    Raises:
+        ModelError: TensorRT cannot load `library`.
+    """
+    import rgfl.plugins
+
+    map_plugin(library)
+    names = (rgfl.plugins.NAME, rgfl.plugins.VERSION, rgfl.plugins.NAMESPACE)
+    # None also means that the process has it already, from another engine.
+    if registry.load_library(str(library)) is None and registry.get_creator(*names) is None:
+        raise ModelError(f"{library}: {api} cannot load it; run: {BUILD_PLUGIN}")
 
 
 # --- options ---------------------------------------------------------------------------------------------
@@ -451,7 +506,14 @@ def rebuild_command(engine: Path, record: dict[str, Any] | None = None) -> str:
     return str((record or {}).get("command") or f"python export/to_trt.py MODEL.onnx --out {engine}")
 
 
-def check_engine(path: Path, api: Api, gpu: Gpu | None) -> dict[str, Any]:
+def missing_record(engine: Path, record: dict[str, Any]) -> str:
+    """How a message on a TensorRT engine goes on where the record that could explain it is not there."""
+    if record:
+        return ""
+    return f"; or, if it was built with --version-compatible, copy {record_path(engine).name} along"
+
+
+def check_engine(path: Path, api: Api, gpu: Gpu) -> dict[str, Any]:
     """The build record of the engine in `path`, if `api` and `gpu` can run it; TensorRT is not asked.
 
     Raises:
@@ -464,11 +526,8 @@ def check_engine(path: Path, api: Api, gpu: Gpu | None) -> dict[str, Any]:
     same = plan.version[:3] == api.version[:3]
     older = plan.version[:3] < api.version[:3]
     if not same and not (record.get("version_compatible") and older):
-        raise ModelError(f"{path}: built with {plan}, and this is {api}{again}")
-    if gpu is None:
-        raise ModelError(
-            f"{path}: an engine needs an NVIDIA GPU, and CUDA's driver finds none here; run the .onnx"
-        )
+        copied = missing_record(path, record) if older and api.has_plugins else ""
+        raise ModelError(f"{path}: built with {plan}, and this is {api}{again}{copied}")
     built_for = tuple(record.get("gpu", {}).get("capability", ()))
     level = record.get("hardware_compatibility", "none")
     if plan.backend == "tensorrt" and built_for and built_for != gpu.capability:

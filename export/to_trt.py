@@ -18,7 +18,9 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +61,7 @@ def newest_export(folder: Path) -> Path:
     found = [path for path in folder.rglob("*.onnx") if path.is_file() and not hidden(path)]
     for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
-            model = graph.load(path)
+            model = graph.load(path, weights=False)
             graph.read_spec(model)
         except (ModelError, SpecError, OSError):
             continue
@@ -84,6 +86,7 @@ def typed_model(
 
     Raises:
         ModelError, SpecError: the file is no model of ours, or FP16 does not hold its numbers.
+        InputError: `calibration` or `keep_fp32` do not fit the file; before anything slow.
     """
     from rgfl.export import graph
 
@@ -99,16 +102,18 @@ def typed_model(
         )
     if graph.has_nms(model):
         model = graph.cut_nms(model)
+    if calibration is not None and graph.precision(model) != graph.FP32:
+        raise InputError(f"--calib: {path} is {graph.precision(model)} already; leave it away")
+    narrow = fp16 and graph.FP16 not in graph.precision(model)
+    if keep_fp32 and not narrow:
+        raise InputError("--keep-fp32 goes with --fp16 or --int8, and a file that is not FP16 yet")
+    graph.check_patterns([node.name for node in model.graph.node], keep_fp32)
     if calibration is not None:
-        if graph.precision(model) != graph.FP32:
-            raise InputError(f"--calib: {path} is {graph.precision(model)} already; leave it away")
         model = _quantised(path, calibration)
-    if fp16 and graph.FP16 not in graph.precision(model):
+    if narrow:
         _check_range(model, keep_fp32)
         model, typing = graph.to_fp16(model, keep_fp32)
         print(typing.text())
-    elif keep_fp32:
-        raise InputError("--keep-fp32 goes with --fp16 or --int8, and a file that is not FP16 yet")
     return model
 
 
@@ -130,16 +135,17 @@ def _check_range(model: onnx.ModelProto, keep_fp32: Sequence[str]) -> None:
         print("ONNX Runtime is not installed, so whether FP16 overflows was not tried")
         return
     import numpy as np
+    from numpy.typing import NDArray
 
     from rgfl.export import graph
+    from rgfl.trt_runtime.runners import normalised
     from rgfl.trt_runtime.sample_tiles import sample_tiles
 
     rounded, _ = graph.to_rounded(model, keep_fp32)
     spec = graph.read_spec(model)
-    tiles = sample_tiles(spec, 1)
+    tiles: NDArray = sample_tiles(spec, 1)
     if rounded.graph.input[0].type.tensor_type.elem_type != 2:  # not uint8: normalised outside
-        mean, std = np.float32(spec.mean), np.float32(spec.std)
-        tiles = ((tiles.astype(np.float32) - mean) / std).transpose(0, 3, 1, 2)
+        tiles = normalised(tiles, spec)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(rounded.SerializeToString(), options, ["CPUExecutionProvider"])
@@ -153,6 +159,21 @@ def _check_range(model: onnx.ModelProto, keep_fp32: Sequence[str]) -> None:
 # --- building --------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Built:
+    """What a build gives.
+
+    Attributes:
+        plan: the engine's bytes.
+        layers: of the engine, or of the network where there is no GPU to read it back.
+        timing_cache: for the next build, where one was asked for.
+    """
+
+    plan: bytes
+    layers: Layers
+    timing_cache: bytes | None = None
+
+
 def build_plan(
     api: Api,
     model: onnx.ModelProto,
@@ -161,8 +182,8 @@ def build_plan(
     plugin: Path | None = None,
     gpu: Gpu | None = None,
     verbose: bool = False,
-) -> tuple[bytes, Layers]:
-    """The engine's bytes and its layers.
+) -> Built:
+    """The engine, which is yet to be written.
 
     Args:
         api: the TensorRT that builds.
@@ -175,14 +196,13 @@ def build_plan(
     Raises:
         ModelError: TensorRT refuses the model, or the engine does not carry the spec.
     """
-    from rgfl import atomic
     from rgfl.export import graph, tensorrt_api
 
     spec = graph.read_spec(model)
     log = api.new_logger(verbose)
-    builder = _made(api, log, "builder", lambda: api.trt.Builder(log))
+    builder = tensorrt_api.made(api, log, "a builder", lambda: api.trt.Builder(log))
     if plugin is not None:
-        builder.get_plugin_registry().load_library(str(plugin))
+        tensorrt_api.load_plugin(api, builder.get_plugin_registry(), plugin)
     network = api.new_network(builder)
     parser = api.trt.OnnxParser(network, log)
     if not parser.parse(model.SerializeToString()):
@@ -201,25 +221,15 @@ def build_plan(
     if plan is None:
         raise ModelError(f"{api} cannot build the engine: {log.errors()}")
     data = bytes(plan)
+    timing = None
     if options.timing_cache is not None:
-        atomic.write_bytes(options.timing_cache, bytes(config.get_timing_cache().serialize()))
+        timing = bytes(config.get_timing_cache().serialize())
     if api.name == "tensorrt":
-        return data, _read_back(api, log, data, spec, options, plugin)
+        return Built(data, _read_back(api, log, data, spec, options, plugin), timing)
     if spec.to_json().encode() not in data:  # reading it back through an engine needs a GPU
         raise ModelError(f"{api} left the spec out of the engine; nothing was written")
     layers.generated = tensorrt_api.generated_kernels(data)
-    return data, layers
-
-
-def _made(api: Api, log: Any, what: str, make: Any) -> Any:
-    """What `make` gives; TensorRT throws or gives None where it cannot."""
-    try:
-        made = make()
-    except Exception as error:  # pybind11 raises TypeError where the C++ factory gave null
-        raise ModelError(f"{api} cannot make a {what}: {log.errors()} ({errors.one_line(error)})") from error
-    if made is None:
-        raise ModelError(f"{api} cannot make a {what}: {log.errors()}")
-    return made
+    return Built(data, layers, timing)
 
 
 def _interruptible(progress: Any, build: Any) -> Any:
@@ -258,18 +268,21 @@ def _read_back(
     api: Api, log: Any, data: bytes, spec: DetectorSpec, options: BuildOptions, plugin: Path | None
 ) -> Layers:
     """The layers of the engine in `data`, whose name and outputs must be right. Needs a GPU."""
-    from rgfl.export import graph, tensorrt_api
+    from rgfl.export import tensorrt_api
+    from rgfl.trt_runtime.runners import INPUT_NAME, NMS_OUTPUTS
 
-    runtime = _made(api, log, "runtime", lambda: api.trt.Runtime(log))
+    runtime = tensorrt_api.made(api, log, "a runtime", lambda: api.trt.Runtime(log))
     if options.version_compatible:  # the engine brings its plugin along
         runtime.engine_host_code_allowed = True
     elif plugin is not None:  # a runtime has a registry of its own, which knows nothing of the builder's
-        runtime.get_plugin_registry().load_library(str(plugin))
-    engine = _made(api, log, "engine from its plan", lambda: runtime.deserialize_cuda_engine(data))
+        tensorrt_api.load_plugin(api, runtime.get_plugin_registry(), plugin)
+    engine = tensorrt_api.made(
+        api, log, "the engine from its plan", lambda: runtime.deserialize_cuda_engine(data)
+    )
     if engine.name != spec.to_json():
         raise ModelError(f"{api} changed the spec in the engine's name; nothing was written")
     names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
-    if names != {"images", *graph.NMS_OUTPUTS}:
+    if names != {INPUT_NAME, *NMS_OUTPUTS}:
         raise ModelError(f"the engine's tensors are {sorted(names)}; nothing was written")
     return tensorrt_api.engine_layers(api, engine)
 
@@ -357,10 +370,11 @@ def convert(arguments: argparse.Namespace) -> int:
     if arguments.model is None:
         print(f"model: {path} (the newest export below {Path.cwd()})")
     out = arguments.out or _default_out(path, arguments)
-    if out.suffix.lower() not in (".engine", ".plan") or out.is_dir():
+    if out.suffix.lower() not in (".engine", ".plan"):
         raise InputError(f"--out {out}: expected a file name that ends in .engine")
-    if not out.parent.is_dir():
-        raise InputError(f"--out {out}: the folder {out.parent} does not exist")
+    errors.new_file(out, "--out")
+    if options.timing_cache is not None:
+        errors.new_file(options.timing_cache, "--timing-cache")
     try:
         model = graph.load(path)
         graph.read_spec(model)
@@ -378,25 +392,31 @@ def convert(arguments: argparse.Namespace) -> int:
         for note in tensorrt_api.rtx_notes(gpu, arguments.int8):
             print(f"note: {note}")
     plugin = rgfl.plugins.library() if api.has_plugins else None
+    if plugin is not None:
+        tensorrt_api.map_plugin(plugin)
 
     keep = [pattern for pattern in arguments.keep_fp32.split(",") if pattern]
     try:
+        if api.has_plugins and not graph.has_nms(model):
+            graph.check_outputs(model)
         model = typed_model(
             path, fp16=arguments.fp16 or arguments.int8, calibration=arguments.calib, keep_fp32=keep
         )
         if api.has_plugins:
             model = graph.add_nms(model)
         started = time.perf_counter()
-        data, layers = build_plan(api, model, options, plugin=plugin, gpu=gpu, verbose=arguments.verbose)
+        built = build_plan(api, model, options, plugin=plugin, gpu=gpu, verbose=arguments.verbose)
     except ModelError as error:
         raise ModelError(_named(path, error)) from error
     seconds = time.perf_counter() - started
-    record = _record(api, gpu, path, model, options, data, layers, _command(path, out, arguments))
-    _write(out, data, record)
-    print(layers.text())
+    record = _record(api, gpu, path, model, options, built, _command(path, out, arguments))
+    _write(out, built.plan, record)
+    if options.timing_cache is not None and built.timing_cache is not None:
+        _write_timing_cache(options.timing_cache, built.timing_cache)
+    print(built.layers.text())
     spec = graph.read_spec(model)
     print(
-        f"{out}: {len(data) / 1e6:.1f} MB, {graph.precision(model)}, built in {seconds:.0f} s, "
+        f"{out}: {len(built.plan) / 1e6:.1f} MB, {graph.precision(model)}, built in {seconds:.0f} s, "
         f"batch {'/'.join(map(str, options.batch))}, spec {spec.digest}"
     )
     return 0
@@ -448,8 +468,7 @@ def _record(
     path: Path,
     model: onnx.ModelProto,
     options: BuildOptions,
-    data: bytes,
-    layers: Layers,
+    built: Built,
     command: str,
 ) -> dict[str, Any]:
     """What lies beside the engine."""
@@ -458,8 +477,8 @@ def _record(
 
     spec = graph.read_spec(model)
     return {
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "bytes": len(data),
+        "sha256": hashlib.sha256(built.plan).hexdigest(),
+        "bytes": len(built.plan),
         "backend": api.name,
         "version": list(api.version),
         "gpu": {"name": gpu.name, "capability": list(gpu.capability)} if gpu else {},
@@ -471,7 +490,7 @@ def _record(
         "tf32": options.tf32,
         "spec_digest": spec.digest,
         "source": file_facts(path),
-        "layers": layers.record(),
+        "layers": built.layers.record(),
         "command": command,
     }
 
@@ -481,8 +500,20 @@ def _write(out: Path, data: bytes, record: dict[str, Any]) -> None:
     from rgfl import atomic
     from rgfl.export.tensorrt_api import record_path
 
+    out.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_bytes(out, data)
     atomic.write_text(record_path(out), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write_timing_cache(path: Path, data: bytes) -> None:
+    """What the next build need not measure again; a folder that cannot be written to costs that time only."""
+    from rgfl import atomic
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write_bytes(path, data)
+    except OSError as error:
+        warnings.warn(f"kernels are timed anew by the next build: {errors.one_line(error)}", stacklevel=2)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rgfl import atomic
 from rgfl.plugins import HERE, LIBRARY
+from rgfl.trt_runtime.errors import one_line
 
 # Machine code for each generation since Turing; newer GPUs compile the PTX of the last one when they
 # load it. Code for x.y also runs on x.z > x.y. The same list stands in CMakeLists.txt.
@@ -289,11 +291,9 @@ def build(
     archs = tuple(architectures) if architectures else tools.architectures()
     record_file = output.with_suffix(".json")
     digest = _digest(tools, compile_command(tools, archs, output, strict=strict))
-    if not force and output.exists() and record_file.exists():
-        record = json.loads(record_file.read_text(encoding="utf-8"))
-        if record.get("digest") == digest:
-            print(f"{output} is up to date")
-            return output
+    if not force and output.exists() and _recorded_digest(record_file) == digest:
+        print(f"{output} is up to date")
+        return output
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent) as folder:
         temporary = Path(folder) / output.name
@@ -311,9 +311,17 @@ def build(
         record_file.unlink(missing_ok=True)
         temporary.replace(output)
     record = {"digest": digest, "architectures": archs, "compiler": tools.version(), "messages": messages}
-    record_file.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    atomic.write_text(record_file, json.dumps(record, indent=1))
     print(f"wrote {output}")
     return output
+
+
+def _recorded_digest(record_file: Path) -> str:
+    """Of the sources and the compiler that a library was made of; "" where no record tells."""
+    try:
+        return str(json.loads(record_file.read_text(encoding="utf-8"))["digest"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _output(*command: object) -> str:
@@ -345,6 +353,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -53,19 +53,6 @@ class Detections:
     def __getitem__(self, index: NDArray | slice) -> Detections:
         return Detections(self.boxes[index], self.scores[index], self.labels[index])
 
-    def shifted(self, dx: float, dy: float) -> Detections:
-        """The same boxes with `dx, dy` pixels added to their centres."""
-        boxes = self.boxes.copy()
-        boxes[:, 0] += np.float32(dx)
-        boxes[:, 1] += np.float32(dy)
-        return Detections(boxes, self.scores, self.labels)
-
-    def scaled(self, factor: float) -> Detections:
-        """The same boxes with centres and sizes multiplied by `factor`."""
-        boxes = self.boxes.copy()
-        boxes[:, :4] *= np.float32(factor)
-        return Detections(boxes, self.scores, self.labels)
-
 
 # What merging and evaluation ask of a model: uint8 RGB tiles (B, H, W, 3) to one record a tile.
 Infer = Callable[[NDArray[np.uint8]], list[Detections]]

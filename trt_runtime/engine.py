@@ -15,7 +15,6 @@ CPU and execute streams in the order that harms most (tests/trt_runtime/stand_in
 
 from __future__ import annotations
 
-import ctypes
 import threading
 import warnings
 from collections import deque
@@ -34,12 +33,11 @@ from rgfl.spec import DetectorSpec, SpecError
 from rgfl.trt_runtime.cuda_calls import Cuda, CudaError, host_view
 from rgfl.trt_runtime.device_arrays import DeviceArray, borrow, is_on_device
 from rgfl.trt_runtime.errors import ModelError, one_line
-from rgfl.trt_runtime.runners import INPUT_NAME, OUTPUT_NAMES, Runner, normalised
+from rgfl.trt_runtime.runners import INPUT_NAME, NMS_OUTPUTS, OUTPUT_NAMES, Runner, normalised
 
 if TYPE_CHECKING:
     from rgfl.export.tensorrt_api import Api, Gpu, Plan
 
-NMS_OUTPUTS = ("num_detections", "boxes", "scores", "labels")
 OPTIONAL_OUTPUT = "uncertainty"  # of export/to_onnx.py --uncertainty; carried, not read
 TYPES = {"UINT8": "uint8", "FLOAT": "float32", "INT32": "int32"}
 ALIGNMENT = 256  # of every address that TensorRT is given; cudaMalloc's own
@@ -77,19 +75,20 @@ class Engine:
     """
 
     def __init__(self, path: Path, api: Api, record: dict[str, Any], cuda: Cuda) -> None:
-        from rgfl.export.tensorrt_api import rebuild_command
+        from rgfl.export.tensorrt_api import missing_record, rebuild_command
 
         self.path, self.api, self.record, self.cuda = path, api, record, cuda
         self.again = f"build it anew with: {rebuild_command(path, record)}"
+        copied = missing_record(path, record) if api.has_plugins else ""
         self._users = 0
         self._lock = threading.Lock()
         self.log = api.new_logger()
         self._runtime = self._made("a runtime", lambda: api.trt.Runtime(self.log))
         if api.has_plugins:
-            self._load_plugin()
+            self._load_plugin(copied)
         data = path.read_bytes()
         self._engine = self._made(
-            "the engine from its file", lambda: self._runtime.deserialize_cuda_engine(data)
+            "the engine from its file", lambda: self._runtime.deserialize_cuda_engine(data), copied
         )
         self.spec = self._read_spec()
         self.tensors = self._read_tensors()
@@ -105,37 +104,28 @@ class Engine:
 
     # --- loading
 
-    def _made(self, what: str, make: Callable[[], Any]) -> Any:
-        """What `make` gives; TensorRT throws or gives None where it cannot."""
-        detail = ""
-        try:
-            made = make()
-        except Exception as error:  # pybind11 raises TypeError where the C++ factory gave null
-            made, detail = None, f" ({one_line(error)})"
-        if made is None:
-            raise ModelError(
-                f"{self.path}: {self.api} cannot make {what}: {self.log.errors()}{detail}; {self.again}"
-            )
-        return made
+    def _made(self, what: str, make: Callable[[], Any], or_else: str = "") -> Any:
+        """`tensorrt_api.made`, with the engine's file and what to do in the message."""
+        from rgfl.export.tensorrt_api import made
 
-    def _load_plugin(self) -> None:
+        try:
+            return made(self.api, self.log, what, make)
+        except ModelError as error:
+            raise ModelError(f"{self.path}: {error}; {self.again}{or_else}") from error
+
+    def _load_plugin(self, or_else: str) -> None:
         """RotatedNMS, before the engine is read; a version-compatible engine brings its own."""
         import rgfl.plugins
+        from rgfl.export import tensorrt_api
 
         if self.record.get("version_compatible"):
             self._runtime.engine_host_code_allowed = True
             return
         try:
-            library = rgfl.plugins.library()
-        except FileNotFoundError as error:
-            raise ModelError(f"{self.path}: {error}") from error
-        registry = self._runtime.get_plugin_registry()
-        names = (rgfl.plugins.NAME, rgfl.plugins.VERSION, rgfl.plugins.NAMESPACE)
-        # None also means that the process has it already, from another engine.
-        if registry.load_library(str(library)) is None and registry.get_creator(*names) is None:
-            raise ModelError(f"{library}: {self.api} cannot load it; run: python -m rgfl.plugins.build")
-        # A registry that goes unloads its libraries, under threads that may still hold CUDA's state of them.
-        ctypes.CDLL(str(library))
+            registry = self._runtime.get_plugin_registry()
+            tensorrt_api.load_plugin(self.api, registry, rgfl.plugins.library())
+        except (FileNotFoundError, ModelError) as error:
+            raise ModelError(f"{self.path}: {error}{or_else}") from error
 
     def _read_spec(self) -> DetectorSpec:
         try:
@@ -265,6 +255,11 @@ def open_engine(path: Path) -> tuple[Engine, str]:
 
     plan = tensorrt_api.read_plan(path)
     gpu = tensorrt_api.find_gpu()
+    if gpu is None:
+        raise ModelError(
+            f"{path}: an engine needs an NVIDIA GPU, and CUDA's driver finds none here; "
+            "run the .onnx it was built from"
+        )
     api = _api_for(path, plan, gpu)
     record = tensorrt_api.check_engine(path, api, gpu)
     cuda = Cuda()
@@ -274,15 +269,10 @@ def open_engine(path: Path) -> tuple[Engine, str]:
     return engine, f"{api}, which wrote the file, on {gpu}; NMS {nms}"
 
 
-def _api_for(path: Path, plan: Plan, gpu: Gpu | None) -> Api:
+def _api_for(path: Path, plan: Plan, gpu: Gpu) -> Api:
     """The TensorRT that wrote the file, whichever else is installed."""
     from rgfl.export import tensorrt_api
 
-    if gpu is None:
-        raise ModelError(
-            f"{path}: an engine needs an NVIDIA GPU, and CUDA's driver finds none here; "
-            "run the .onnx it was built from"
-        )
     try:
         return tensorrt_api.open_api(plan.backend, gpu)
     except ValueError as error:

@@ -99,23 +99,25 @@ def physical_cores() -> int:
 def gpu_state() -> dict[str, Any]:
     """Clocks (MHz), temperature (°C), power and its limit (W), what holds the clocks down, and the driver.
 
-    Of the GPU that CUDA sees first, by NVIDIA's management library; {} where that, or pynvml (the package
-    nvidia-ml-py), is missing. Not run on a GPU yet.
+    Of the GPU that CUDA sees first, by NVIDIA's management library, which numbers GPUs in another order, so
+    that it is asked by PCI address; {} where there is no GPU, or that library or pynvml (the package
+    nvidia-ml-py) is missing. Not run on a GPU yet.
     """
+    from rgfl.export.tensorrt_api import find_gpu
+
     try:
         import pynvml
     except ImportError:
+        return {}
+    first = find_gpu()
+    if first is None:
         return {}
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
         return {}
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     try:
-        if first.isdigit():
-            gpu = pynvml.nvmlDeviceGetHandleByIndex(int(first))
-        else:
-            gpu = pynvml.nvmlDeviceGetHandleByUUID(first)
+        gpu = pynvml.nvmlDeviceGetHandleByPciBusId(first.bus_id)
         asked: dict[str, Any] = {
             "driver": lambda: pynvml.nvmlSystemGetDriverVersion(),
             "sm_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM),

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from rgfl.detections import Detections
 from rgfl.spec import METADATA_KEY, DetectorSpec, SpecError
-from rgfl.trt_runtime.errors import ModelError
+from rgfl.trt_runtime.errors import ModelError, one_line
 from rgfl.trt_runtime.machine import file_facts, has_vnni, physical_cores
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -40,6 +40,7 @@ SUFFIXES: dict[str, Kind] = {
 }
 INPUT_NAME = "images"
 OUTPUT_NAMES = ["boxes", "scores"]
+NMS_OUTPUTS = ("num_detections", "boxes", "scores", "labels")  # of graphs and engines with NMS inside
 
 
 class Runner(ABC):
@@ -208,10 +209,15 @@ class OnnxRunner(Runner):
             self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # ONNX Runtime raises its own classes, one per status code
             raise ModelError(
-                f"{path}: ONNX Runtime cannot load it ({_first_sentence(error)}); "
+                f"{path}: ONNX Runtime cannot load it ({_shortened(error)}); "
                 "write it anew with export/to_onnx.py"
             ) from error
         self.device = "cuda" if self._session.get_providers()[0].startswith("CUDA") else "cpu"
+        if len(providers) > 1 and self.device == "cpu":  # ONNX Runtime only logs what keeps it from the GPU
+            lacks = "ONNX Runtime's CUDA provider does not load here, for want of CUDA, cuDNN or a GPU"
+            if device == "cuda":
+                raise ModelError(f"--device cuda: {lacks}; install them, or use --device cpu")
+            reason = f"{reason}; on the CPU, as {lacks}"
         metadata = self._session.get_modelmeta().custom_metadata_map
         if METADATA_KEY not in metadata:
             raise ModelError(
@@ -316,13 +322,15 @@ def recognise(path: Path) -> tuple[Kind, str]:
 
 
 def _kind_of_content(path: Path) -> Kind | None:
+    from rgfl.export.tensorrt_api import MAGIC
+
     with path.open("rb") as file:
         head = file.read(4)
-    if head[:4] in (b"ftrt", b"trtf", b"vtrt"):  # the last: TensorRT for RTX
+    if head in MAGIC:
         return "engine"
     return "torch" if zipfile.is_zipfile(path) else None
 
 
-def _first_sentence(error: Exception) -> str:
-    text = " ".join(str(error).split())
+def _shortened(error: Exception) -> str:
+    text = one_line(error)
     return text[:200] + ("…" if len(text) > 200 else "")

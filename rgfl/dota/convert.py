@@ -42,7 +42,7 @@ import numpy as np
 
 from rgfl import atomic
 from rgfl.dota.images import find_images, read_image
-from rgfl.dota.journal import failure, follow
+from rgfl.dota.journal import failure, follow, read_journal
 from rgfl.dota.labels import Objects, find_classes, read_classes, read_labels, write_labels
 from rgfl.dota.tiling import DIFFICULT_CUT
 
@@ -638,12 +638,7 @@ def _open_journal(out: Path, to: Target, dataset: Dataset) -> dict[str, dict[str
     done: dict[str, dict[str, Any]] = {}
     by_key = {item.key: item for item in dataset.items}
     if journal.is_file():
-        entries = []
-        for line in journal.read_text(encoding="utf-8").split("\n"):
-            try:
-                entries.append(json.loads(line))
-            except json.JSONDecodeError:
-                break  # the run was killed while it wrote this line
+        entries = read_journal(journal)
         if not entries or entries[0] != head:
             raise ConvertError(
                 f"{out}: was converted with another --to or other classes; name another --out, or remove it"

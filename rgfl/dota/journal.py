@@ -12,6 +12,17 @@ from tqdm import tqdm
 SHOWN = 10  # errors in a message
 
 
+def read_journal(journal: Path) -> list[dict[str, Any]]:
+    """The entries of `journal`, as far as it is whole: a run that was killed may have left half a line."""
+    entries = []
+    for line in journal.read_text(encoding="utf-8").split("\n"):
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return entries
+
+
 def follow(
     entries: Iterable[dict[str, Any]],
     journal: Path,

@@ -43,7 +43,7 @@ from numpy.typing import NDArray
 
 from rgfl import atomic
 from rgfl.dota.images import ImageError, find_images, read_image
-from rgfl.dota.journal import failure, follow
+from rgfl.dota.journal import failure, follow, read_journal
 from rgfl.dota.labels import Objects, find_classes, read_classes, read_labels, write_labels
 
 Cut = Literal["clipped", "whole"]
@@ -462,7 +462,7 @@ def _open_journal(
     head = json.loads(json.dumps({"tiling": 1, "labels": labelled, **asdict(settings)}))
     done: dict[str, dict[str, Any]] = {}
     if journal.is_file():
-        entries = list(_journal_lines(journal))
+        entries = read_journal(journal)
         if not entries or entries[0] != head:
             found = entries[0] if entries else {}
             changed = [key for key in head if head[key] != found.get(key)]
@@ -486,14 +486,6 @@ def _open_journal(
         folder.mkdir(parents=True, exist_ok=True)
     atomic.write_text(journal, "".join(json.dumps(entry) + "\n" for entry in (head, *done.values())))
     return done
-
-
-def _journal_lines(journal: Path) -> Iterator[dict[str, Any]]:
-    for line in journal.read_text(encoding="utf-8").split("\n"):
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return  # the run was killed while it wrote this line
 
 
 def _sum(entries: Iterable[dict[str, Any]]) -> Tiled:

@@ -389,6 +389,38 @@ def test_nvidias_parser_makes_our_plugin_of_the_node(tiny_onnx: Path, tmp_path: 
 # --- what a user may get wrong ---------------------------------------------------------------------------
 
 
+def test_weights_in_another_file_that_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """It was a traceback of onnx's checker."""
+    path, out = tmp_path / "outside.onnx", tmp_path / "out.onnx"
+    onnx.save(small_model(), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    assert graph.load(path).graph.initializer[0].raw_data
+    whole = (tmp_path / "weights.bin").read_bytes()
+    for data, reason in (
+        (None, f"{tmp_path / 'weights.bin'}, which is missing"),
+        (whole[:8], "cannot be read"),
+    ):
+        (tmp_path / "weights.bin").unlink()
+        if data is not None:
+            (tmp_path / "weights.bin").write_bytes(data)
+        assert graph.main([str(path), "--fp16", "--out", str(out)]) == 2
+        message = capsys.readouterr().err
+        assert message.startswith(f"graph: error: {path}: its weights ")
+        assert reason in message
+        assert message.count("\n") == 1
+        graph.read_spec(graph.load(path, weights=False))
+        (tmp_path / "weights.bin").touch()
+
+
+def test_the_place_of_the_file_is_looked_at_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    path = tmp_path / "model.onnx"
+    graph.save(small_model(), path)
+    monkeypatch.setattr(graph, "load", lambda *_: pytest.fail("read the model first"))
+    assert graph.main([str(path), "--fp16", "--out", str(path / "out.onnx")]) == 2
+    assert f"--out {path}: {path} is a file" in capsys.readouterr().err
+
+
 def test_bad_input_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     model = small_model()
     good, bare = tmp_path / "good.onnx", tmp_path / "bare.onnx"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import subprocess
 import sys
@@ -474,8 +476,53 @@ def test_a_cache_of_another_calibration_is_never_used(detector: Path, tmp_path: 
     )
     graph.save(other, tmp_path / "other.onnx")
     assert not again(tmp_path / "other.onnx").cached  # another model
+    onnx.save(other, tmp_path / "outside.onnx", save_as_external_data=True, location="weights.bin")
+    again(tmp_path / "outside.onnx")
+    assert again(tmp_path / "outside.onnx").cached
+    weights = bytearray((tmp_path / "weights.bin").read_bytes())
+    weights[0] ^= 1  # the last bit of a weight
+    (tmp_path / "weights.bin").write_bytes(weights)
+    assert not again(tmp_path / "outside.onnx").cached
     cache.write_bytes(b"damaged")
     assert not again().cached
+
+
+def test_paths_are_looked_at_before_calibration(
+    detector: Path,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """Calibration took minutes, and then there was no folder for its cache, and no model."""
+    command = [str(detector), "--calib", str(images), "--images", "1"]
+    out, cache = tmp_path / "a" / "int8.onnx", tmp_path / "b" / "c" / "cache.npz"
+    assert quantize.main([*command, "--out", str(out), "--cache", str(cache)]) == 0
+    assert out.is_file()
+    assert cache.is_file()
+    with monkeypatch.context() as patch:
+        patch.setattr(quantize, "collect", lambda *_, **__: pytest.fail("calibrated first"))
+        patch.setattr(quantize, "read_float_model", lambda *_: pytest.fail("read the model first"))
+        inside = out / "x.onnx"  # a file is no folder
+        named = ["--out", tmp_path / "new" / "o.onnx"]
+        for flags, reason in (
+            (["--out", inside], f"--out {out}: {out} is a file"),
+            ([*named, "--cpu-variant", inside], f"--cpu-variant {out}: {out} is a file"),
+            ([*named, "--cache", inside], f"--cache {out}: {out} is a file"),
+            ([*named, "--cache", tmp_path], f"--cache {tmp_path}: expected a file"),
+        ):
+            assert quantize.main([*command, *map(str, flags)]) == 2
+            assert reason in capsys.readouterr().err
+        assert not (tmp_path / "new").exists()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "cache.npz")
+
+    monkeypatch.setattr(quantize, "save_cache", full)
+    out.unlink()
+    with pytest.warns(UserWarning, match="starts anew next time: cache.npz: No space left"):
+        assert quantize.main([*command, "--out", str(out)]) == 0
+    assert out.is_file()
 
 
 # --- engines ----------------------------------------------------------------------------------------------
@@ -745,6 +792,43 @@ def test_ap_is_held(
     assert quantize.main([*command, "--max-ap-drop", "0.01", "--out", str(out)]) == 0
     notes = {entry.key: entry.value for entry in graph.load(out).metadata_props}
     assert len(notes["rgfl_float_blocks"].split(",")) == 2
+
+
+def test_ap_is_that_of_eval_dota(
+    detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Tiles were merged at the threshold of NMS within a tile, and difficult objects always left out."""
+    from rgfl.boxes import to_quads
+    from rgfl.dota import labels as dota
+    from rgfl.dota.images import find_images
+    from rgfl.trt_runtime import eval_dota
+    from rgfl.trt_runtime.pipeline import stream
+    from rgfl.trt_runtime.runners import load_runner
+
+    monkeypatch.setitem(dota.CLASSES, "1.5", CLASSES)  # where difficult objects count
+    model = graph.load(detector)
+    graph.write_spec(model, dataclasses.replace(SPEC, iou_threshold=0.5))
+    path, images, labels = tmp_path / "model.onnx", tmp_path / "images", tmp_path / "labelTxt"
+    graph.save(model, path)
+    labels.mkdir()
+    for index, scene in enumerate(patterned_tiles((110, 150), 2)):
+        draw.save(scene, images / f"P{index}.png")
+    random = np.random.default_rng(0)
+    with load_runner(path, device="cpu") as runner:
+        for done in stream(runner, find_images(images)):
+            quads = to_quads(done.detections.boxes.astype(np.float64)).reshape(-1, 8)
+            quads += random.normal(0, 1.5, quads.shape)
+            difficult = (random.random(len(quads)) < 0.3).astype(np.int32)
+            objects = dota.Objects(quads, done.detections.labels, difficult)
+            dota.write_labels(labels / f"{done.name}.txt", objects, CLASSES)
+    record = tmp_path / "eval.json"
+    command = ["--model", path, "--images", images, "--labels", labels, "--json", record, "--device", "cpu"]
+    assert eval_dota.main(list(map(str, command))) == 0
+    scored = json.loads(record.read_text())
+    assert scored["version"] == "1.5"
+    assert 0.2 < scored["map"] < 0.9
+    truth = dota.read_label_folder(labels, CLASSES)
+    assert quantize.mean_ap(path, find_images(images), truth, False) == scored["map"]
 
 
 # --- what a user may get wrong -----------------------------------------------------------------------------

@@ -193,6 +193,15 @@ def test_images_are_looked_for_before_the_export(
     assert "no image in this folder" in capsys.readouterr().err
 
 
+def test_the_place_of_the_file_is_looked_at_before_the_export(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(to_onnx, "export", lambda *_, **__: pytest.fail("exported first"))
+    out = tiny_checkpoint / "out.onnx"
+    assert to_onnx.main([str(tiny_checkpoint), "--out", str(out)]) == 2
+    assert f"--out {tiny_checkpoint}: {tiny_checkpoint} is a file" in capsys.readouterr().err
+
+
 def test_a_graph_that_differs_is_not_written(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ import pytest
 onnx = pytest.importorskip("onnx", reason="needs onnx: pip install 'rgfl[export]'")
 trt = pytest.importorskip("tensorrt_rtx", reason="needs TensorRT for RTX: pip install 'rgfl[rtx]'")
 
+import rgfl._core  # noqa: E402
 import rgfl.plugins  # noqa: E402
+from rgfl import atomic  # noqa: E402
 from rgfl.export import graph, tensorrt_api, to_trt  # noqa: E402
 from rgfl.export.tensorrt_api import Api, BuildOptions, Gpu, open_api  # noqa: E402
 from rgfl.trt_runtime import draw  # noqa: E402
@@ -136,8 +139,13 @@ def test_without_a_model_the_newest_export_is_taken_and_named(
         shutil.copy(model, path)
     graph.main([str(model), "--rounding", "--out", str(rounded)])
     (tmp_path / "b" / "foreign.onnx").write_bytes(b"something else")
+    split = graph.load(model)  # of another project: its weights were not copied along
+    del split.metadata_props[:]
+    onnx.save(split, tmp_path / "b" / "split.onnx", save_as_external_data=True, location="split.bin")
+    (tmp_path / "b" / "split.bin").unlink()
     (tmp_path / ".hidden.onnx").write_bytes(model.read_bytes())
-    for second, path in enumerate((model, older, newer, rounded, tmp_path / "b" / "foreign.onnx")):
+    strange = [tmp_path / "b" / name for name in ("foreign.onnx", "split.onnx")]
+    for second, path in enumerate((model, older, newer, rounded, *strange)):
         os.utime(path, (1e9 + second, 1e9 + second))
     assert to_trt.newest_export(tmp_path) == newer
     monkeypatch.chdir(tmp_path)
@@ -231,7 +239,6 @@ def test_files_that_are_no_models_of_ours(model: Path, tmp_path: Path, capsys: p
         (["--keep-fp32", "neck*"], "--keep-fp32 goes with --fp16"),
         (["--fp16", "--keep-fp32", "nick*"], "no node has such a name"),
         (["--out", "engine.onnx"], "ends in .engine"),
-        (["--out", "nowhere/model.engine"], "the folder nowhere does not exist"),
         (["--version-compatible"], "TensorRT for RTX has no such thing"),
         (["--hardware-compatibility", "ampere-plus"], "--hardware-compatibility"),
         (["--timing-cache", "cache"], "--timing-cache"),
@@ -242,6 +249,79 @@ def test_flags_that_make_no_sense(
 ) -> None:
     assert reason in error_of([str(model), "--backend", "rtx", *flags], capsys)
     assert list(model.parent.iterdir()) == [model]
+
+
+def test_what_can_be_refused_is_refused_before_calibration(
+    model: Path, calibration: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(to_trt, "_quantised", lambda *_: pytest.fail("calibrated first"))
+    command = [str(model), "--int8", "--calib", str(calibration)]
+    rtx = [*command, "--backend", "rtx"]
+    assert f"{model} is a file" in error_of([*rtx, "--out", str(model / "out.engine")], capsys)
+    assert "no node has such a name" in error_of([*rtx, "--keep-fp32", "neck*,nick*"], capsys)
+    typed = model.with_name("typed.onnx")
+    assert graph.main([str(model), "--fp16", "--out", str(typed)]) == 0
+    with pytest.raises(InputError, match=r"--keep-fp32 goes with .* not FP16 yet"):
+        to_trt.typed_model(typed, fp16=True, keep_fp32=["neck*"])
+
+    use_standard(monkeypatch, H200)
+    timing = ["--timing-cache", str(model / "t.cache")]
+    assert f"--timing-cache {model}: {model} is a file" in error_of([*command, *timing], capsys)
+    library = model.with_name("plugin.so")
+    library.write_bytes(b"no library")
+    monkeypatch.setattr(rgfl.plugins, "LIBRARY", library)
+    message = error_of(command, capsys)
+    assert f"{library}: it cannot be loaded (" in message
+    assert "run: python -m rgfl.plugins.build --force" in message
+    monkeypatch.setattr(rgfl.plugins, "LIBRARY", Path(rgfl._core.__file__))
+    wide = graph.load(model)
+    wide.graph.output.append(onnx.helper.make_tensor_value_info("uncertainty", 1, ["batch", 185, 5]))
+    graph.save(wide, model)
+    assert "without --uncertainty" in error_of(command, capsys)
+
+
+def test_a_plugin_that_tensorrt_cannot_load_is_named(tmp_path: Path) -> None:
+    """What came of it was an error of the parser, about a node that it did not know."""
+    registry = trt.Builder(RTX.new_logger()).get_plugin_registry()
+    library = Path(rgfl._core.__file__)  # the system loads it, and it has no plugin
+    with pytest.raises(ModelError, match=r"_core.*: TensorRT for RTX .* cannot load it; run: python -m rgfl"):
+        tensorrt_api.load_plugin(RTX, registry, library)
+    (tmp_path / "noise.so").write_bytes(b"no library")
+    with pytest.raises(ModelError, match=r"noise\.so: it cannot be loaded \(.*\); run: python -m rgfl"):
+        tensorrt_api.load_plugin(RTX, registry, tmp_path / "noise.so")
+
+
+@pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops")
+@pytest.mark.parametrize("writable", [True, False])
+def test_the_engine_is_written_before_the_timing_cache(
+    writable: bool, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where its folder was missing there was no engine, after half an hour of building."""
+    use_standard(monkeypatch, H200)
+    # TensorRT for RTX builds in place of the standard one, without the plugin layer.
+    monkeypatch.setattr(graph, "add_nms", lambda given: given)
+    monkeypatch.setattr(tensorrt_api, "load_plugin", lambda *_: None, raising=False)
+    monkeypatch.setattr(tensorrt_api, "map_plugin", lambda *_: None, raising=False)
+    monkeypatch.setattr(rgfl.plugins, "library", lambda: Path(rgfl._core.__file__))
+    monkeypatch.setattr(to_trt, "_read_back", lambda *_: tensorrt_api.Layers("engine"))
+    out, cache = model.parent / "a" / "m.engine", model.parent / "b" / "t.cache"
+    write, order = atomic.write_bytes, []
+
+    def write_bytes(path: Path, data: bytes) -> None:
+        order.append(path.name)
+        if path == cache and not writable:
+            raise OSError(28, "No space left on device", str(path))
+        write(path, data)
+
+    monkeypatch.setattr(atomic, "write_bytes", write_bytes)
+    expected: Any = nullcontext()
+    if not writable:
+        expected = pytest.warns(UserWarning, match="timed anew by the next build: .*t.cache: No space left")
+    with expected:
+        assert to_trt.main([str(model), "--timing-cache", str(cache), "--out", str(out)]) == 0
+    assert order == ["m.engine", "m.engine.json", "t.cache"]
+    assert tensorrt_api.read_record(out)["bytes"] == out.stat().st_size
+    assert cache.is_file() == writable
 
 
 def test_fp16_that_overflows_is_refused(model: Path, capsys: pytest.CaptureFixture) -> None:
@@ -345,7 +425,6 @@ def test_engines_of_other_versions_and_gpus_are_refused_with_the_command(tmp_pat
             H200,
             "built for",
         ),
-        (here, b"ftrt", {"gpu": on(H200)}, None, "needs an NVIDIA GPU"),
     ]
     for version, magic, record, gpu, reason in cases:
         fake_engine(engine, version, magic, **record)
@@ -354,10 +433,25 @@ def test_engines_of_other_versions_and_gpus_are_refused_with_the_command(tmp_pat
             continue
         with pytest.raises(ModelError, match=reason) as caught:
             tensorrt_api.check_engine(engine, STANDARD, gpu)
-        if gpu:
-            assert str(caught.value).endswith(
-                f"build it anew with: python export/to_trt.py m.onnx --out {engine}"
-            )
+        assert str(caught.value).endswith(
+            f"build it anew with: python export/to_trt.py m.onnx --out {engine}"
+        )
+
+
+def test_a_version_compatible_engine_without_its_record(tmp_path: Path) -> None:
+    """The record alone says that a newer TensorRT may run it."""
+    engine = tmp_path / "a.engine"
+    for version, magic, helps in (
+        ((10, 9, 0, 34), b"ftrt", True),
+        ((11, 4, 0, 106), b"ftrt", False),  # an older TensorRT never runs it
+        ((1, 6, 0, 1), b"vtrt", False),
+    ):
+        tensorrt_api.record_path(fake_engine(engine, version, magic)).unlink()
+        api = STANDARD if magic == b"ftrt" else RTX
+        with pytest.raises(ModelError, match="built with TensorRT") as caught:
+            tensorrt_api.check_engine(engine, api, H200)
+        end = "; or, if it was built with --version-compatible, copy a.engine.json along"
+        assert str(caught.value).endswith(end) == helps
 
 
 def test_a_record_of_another_engine_is_not_believed(tmp_path: Path) -> None:

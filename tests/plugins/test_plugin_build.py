@@ -123,6 +123,54 @@ def test_builds_once_and_again_when_a_source_changed(bare: Path, monkeypatch: py
     assert re.findall(r"code=(\w+)", calls.read_text().splitlines()[0]) == ["sm_80", "sm_90", "compute_90"]
 
 
+def test_a_record_that_was_cut_off_is_no_record(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill while it was written made every later build end in JSONDecodeError."""
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    tools = Toolchain(
+        write_nvcc(bare / "bin", 'for last; do :; done; echo library > "$last"'),
+        write_headers(bare / "include", 10),
+    )
+    output = bare / "out" / "plugin.so"
+    build.build(tools, output=output)
+    record = output.with_suffix(".json")
+    whole = record.read_text()
+    for text in (whole[: len(whole) // 2], "", "[]", "{}"):
+        record.write_text(text)
+        build.build(tools, output=output)
+        assert record.read_text() == whole
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        build.build(tools, output=output, force=True)
+    assert not record.exists()
+    assert [path.name for path in output.parent.iterdir()] == [output.name]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (PermissionError(13, "Permission denied", "lib/x.so"), 1, "error: lib/x.so: Permission denied"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_the_command_ends_with_one_line(
+    error: BaseException,
+    status: int,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(build, "find_toolchain", fails)
+    assert build.main([]) == status
+    assert capsys.readouterr().err.strip() == line
+
+
 def test_a_failed_build_leaves_the_old_library(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     output = bare / "out" / "plugin.so"

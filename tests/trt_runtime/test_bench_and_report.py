@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from stand_ins import write_engine
 
-from rgfl.export import to_trt
+from rgfl.export import tensorrt_api, to_trt
 from rgfl.trt_runtime import bench, report
 from rgfl.trt_runtime import machine as hardware
 from rgfl.trt_runtime.runners import load_runner
@@ -108,15 +108,43 @@ def test_streamed_calls_overlap_and_are_complete() -> None:
     assert (runner.prepared, runner.inferred, runner.finished) == (5, 5, 5)
 
 
+def test_the_first_gpu_is_asked_of_cudas_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its PCI address, too: CUDA puts the fastest GPU first, NVIDIA's library the one in the lowest slot."""
+
+    class Driver:
+        known = 0
+
+        def cuInit(self, flags: int) -> int:
+            return 0
+
+        def cuDeviceGet(self, device: Any, index: int) -> int:
+            return 0
+
+        def cuDeviceGetName(self, name: Any, size: int, device: Any) -> int:
+            name.value = b"NVIDIA H200"
+            return 0
+
+        def cuDeviceGetAttribute(self, value: Any, attribute: int, device: Any) -> int:
+            value._obj.value = {75: 9, 76: 0}[attribute]
+            return 0
+
+        def cuDeviceGetPCIBusId(self, place: Any, size: int, device: Any) -> int:
+            assert size >= 13
+            place.value = b"0000:3b:00.0"
+            return self.known
+
+    monkeypatch.setattr(tensorrt_api.ctypes, "CDLL", lambda name: Driver())
+    assert tensorrt_api.find_gpu() == tensorrt_api.Gpu("NVIDIA H200", (9, 0), "0000:3b:00.0")
+    monkeypatch.setattr(Driver, "known", 1)
+    assert tensorrt_api.find_gpu() == tensorrt_api.Gpu("NVIDIA H200", (9, 0), "")
+
+
 def test_the_state_of_the_gpu_is_what_the_library_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     class NVMLError(Exception):
         pass
 
     def refuse(*_: Any) -> None:
         raise NVMLError
-
-    def handle(kind: str) -> Callable[[Any], str]:
-        return lambda which: f"{kind} {which}"
 
     library = SimpleNamespace(
         NVMLError=NVMLError,
@@ -125,18 +153,18 @@ def test_the_state_of_the_gpu_is_what_the_library_answers(monkeypatch: pytest.Mo
         NVML_TEMPERATURE_GPU=0,
         nvmlInit=lambda: None,
         nvmlShutdown=lambda: None,
-        nvmlDeviceGetHandleByIndex=handle("index"),
-        nvmlDeviceGetHandleByUUID=handle("uuid"),
+        nvmlDeviceGetHandleByPciBusId=lambda which: f"GPU at {which}",
         nvmlSystemGetDriverVersion=lambda: "580.1",
         nvmlDeviceGetClockInfo=lambda gpu, clock: {1: 1755, 2: 2619}[clock],
         nvmlDeviceGetMaxClockInfo=lambda gpu, clock: 1980,
-        nvmlDeviceGetTemperature=lambda gpu, sensor: 41 if gpu == "index 2" else 42,
+        nvmlDeviceGetTemperature=lambda gpu, sensor: 41 if gpu == "GPU at 0000:3b:00.0" else 42,
         nvmlDeviceGetPowerUsage=lambda gpu: 512_500,
         nvmlDeviceGetEnforcedPowerLimit=refuse,
         nvmlDeviceGetCurrentClocksThrottleReasons=lambda gpu: 4,
     )
     monkeypatch.setitem(sys.modules, "pynvml", library)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,0")
+    first = tensorrt_api.Gpu("NVIDIA H200", (9, 0), "0000:3b:00.0")
+    monkeypatch.setattr(tensorrt_api, "find_gpu", lambda: first)
     assert hardware.gpu_state() == {
         "driver": "580.1",
         "sm_mhz": 1755,
@@ -146,8 +174,11 @@ def test_the_state_of_the_gpu_is_what_the_library_answers(monkeypatch: pytest.Mo
         "watts": 512.5,
         "held_down_by": "0x4",
     }
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1234")
-    assert hardware.gpu_state()["celsius"] == 42
+    monkeypatch.setattr(tensorrt_api, "find_gpu", lambda: None)
+    assert hardware.gpu_state() == {}
+    monkeypatch.setattr(tensorrt_api, "find_gpu", lambda: first)
+    library.nvmlDeviceGetHandleByPciBusId = refuse
+    assert hardware.gpu_state() == {}
     library.nvmlInit = refuse
     assert hardware.gpu_state() == {}
     monkeypatch.setitem(sys.modules, "pynvml", None)

@@ -143,7 +143,7 @@ def test_the_tables_hold_what_the_runner_uses() -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="needs TensorRT for RTX: pip install 'rgfl[rtx]'")
     tree = ast.parse((ROOT / "trt_runtime" / "engine.py").read_text(encoding="utf-8"))
     mentioned = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    mentioned.add("is_stream_capturable")  # by getattr
+    mentioned |= {"is_stream_capturable", "load_library", "get_creator"}  # by getattr, and in load_plugin
     owners = {*TENSORRT, *RTX_ALONE}
     known = {name for owner in owners for name in dir(getattr(trt, owner)) if not name.startswith("_")}
     listed = {name for table in (TENSORRT, RTX_ALONE) for names in table.values() for name in names}

@@ -40,7 +40,7 @@ def test_colours_differ() -> None:
     assert gaps.min() > 30
 
 
-@pytest.mark.parametrize("size", [(1, 1), (8, 5000), (40, 40)])
+@pytest.mark.parametrize("size", [(1, 1), (8, 5000), (40, 40), (9000, 1), (1, 9000)])
 def test_any_size_of_image(size: tuple[int, int]) -> None:
     drawn = draw.picture(np.zeros((*size, 3), np.uint8), one_box(), ("plane",))
     assert max(drawn.shape) <= draw.LONGEST_SIDE

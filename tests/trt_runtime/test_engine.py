@@ -672,17 +672,21 @@ def test_engines_that_cannot_run_are_refused_with_the_command(
     used = machine()
     path = tmp_path / "m.engine"
     again = f"build it anew with: python export/to_trt.py MODEL.onnx --out {path}"
+    copied = "; or, if it was built with --version-compatible, copy m.engine.json along"
     whole = write_engine(path, tiny_onnx).read_bytes()
     before = set(tmp_path.iterdir())
     for data in (whole[:-1], whole[: len(whole) // 2], whole[:40], whole + b"!"):
         path.write_bytes(data)
-        assert refused(path, "cannot make the engine from its file: the plan is damaged").endswith(again)
+        assert refused(path, "cannot make the engine from its file: the plan is damaged").endswith(
+            again + copied
+        )
     path.write_bytes(whole[:20])
     assert again.removeprefix("build it anew with: ") in refused(path, "no TensorRT engine")
     path.write_bytes(b"\x08\x09" + bytes(100))
     refused(path, "no TensorRT engine")
     write_engine(path, tiny_onnx, version=(10, 9, 0, 34))
-    assert refused(path, r"built with TensorRT 10\.9\.0\.34, and this is TensorRT 10\.16").endswith(again)
+    message = refused(path, r"built with TensorRT 10\.9\.0\.34, and this is TensorRT 10\.16")
+    assert message.endswith(again + copied)
     write_engine(path, tiny_onnx, name="Unnamed Network 0")
     assert refused(path, "no rgfl spec in the engine's name").endswith(again)
     tensors: dict[str, Any]
@@ -727,7 +731,8 @@ def test_what_is_missing_on_the_machine_is_named(
 
     with monkeypatch.context() as patch:
         patch.setattr("rgfl.plugins.library", no_library)
-        refused(path, r"run: python -m rgfl\.plugins\.build")
+        message = refused(path, r"run: python -m rgfl\.plugins\.build")
+        assert message.endswith("or, if it was built with --version-compatible, copy m.engine.json along")
     with monkeypatch.context() as patch:
         patch.setattr(tensorrt_api, "find_gpu", lambda: None)
         refused(path, r"needs an NVIDIA GPU, and CUDA's driver finds none here; run the \.onnx")

@@ -72,6 +72,24 @@ def test_cuda_is_refused_where_there_is_none(tiny_onnx: Path) -> None:
         load_runner(tiny_onnx, device="cuda")
 
 
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_cuda_provider_that_does_not_load_is_told(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As onnxruntime-gpu without cuDNN: it lists the provider, runs on the CPU, and only logs it."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has a CUDA provider")
+    listed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
+    with pytest.raises(ModelError, match=r"--device cuda: .* does not load here, for want of CUDA, cuDNN"):
+        load_runner(tiny_onnx, device="cuda")
+    with load_runner(tiny_onnx, device="auto") as runner:
+        assert runner.device == "cpu"
+        assert "on the CPU, as ONNX Runtime's CUDA provider does not load" in runner.reason
+        assert runner.describe()["chosen"] == runner.reason
+    with load_runner(tiny_onnx, device="cpu") as runner:
+        assert runner.reason == "onnx, by its suffix .onnx"
+
+
 def test_a_graph_with_other_outputs_is_refused(tiny_onnx: Path, tmp_path: Path) -> None:
     from rgfl.export import graph
 
