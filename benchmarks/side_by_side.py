@@ -49,7 +49,6 @@ from rgfl.recipes import LITE_WEIGHTS
 from rgfl.trt_runtime import errors, machine
 
 SIZE, STRIDE = 512, 384
-MERGE_IOU = 0.1
 META = ["img_id", "ori_shape", "img_shape", "scale_factor"]
 WARMUP = 50  # steps, in place of 500, of the short trainings with a step schedule
 HERE = Path(__file__).parent
@@ -427,7 +426,7 @@ def merged(found: Mapping[str, Detections]) -> dict[str, Detections]:
             raise errors.InputError(f"{name}: not the name of a tile")
         part = Part(detections, float(match["x"]), float(match["y"]))
         parts.setdefault(match["image"], []).append(part)
-    return {image: merge(of_image, MERGE_IOU) for image, of_image in parts.items()}
+    return {image: merge(of_image) for image, of_image in parts.items()}
 
 
 def report(work: Path, out: Path | None, remarks: Sequence[str] = ()) -> None:

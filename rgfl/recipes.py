@@ -109,7 +109,6 @@ class EvaluationConfig:
     test_size: int = 1024  # side of the tile at inference, pixels; a multiple of 128
     test_stride: int = 824  # distance of tiles at inference, pixels
     test_batch: int = 1  # tiles at once
-    merge_iou: float = 0.1  # rotated NMS over the tiles of an image
     score_threshold: float = 0.05  # detections score more
     nms_iou: float = 0.1  # rotated NMS within a tile
     level_topk: int = 2000  # points kept a level before NMS; 0: all

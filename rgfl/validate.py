@@ -46,7 +46,6 @@ def find(
                 size=config.test_size,
                 stride=config.test_stride,
                 pad_value=spec.pad_value,
-                iou_threshold=config.merge_iou,
                 batch=config.test_batch,
             )
         except ValueError as error:  # numbers that are none

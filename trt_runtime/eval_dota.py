@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from rgfl import atomic
 from rgfl.trt_runtime import errors
 from rgfl.trt_runtime.pipeline import (
-    MERGE_IOU,
     Timing,
     add_model_arguments,
     check_model_arguments,
@@ -178,6 +177,8 @@ def evaluate_model(arguments: argparse.Namespace) -> int:
             truth = {name: truth[name] for name in images} if truth is not None else None
         check_names(images)
         found = _detect(runner, images, truth, arguments, timing)
+        from rgfl.dota.merge import MERGE_IOU
+
         model = runner.describe()
         settings = {
             "stride": arguments.stride or default_stride(tile_side(runner.spec)),

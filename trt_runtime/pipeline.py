@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from rgfl.trt_runtime.runners import Runner
 
 WAITING_BATCHES = 2  # prepared and not yet inferred
-MERGE_IOU = 0.1  # NMS over the tiles of a scene, as the published rows
 
 EXAMPLES = """\
 examples:
@@ -145,7 +144,7 @@ def stream(
                 scene.parts.append(Part(found, x, y))
                 if len(scene.parts) == scene.windows:
                     merging = time.perf_counter()
-                    scene.detections = merge(scene.parts, MERGE_IOU)
+                    scene.detections = merge(scene.parts)
                     scene.parts = []
                     timing.merge += time.perf_counter() - merging
                     timing.images += 1

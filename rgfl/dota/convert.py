@@ -43,7 +43,14 @@ import numpy as np
 from rgfl import atomic
 from rgfl.dota.images import find_images, read_image
 from rgfl.dota.journal import failure, follow, read_journal
-from rgfl.dota.labels import Objects, find_classes, read_classes, read_labels, write_labels
+from rgfl.dota.labels import (
+    Objects,
+    find_classes,
+    read_class_file,
+    read_classes,
+    read_labels,
+    write_labels,
+)
 from rgfl.dota.tiling import DIFFICULT_CUT
 
 Source = Literal["dota", "yolo-obb", "hrsc2016", "dior-r"]
@@ -475,7 +482,7 @@ def read_dota(data: Path, classes: Sequence[str] | None = None) -> Dataset:
         ordered = (
             [name for name in official if name in present] if present <= set(official) else sorted(present)
         )
-        classes = read_classes(str(listed)) if listed.is_file() else ordered
+        classes = read_class_file(listed) if listed.is_file() else ordered
     names = tuple(classes)
     items = []
     for split, folder in splits.items():

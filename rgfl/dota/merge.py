@@ -25,6 +25,8 @@ from rgfl import geometry
 from rgfl.detections import Detections, Infer
 from rgfl.dota.tiling import crop, windows
 
+# Rotated IoU above which the NMS over the tiles of an image drops a box, as in the published rows.
+MERGE_IOU = 0.1
 # Called with the tiles done and the tiles there are.
 Progress = Callable[[int, int], None]
 # Pairs looked at in one step; bounds the memory, about 100 MB.
@@ -56,7 +58,7 @@ def detect(
     size: int = 1024,
     stride: int = 824,
     pad_value: int | Sequence[int] = (0, 0, 0),
-    iou_threshold: float = 0.1,
+    iou_threshold: float = MERGE_IOU,
     scales: Sequence[float] = (1.0,),
     batch: int = 1,
     max_detections: int = 0,
@@ -105,7 +107,7 @@ def detect(
     return merge(parts, iou_threshold, max_detections)
 
 
-def merge(parts: Sequence[Part], iou_threshold: float = 0.1, max_detections: int = 0) -> Detections:
+def merge(parts: Sequence[Part], iou_threshold: float = MERGE_IOU, max_detections: int = 0) -> Detections:
     """Detections of the whole image, best first: shift, then rotated NMS within each class.
 
     The result does not depend on the order of `parts` or of the boxes in them.

@@ -44,7 +44,14 @@ from numpy.typing import NDArray
 from rgfl import atomic
 from rgfl.dota.images import ImageError, find_images, read_image
 from rgfl.dota.journal import failure, follow, read_journal
-from rgfl.dota.labels import Objects, find_classes, read_classes, read_labels, write_labels
+from rgfl.dota.labels import (
+    Objects,
+    find_classes,
+    read_class_file,
+    read_classes,
+    read_labels,
+    write_labels,
+)
 
 Cut = Literal["clipped", "whole"]
 DIFFICULT_CUT = 2
@@ -572,7 +579,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise TilingError("--out: must not be the folder of --data")
         splits = _find_splits(options.data)
         if classes is None and (options.data / "classes.txt").is_file():
-            classes = read_classes(str(options.data / "classes.txt"))
+            classes = read_class_file(options.data / "classes.txt")
         for name, folder in splits.items():
             labels = folder / "labelTxt" if (folder / "labelTxt").is_dir() else None
             images = find_images(folder / "images")
