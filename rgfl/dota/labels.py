@@ -206,7 +206,7 @@ def find_classes(directory: Path | str) -> tuple[str, ...]:
             if fields[8] not in names and (wrong := _unfit_for_file(fields[8])):
                 _fail(path, number, wrong)
             names.add(fields[8])
-    for name, other in pairwise(sorted(names, key=str.lower)):
+    for name, other in pairwise(sorted(sorted(names), key=str.lower)):
         if name.lower() == other.lower():
             text = f"{directory}: classes {name!r} and {other!r} differ in case alone; taken for two"
             warnings.warn(text, LabelWarning, stacklevel=2)
