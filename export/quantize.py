@@ -449,7 +449,8 @@ def command(arguments: argparse.Namespace) -> int:
             raise errors.InputError(f"{flag} {path}: expected the name of a file that ends in .onnx")
         if path.resolve() == arguments.model.resolve():
             raise errors.InputError(f"{flag} {path}: this is the FP32 model; choose another name")
-        errors.new_file(path, flag)
+        if flag != "--cache" or not path.is_file():  # one that exists is read
+            errors.new_file(path, flag)
     if arguments.cpu_variant is not None and arguments.cpu_variant.resolve() == arguments.out.resolve():
         raise errors.InputError(f"--cpu-variant {arguments.cpu_variant}: the same file as --out")
     if arguments.cpu_exact and arguments.cpu_variant is None:

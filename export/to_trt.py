@@ -373,7 +373,7 @@ def convert(arguments: argparse.Namespace) -> int:
     if out.suffix.lower() not in (".engine", ".plan"):
         raise InputError(f"--out {out}: expected a file name that ends in .engine")
     errors.new_file(out, "--out")
-    if options.timing_cache is not None:
+    if options.timing_cache is not None and not options.timing_cache.is_file():
         errors.new_file(options.timing_cache, "--timing-cache")
     try:
         model = graph.load(path)

@@ -49,9 +49,12 @@ def expect_own_gpu(device: torch.device, ranks: Ranks) -> None:
     Raises:
         SharedError: on all processes, if two do.
     """
-    if device.type != "cuda":
+    if device.type != "cuda" or ranks.alone:
         return
-    gpus = ranks.gather((socket.gethostname(), str(torch.cuda.get_device_properties(device).uuid)))
+    number = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    gpus = ranks.gather((socket.gethostname(), str(number)))
+    if number is None:  # before torch 2.5
+        return
     for rank, gpu in enumerate(gpus):
         if gpus.index(gpu) < rank:
             raise SharedError(

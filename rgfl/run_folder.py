@@ -29,6 +29,9 @@ from rgfl.recipes import Recipe
 from rgfl.spec import DetectorSpec
 from rgfl.training_error import TrainingError
 
+# Fields that recipes had once, with the value that is the rule now: a run with it goes on.
+RETIRED = {"merge_iou": 0.1}
+
 try:
     import fcntl
 except ImportError:  # Windows: there nothing keeps two runs apart
@@ -50,7 +53,8 @@ def read_last(out: Path, recipe: Recipe, dataset: Dataset) -> dict[str, Any] | N
         raise TrainingError(
             f"{path}: holds a detector but no training state; use another --out, or --no-resume"
         )
-    here, there = recipe.result_fields(), state["recipe"]
+    here = recipe.result_fields()
+    there = {name: value for name, value in state["recipe"].items() if (name, value) not in RETIRED.items()}
     if changed := [name for name in {**here, **there} if here.get(name) != there.get(name)]:
         shown = ", ".join(
             f"{name} was {there.get(name)!r} and is {here.get(name)!r}" for name in changed[:4]
@@ -80,6 +84,7 @@ class RunFolder:
         self._path = path
         self._log: TextIO | None = None
         self._board: SummaryWriter | None = None
+        self._lock: TextIO | None = None
         if path is None:
             return
         try:
@@ -94,9 +99,10 @@ class RunFolder:
                     if (path / name).resolve() != anew_but.resolve():
                         (path / name).unlink(missing_ok=True)
             self._log = _continued(path / "log.jsonl", step, evaluated)
+            self._board = SummaryWriter(path / "tensorboard", purge_step=step + 1)
         except OSError as error:
-            raise TrainingError(f"--out {path}: cannot be written to: {error.strerror}") from error
-        self._board = SummaryWriter(path / "tensorboard", purge_step=step + 1)
+            told = error.strerror or error
+            raise TrainingError(f"--out {path}: cannot be written to: {told}") from error
 
     def log(self, **record: Any) -> None:
         """A line of log.jsonl. JSON knows no infinity, which FP16's gradients may have."""
@@ -143,14 +149,17 @@ class RunFolder:
 
     def close(self) -> None:
         """Let go of the folder."""
-        for written in (self._board, self._log, self._lock if self._path is not None else None):
+        for written in (self._board, self._log, self._lock):
             with contextlib.suppress(OSError):  # what could not be written has been told
                 if written is not None:
                     written.close()
 
 
 def _locked(folder: Path) -> TextIO:
-    """The folder's lock file, this process's until it closes it or ends, in whatever way."""
+    """The folder's lock file, this process's until it closes it or ends, in whatever way.
+
+    It keeps other processes out; a second run of the same process POSIX lets in.
+    """
     lock = open(folder / ".lock", "a+")  # noqa: SIM115
     if fcntl is not None:
         try:

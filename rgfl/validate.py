@@ -13,7 +13,7 @@ from rgfl.detections import Detections, Infer
 from rgfl.dota.average_precision import Result, evaluate_detections
 from rgfl.dota.images import read_image
 from rgfl.dota.labels import version_of
-from rgfl.dota.merge import detect
+from rgfl.dota.merge import NotFiniteError, detect
 from rgfl.recipes import EvaluationConfig
 from rgfl.spec import DetectorSpec
 from rgfl.training_error import TrainingError
@@ -32,7 +32,7 @@ def find(
     """What is found in each full image, its tiles merged; None if `stopped` said so in between.
 
     Raises:
-        TrainingError: the model's detections in an image are no numbers.
+        TrainingError: a detection in an image is NaN or infinite.
     """
     found = {}
     for picture in pictures:
@@ -48,7 +48,7 @@ def find(
                 pad_value=spec.pad_value,
                 batch=config.test_batch,
             )
-        except ValueError as error:  # numbers that are none
+        except NotFiniteError as error:
             raise TrainingError(f"{picture.path}: {error}") from error
     return found
 

@@ -285,3 +285,22 @@ def test_a_name_that_is_no_text_is_refused(tmp_path):
     (tmp_path / os.fsdecode(b"Z\xfcrich.png")).write_bytes(b"")
     with pytest.raises(ImageError, match=r"the name of 'Z\\udcfcrich.png' is not UTF-8; rename the file"):
         images.find_images(tmp_path)
+
+
+def test_a_strip_that_says_more_bytes_than_it_needs_is_whole(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (33, 57, 3), np.uint8)
+    counts = {279: (4, [pixels.nbytes + 3000])}
+    (tmp_path / "a.tif").write_bytes(tiff_bytes(pixels, 2, tags=counts))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), pixels)
+    (tmp_path / "a.tif").write_bytes(tiff_bytes(pixels, 2, tags={273: (4, [5000]), **counts}))
+    with pytest.raises(ImageError, match="the image is cut off"):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1.0])
+@pytest.mark.parametrize("tag", [256, 258, 274, 34735])
+def test_a_number_that_is_not_whole_is_a_damaged_file(tmp_path, tag, value):
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff_bytes(np.zeros((4, 4, 3), np.uint8), 2, tags={tag: (12, [value])}))
+    with pytest.raises(ImageError, match=f"a damaged TIFF, tag {tag} holds fractions"):
+        read_image(path)

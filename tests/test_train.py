@@ -192,6 +192,24 @@ def test_a_start_anew_that_is_killed_is_not_the_run_before(data, tmp_path, capsy
     assert (tmp_path / "best.pt").read_bytes() == before
 
 
+def test_a_run_goes_on_from_fields_that_recipes_have_no_more(data, tmp_path, capsys):
+    assert run(data, tmp_path, "--max-minutes", "1e-7") == 0
+    record = checkpoint.load(tmp_path / "last.pt")
+    record["training"]["recipe"]["merge_iou"] = 0.1
+    torch.save(record, tmp_path / "last.pt")
+    assert run(data, tmp_path, "--max-minutes", "1e-7") == 0
+    record["training"]["recipe"]["merge_iou"] = 0.3
+    torch.save(record, tmp_path / "last.pt")
+    assert run(data, tmp_path) == 1
+    assert "is of another recipe (merge_iou was 0.3 and is None)" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_hold_the_curves_is_told(data, tmp_path, capsys):
+    (tmp_path / "tensorboard").write_text("")
+    assert run(data, tmp_path) == 1
+    assert f"error: --out {tmp_path}: cannot be written to: File exists" in capsys.readouterr().err
+
+
 def test_best_pt_is_the_best_and_not_the_last(data, tmp_path, monkeypatch):
     honest, worth = loop._means, iter([0.2, 0.5, 0.4])
     monkeypatch.setattr(loop, "_means", lambda measured: {**honest(measured), "map": next(worth)})

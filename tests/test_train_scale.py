@@ -216,6 +216,8 @@ def test_each_process_gets_a_gpu_of_its_own(monkeypatch, rank, visible, flag, ch
 
 def test_two_processes_on_one_gpu_are_refused(monkeypatch):
     class Three:
+        alone = False
+
         def __init__(self, *gpus):
             self.gpus = gpus
 

@@ -91,13 +91,27 @@ def find(path: Path) -> Georeference | None:
         if world is None:
             return None
         affine, source = _read_world_file(world), world.name
-    if about is not None and about.orientation != 1:
+    if about.orientation != 1 if about is not None else _turned_by_exif(path):
         warnings.warn(
             f"{path}: its orientation tag turns the image but not its georeference: no coordinates",
             stacklevel=2,
         )
         return None
     return Georeference(affine, epsg, source, citation)
+
+
+def _turned_by_exif(path: Path) -> bool:
+    """Whether a JPEG's or PNG's EXIF turns it when it is read."""
+    import cv2
+
+    data = path.read_bytes()
+    if b"Exif\0\0" not in data[: 1 << 17] and b"eXIf" not in data:
+        return False
+    kept, turned = (
+        cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_4 | flag)
+        for flag in (cv2.IMREAD_IGNORE_ORIENTATION, 0)
+    )
+    return kept is not None and turned is not None and not np.array_equal(kept, turned)
 
 
 def _affine(about: Tiff, is_point: bool) -> NDArray[np.float64] | None:

@@ -35,6 +35,10 @@ _PAIRS_AT_ONCE = 2_000_000
 _BOXES_AT_ONCE = 512
 
 
+class NotFiniteError(ValueError):
+    """A detection is NaN or infinite; the message names the tile."""
+
+
 @dataclass(frozen=True)
 class Part:
     """What was found in one tile.
@@ -113,12 +117,12 @@ def merge(parts: Sequence[Part], iou_threshold: float = MERGE_IOU, max_detection
     The result does not depend on the order of `parts` or of the boxes in them.
 
     Raises:
-        ValueError: a box or score is not finite; the message names the tile.
+        NotFiniteError: a box or score is not finite.
     """
     for part in parts:
         record = part.detections
         if not (np.isfinite(record.boxes).all() and np.isfinite(record.scores).all()):
-            raise ValueError(
+            raise NotFiniteError(
                 f"tile at ({part.x:g}, {part.y:g}): a detection is NaN or infinite; the model is broken"
             )
     # (N, 5) float64: coordinates of a tile have 24 bits, so that the shift is exact.

@@ -17,15 +17,17 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 WIDTH, HEIGHT, BITS, PHOTOMETRIC, ORIENTATION = 256, 257, 258, 262, 274
-SAMPLES, PLANAR, EXTRA_SAMPLES, SAMPLE_FORMAT = 277, 284, 338, 339
+COMPRESSION, SAMPLES, ROWS, PLANAR, EXTRA_SAMPLES, SAMPLE_FORMAT = 259, 277, 278, 284, 338, 339
 STRIP_OFFSETS, STRIP_BYTES, TILE_OFFSETS, TILE_BYTES = 273, 279, 324, 325
 PIXEL_SCALE, TIEPOINT, TRANSFORMATION = 33550, 33922, 34264
 GEO_KEYS, GEO_DOUBLES, GEO_TEXT = 34735, 34736, 34737
 
 READ = (
-    WIDTH, HEIGHT, BITS, PHOTOMETRIC, ORIENTATION, SAMPLES, PLANAR, EXTRA_SAMPLES, SAMPLE_FORMAT,
+    WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, ORIENTATION, SAMPLES, ROWS, PLANAR, EXTRA_SAMPLES,
+    SAMPLE_FORMAT,
     PIXEL_SCALE, TIEPOINT, TRANSFORMATION, GEO_KEYS, GEO_DOUBLES, GEO_TEXT,
 )  # fmt: skip
+FRACTIONS = (PIXEL_SCALE, TIEPOINT, TRANSFORMATION, GEO_DOUBLES)  # of these; the others are whole
 MOST_VALUES = 1 << 20  # of a tag that is read; even tie points are fewer, and a count may be any number
 
 SHORT = 3
@@ -114,6 +116,8 @@ def read(data: bytes | mmap.mmap) -> Tiff:
     for tag in READ:
         if (entry := entries.get(tag)) is not None:
             array = layout.numbers(data, tag, entry)
+            if array.dtype.kind == "f" and tag not in FRACTIONS:
+                raise TiffError(f"tag {tag} holds fractions, expected whole numbers")
             if entry.kind == 2:
                 texts[tag] = array.tobytes().split(b"\0")[0].decode("ascii", "replace")
             else:
@@ -154,9 +158,20 @@ def missing_bytes(data: bytes) -> int:
         if offsets in entries and lengths in entries:
             starts = layout.numbers(data, offsets, entries[offsets], len(data)).astype(object)
             sizes = layout.numbers(data, lengths, entries[lengths], len(data)).astype(object)
+            if offsets == STRIP_OFFSETS and (strip := _strip_bytes(read(data))) is not None:
+                sizes = np.minimum(sizes, strip)  # some writers count more bytes than they write
             if len(starts) == len(sizes) > 0:
                 end = max(end, (starts + sizes).max())
     return max(0, int(end) - len(data))
+
+
+def _strip_bytes(about: Tiff) -> int | None:
+    """What a strip of pixels that are not compressed holds; None for others."""
+    if (about.values.get(COMPRESSION) or (1,))[0] != 1:
+        return None
+    rows = min(int((about.values.get(ROWS) or (about.height,))[0]), about.height)
+    values = about.width * (about.samples if about.planar == 1 else 1)
+    return rows * -(-values * about.bits[0] // 8)
 
 
 def for_decoding(data: bytes, photometric: int | None, band: int | None = None) -> bytes:

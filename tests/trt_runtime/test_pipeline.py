@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -186,6 +187,38 @@ def test_a_world_file_is_for_the_middles_of_pixels(tmp_path: Path, name: str, wo
     assert world(place, 10.5, 20.5) == pytest.approx([500110, 4600020])
     assert place is not None
     assert (place.epsg, place.source, place.member()) == (None, world_name, {})
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_an_image_that_exif_turns_has_no_coordinates(tmp_path: Path, kind: str, orientation: int) -> None:
+    import cv2
+
+    image = np.random.default_rng(0).integers(0, 256, (20, 40, 3), np.uint8)
+    data = cv2.imencode(f".{kind}", image)[1].tobytes()
+    block = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0" + bytes([orientation]) + bytes(6)
+    if kind == "jpg":
+        exif = b"Exif\0\0" + block
+        data = data[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + data[2:]
+    else:
+        chunk = b"eXIf" + block
+        check = zlib.crc32(chunk).to_bytes(4, "big")
+        data = data[:33] + len(block).to_bytes(4, "big") + chunk + check + data[33:]
+    (tmp_path / f"a.{kind}").write_bytes(data)
+    (tmp_path / "a.wld").write_text("1\n0\n0\n-1\n0\n0\n")
+    turned = not np.array_equal(
+        read_image(tmp_path / f"a.{kind}"),
+        cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)[
+            :, :, ::-1
+        ],
+    )
+    if kind == "jpg":
+        assert turned == (orientation != 1)  # of PNG, not all versions of OpenCV turn any
+    if not turned:
+        assert georeference.find(tmp_path / f"a.{kind}") is not None
+        return
+    with pytest.warns(UserWarning, match="its orientation tag turns the image but not its georeference"):
+        assert georeference.find(tmp_path / f"a.{kind}") is None
 
 
 def test_tags_go_before_a_world_file_and_name_the_system_without_a_map(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@
 //   - the lanes of a warp are ordered by the warp's meetings, different warps of a launch by nothing;
 //   - launches follow each other;
 //   - volatile and atomic accesses are strong: they do not race with each other.
-// Memory is looked at in words of four bytes.
+// Memory is looked at in words of four bytes. What it does not see: an access further than `red_zone` beyond
+// an array, and of shared memory, which has no beginning here that is known, its bounds and first values.
 #include <cxxabi.h>
 #include <dlfcn.h>
 #include <stddef.h>
