@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -21,6 +22,7 @@ namespace {
 
 constexpr unsigned os_threads = 3;
 constexpr size_t stack_bytes = 32 * 1024;
+constexpr auto longest = std::chrono::minutes(5);  // of a block; the tests' take seconds
 
 struct Warp {
     uint64_t slots[2][32];
@@ -71,8 +73,13 @@ void run_block(Block& run, unsigned seed) {
         prepare(fiber);
     }
     run.warps.assign((run.fibers.size() + 31) / 32, Warp{});
+    const auto started = std::chrono::steady_clock::now();
     for (bool running = true; running;) {
         running = false;
+        if (std::chrono::steady_clock::now() - started > longest) {
+            fprintf(stderr, "emulator: block %u waits for what never comes\n", blockIdx.x);
+            abort();
+        }
         for (unsigned i : order) {
             if (!run.fibers[i].done) {
                 running = true;
