@@ -43,7 +43,7 @@ from rgfl.detections import Detections
 from rgfl.dota import convert, tiling
 from rgfl.dota.average_precision import evaluate_detections
 from rgfl.dota.images import find_images, read_image
-from rgfl.dota.labels import find_classes, read_classes, read_label_folder
+from rgfl.dota.labels import find_classes, read_class_file, read_label_folder
 from rgfl.dota.merge import Part, merge
 from rgfl.recipes import LITE_WEIGHTS
 from rgfl.trt_runtime import errors, machine
@@ -73,7 +73,7 @@ class Place:
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        return read_classes(str(self.tiles / "classes.txt"))
+        return read_class_file(self.tiles / "classes.txt")
 
     @cached_property
     def train_tiles(self) -> int:

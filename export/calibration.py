@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rgfl import atomic
 from rgfl.export.qdq import LEVELS
 from rgfl.spec import DetectorSpec
 from rgfl.trt_runtime import errors
@@ -247,7 +246,7 @@ def load_cache(path: Path, key: str) -> tuple[dict[str, Histogram], int] | None:
 
 
 def save_cache(path: Path, key: str, histograms: Mapping[str, Histogram], tiles: int) -> None:
-    """Write what `load_cache` reads, with the folders above it; OSError where that cannot be done."""
+    """Write what `load_cache` reads; a warning where that cannot be done."""
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
@@ -257,5 +256,4 @@ def save_cache(path: Path, key: str, histograms: Mapping[str, Histogram], tiles:
         peaks=np.array([one.peak for one in histograms.values()]),
         tiles=np.array(tiles),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write_bytes(path, buffer.getvalue())
+    errors.write_cache(path, buffer.getvalue(), "calibration starts anew next time")

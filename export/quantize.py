@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -313,10 +312,7 @@ def quantize(
     if stored is None:
         stored = collect(model, tensors, tiles_of(chosen, spec), spec, progress=progress)
         if cache is not None:
-            try:
-                save_cache(Path(cache), key, *stored)
-            except OSError as error:
-                warnings.warn(f"calibration starts anew next time: {errors.one_line(error)}", stacklevel=2)
+            save_cache(Path(cache), key, *stored)
     histograms, report.tiles = stored
     thresholds = {name: one.threshold(method, percentile) for name, one in histograms.items()}
 
@@ -449,8 +445,8 @@ def command(arguments: argparse.Namespace) -> int:
             raise errors.InputError(f"{flag} {path}: expected the name of a file that ends in .onnx")
         if path.resolve() == arguments.model.resolve():
             raise errors.InputError(f"{flag} {path}: this is the FP32 model; choose another name")
-        if flag != "--cache" or not path.is_file():  # one that exists is read
-            errors.new_file(path, flag)
+        check = errors.cache_file if flag == "--cache" else errors.new_file
+        check(path, flag)
     if arguments.cpu_variant is not None and arguments.cpu_variant.resolve() == arguments.out.resolve():
         raise errors.InputError(f"--cpu-variant {arguments.cpu_variant}: the same file as --out")
     if arguments.cpu_exact and arguments.cpu_variant is None:

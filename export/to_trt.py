@@ -18,7 +18,6 @@ import sys
 import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -373,8 +372,8 @@ def convert(arguments: argparse.Namespace) -> int:
     if out.suffix.lower() not in (".engine", ".plan"):
         raise InputError(f"--out {out}: expected a file name that ends in .engine")
     errors.new_file(out, "--out")
-    if options.timing_cache is not None and not options.timing_cache.is_file():
-        errors.new_file(options.timing_cache, "--timing-cache")
+    if options.timing_cache is not None:
+        errors.cache_file(options.timing_cache, "--timing-cache")
     try:
         model = graph.load(path)
         graph.read_spec(model)
@@ -412,7 +411,8 @@ def convert(arguments: argparse.Namespace) -> int:
     record = _record(api, gpu, path, model, options, built, _command(path, out, arguments))
     _write(out, built.plan, record)
     if options.timing_cache is not None and built.timing_cache is not None:
-        _write_timing_cache(options.timing_cache, built.timing_cache)
+        cost = "kernels are timed anew by the next build"
+        errors.write_cache(options.timing_cache, built.timing_cache, cost)
     print(built.layers.text())
     spec = graph.read_spec(model)
     print(
@@ -503,17 +503,6 @@ def _write(out: Path, data: bytes, record: dict[str, Any]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_bytes(out, data)
     atomic.write_text(record_path(out), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-
-
-def _write_timing_cache(path: Path, data: bytes) -> None:
-    """What the next build need not measure again; a folder that cannot be written to costs that time only."""
-    from rgfl import atomic
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic.write_bytes(path, data)
-    except OSError as error:
-        warnings.warn(f"kernels are timed anew by the next build: {errors.one_line(error)}", stacklevel=2)
 
 
 if __name__ == "__main__":

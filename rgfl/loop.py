@@ -132,7 +132,7 @@ class Training:
         del last
         self._expect_equal_ranks()
         warnings = self._warnings()
-        self.network = self._network()
+        self._join_processes()
 
         self.workers = run.workers if run.workers >= 0 else _workers(self.on_cuda, ranks.local_size)
         with ranks.together(ERRORS):
@@ -266,19 +266,20 @@ class Training:
             )
         return warnings
 
-    def _network(self) -> Any:
-        """What computes the model's forward pass, gradients of all processes joined."""
+    def _join_processes(self) -> None:
+        """What computes the model's forward pass, with the gradients of all processes joined."""
         if self.on_cuda and not self.ranks.alone and training_batchnorms(self.model):
             synchronise(self.model)
         if self.recipe.run.checkpoint_activations:
             self.model.checkpoint_activations()
-        network: Any = self.model
+        self.network: Any = self.model
         self.unsynchronised: Any = contextlib.nullcontext
         if not self.ranks.alone:
-            network = DistributedDataParallel(self.model, [self.device] if self.on_cuda else None)
-            network.broadcast_buffers = False  # here, as newer versions of torch warn of the argument
-            self.unsynchronised = network.no_sync
-        return torch.compile(network) if self.recipe.run.compile else network
+            self.network = DistributedDataParallel(self.model, [self.device] if self.on_cuda else None)
+            self.network.broadcast_buffers = False  # here, as newer versions of torch warn of the argument
+            self.unsynchronised = self.network.no_sync
+        if self.recipe.run.compile:
+            self.network = torch.compile(self.network)
 
     def _announce(self, root: Path, more: list[str]) -> None:
         """On screen and in the log: what is going to happen."""

@@ -27,12 +27,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rgfl import atomic
 from rgfl.detections import Detections
 from rgfl.spec import DetectorSpec, SpecError
 from rgfl.trt_runtime.cuda_calls import Cuda, CudaError, host_view
 from rgfl.trt_runtime.device_arrays import DeviceArray, borrow, is_on_device
-from rgfl.trt_runtime.errors import ModelError, one_line
+from rgfl.trt_runtime.errors import ModelError, write_cache
 from rgfl.trt_runtime.runners import INPUT_NAME, NMS_OUTPUTS, OUTPUT_NAMES, Runner, normalised
 
 if TYPE_CHECKING:
@@ -209,10 +208,7 @@ class Engine:
         with self._lock:
             data = bytes(self._cache.serialize())
             if data != self._cached:
-                try:
-                    atomic.write_bytes(self.cache_path, data)
-                except OSError as error:
-                    warnings.warn(f"kernels are compiled anew next time: {one_line(error)}", stacklevel=2)
+                write_cache(self.cache_path, data, "kernels are compiled anew next time")
                 self._cached = data
 
     # --- use

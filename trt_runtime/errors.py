@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from rgfl import atomic
+
 
 class ModelError(ValueError):
     """The file is no model, or not one that this command can run."""
@@ -64,6 +66,20 @@ def new_file(path: Path, flag: str) -> Path:
         raise InputError(f"{flag} {path}: expected a file, this is a directory")
     new_directory(path.parent, flag)
     return path
+
+
+def cache_file(path: Path, flag: str) -> Path:
+    """`path`, which can be read, or a file can be written under it."""
+    return path if path.is_file() else new_file(path, flag)
+
+
+def write_cache(path: Path, data: bytes, cost: str) -> None:
+    """What saves time next time: where it cannot be written, that is a warning of the `cost`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write_bytes(path, data)
+    except OSError as error:
+        warnings.warn(f"{cost}: {one_line(error)}", stacklevel=3)
 
 
 def new_directory(path: Path, flag: str) -> Path:

@@ -12,20 +12,16 @@ import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rgfl.dota import tiff
 from rgfl.trt_runtime.errors import InputError
-
-if TYPE_CHECKING:
-    from rgfl.dota.tiff import Tiff
 
 MODEL_TYPE, RASTER_TYPE, GEOGRAPHIC, PROJECTED = 1024, 1025, 2048, 3072  # keys of GeoTIFF
 CITATIONS = (1026, 3073, 2049)
 PIXEL_IS_POINT = 2
-GEO_TEXT = 34737
 # In these coordinates x is the longitude, as everywhere in GeoJSON; EPSG:4326 says latitude first.
 LONGITUDE_LATITUDE = "urn:ogc:def:crs:OGC:1.3:CRS84"
 
@@ -79,8 +75,6 @@ def find(path: Path) -> Georeference | None:
     Raises:
         InputError: the world file beside it is broken.
     """
-    from rgfl.dota import tiff
-
     about = None
     with contextlib.suppress(tiff.TiffError, OSError):
         about = tiff.read_file(path)
@@ -114,10 +108,8 @@ def _turned_by_exif(path: Path) -> bool:
     return kept is not None and turned is not None and not np.array_equal(kept, turned)
 
 
-def _affine(about: Tiff, is_point: bool) -> NDArray[np.float64] | None:
+def _affine(about: tiff.Tiff, is_point: bool) -> NDArray[np.float64] | None:
     """(2, 3) map of a GeoTIFF from pixels, or None where its tags give no affine one."""
-    from rgfl.dota import tiff
-
     scale, ties, matrix = (
         about.values.get(tag, ()) for tag in (tiff.PIXEL_SCALE, tiff.TIEPOINT, tiff.TRANSFORMATION)
     )
@@ -142,10 +134,8 @@ def _invertible(affine: NDArray[np.float64]) -> bool:
     return bool(np.isfinite(affine).all() and np.linalg.det(affine[:, :2]) != 0)
 
 
-def _reference_system(about: Tiff) -> tuple[int | None, str, bool]:
+def _reference_system(about: tiff.Tiff) -> tuple[int | None, str, bool]:
     """EPSG code, name, and whether coordinates are of the pixels' middles, from the keys of a GeoTIFF."""
-    from rgfl.dota import tiff
-
     directory = [int(value) for value in about.values.get(tiff.GEO_KEYS, ())]
     text = about.texts.get(tiff.GEO_TEXT, "")
     numbers: dict[int, int] = {}
@@ -154,7 +144,7 @@ def _reference_system(about: Tiff) -> tuple[int | None, str, bool]:
         key, location, count, value = directory[place : place + 4]
         if location == 0:
             numbers[key] = value
-        elif location == GEO_TEXT:
+        elif location == tiff.GEO_TEXT:
             names[key] = text[value : value + count].strip("|").strip()
     # A projected system of its own (32767) stands on a geographic one, whose code is not that of the image.
     projected = numbers.get(MODEL_TYPE) == 1 or PROJECTED in numbers

@@ -125,7 +125,7 @@ def _read_tiff(path: Path, data: bytes) -> NDArray[np.uint8]:
     try:
         about = tiff.read(data)
         _check_tiff(path, about)
-        if missing := tiff.missing_bytes(data):
+        if missing := tiff.missing_bytes(data, about):
             raise ImageError(
                 f"{path}: the image is cut off, {missing:,} bytes of its pixels are missing; "
                 "copy or download it again"
@@ -149,11 +149,11 @@ def _decode_tiff(path: Path, data: bytes, about: tiff.Tiff) -> NDArray[Any]:
     deep = about.bits[0] == 16 and (called_grey or about.photometric == 2) and about.samples != 2
     flags = cv2.IMREAD_COLOR | (cv2.IMREAD_ANYDEPTH if deep else 0)
     if deep and about.planar == 2 and about.samples > 1:
-        bands = [_decode(path, tiff.for_decoding(data, 1, band), flags)[:, :, 0] for band in range(3)]
+        bands = [_decode(path, tiff.for_decoding(data, about, 1, band), flags)[:, :, 0] for band in range(3)]
         return np.stack(bands, axis=2)
     if called_grey and about.samples >= 3:
-        return _decode(path, tiff.for_decoding(data, 2), flags)
-    image = _decode(path, tiff.for_decoding(data, 1 if about.photometric is None else None), flags)
+        return _decode(path, tiff.for_decoding(data, about, 2), flags)
+    image = _decode(path, tiff.for_decoding(data, about, 1 if about.photometric is None else None), flags)
     # Grey of which white is zero is turned round on the way to 8 bit only.
     return 65535 - image if image.dtype == np.uint16 and about.photometric == 0 else image
 

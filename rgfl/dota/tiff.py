@@ -145,7 +145,7 @@ def read(data: bytes | mmap.mmap) -> Tiff:
     )
 
 
-def missing_bytes(data: bytes) -> int:
+def missing_bytes(data: bytes, about: Tiff) -> int:
     """How many bytes of pixels the directory places beyond the end of the file; 0 for a whole one.
 
     Raises:
@@ -158,7 +158,7 @@ def missing_bytes(data: bytes) -> int:
         if offsets in entries and lengths in entries:
             starts = layout.numbers(data, offsets, entries[offsets], len(data)).astype(object)
             sizes = layout.numbers(data, lengths, entries[lengths], len(data)).astype(object)
-            if offsets == STRIP_OFFSETS and (strip := _strip_bytes(read(data))) is not None:
+            if offsets == STRIP_OFFSETS and (strip := _strip_bytes(about)) is not None:
                 sizes = np.minimum(sizes, strip)  # some writers count more bytes than they write
             if len(starts) == len(sizes) > 0:
                 end = max(end, (starts + sizes).max())
@@ -174,14 +174,15 @@ def _strip_bytes(about: Tiff) -> int | None:
     return rows * -(-values * about.bits[0] // 8)
 
 
-def for_decoding(data: bytes, photometric: int | None, band: int | None = None) -> bytes:
+def for_decoding(data: bytes, about: Tiff, photometric: int | None, band: int | None = None) -> bytes:
     """The file with a directory of its own at the end, from which OpenCV decodes the samples as they are.
 
     Orientation and private tags (GeoTIFF's, GDAL's) are left out, samples beyond the colours are
     unspecified, so that nothing is multiplied by them, and there is no second image.
 
     Args:
-        data: a TIFF that `read` reads.
+        data: a TIFF.
+        about: what `read` reads in it.
         photometric: put in place of the file's own; None keeps that.
         band: of a file whose bands lie apart, the only one to be seen.
 
@@ -190,7 +191,6 @@ def for_decoding(data: bytes, photometric: int | None, band: int | None = None) 
     """
     layout = _Layout.of(data)
     entries = layout.entries(data)
-    about = read(data)
     samples = about.samples if band is None else 1
     raws = {tag: entry.raw for tag, entry in entries.items() if tag < PRIVATE or tag == LERC_PARAMETERS}
     raws.pop(ORIENTATION, None)

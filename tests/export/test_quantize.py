@@ -17,6 +17,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
+from rgfl import atomic  # noqa: E402
 from rgfl.export import calibration, cpu_int8, graph, placement, qdq, quantize, verify  # noqa: E402
 from rgfl.spec import DetectorSpec  # noqa: E402
 from rgfl.trt_runtime import draw  # noqa: E402
@@ -515,10 +516,14 @@ def test_paths_are_looked_at_before_calibration(
             assert reason in capsys.readouterr().err
         assert not (tmp_path / "new").exists()
 
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device", "cache.npz")
+    honest = atomic.write_bytes
 
-    monkeypatch.setattr(quantize, "save_cache", full)
+    def full(path: Path, data: bytes) -> None:
+        if path.suffix == ".npz":
+            raise OSError(28, "No space left on device", "cache.npz")
+        honest(path, data)
+
+    monkeypatch.setattr(atomic, "write_bytes", full)
     out.unlink()
     with pytest.warns(UserWarning, match="starts anew next time: cache.npz: No space left"):
         assert quantize.main([*command, "--out", str(out)]) == 0

@@ -24,8 +24,6 @@ from plugin_libraries import skip_without_gpu
 from rgfl.geometry import rotated_nms
 from rgfl.plugins.launcher import LaunchError, Outputs, RotatedNms, Settings
 
-RED_ZONE = 4096  # bytes, as in emulator/checker.cpp
-
 
 @dataclass
 class Result:
@@ -42,6 +40,7 @@ class Emulated:
     def __init__(self, library: Path) -> None:
         self.launch = RotatedNms(library)
         self.checker = ctypes.CDLL(str(library))
+        self.red_zone = ctypes.c_size_t.in_dll(self.checker, "emulator_red_zone").value  # bytes
         self.checker.emulator_unwritten.restype = ctypes.c_size_t
         self.checker.emulator_findings.restype = ctypes.c_char_p
 
@@ -66,8 +65,8 @@ class Emulated:
             # Nothing may depend on what the memory held before.
             array.view(np.uint8)[...] = poison
         outputs = {name: self._watch(f"output {name}", array) for name, array in fresh.items()}
-        workspace = np.full(self.launch.workspace_size(shape), poison, np.uint8)
-        workspace = self._watch("workspace", workspace)
+        size = self.launch.workspace_size(shape)
+        workspace = self._watch("workspace", np.full(size, poison, np.uint8))
         box, score = (
             self._watch("boxes", boxes, read_only=True),
             self._watch("scores", scores, read_only=True),
@@ -90,8 +89,10 @@ class Emulated:
 
     def _watch(self, name: str, array: NDArray[Any], *, read_only: bool = False) -> NDArray[Any]:
         """A copy of the array that the checker watches, with unused memory on both sides."""
-        room = np.zeros(array.nbytes + 2 * RED_ZONE + 256, np.uint8)
-        begin = RED_ZONE + -(room.ctypes.data + RED_ZONE) % 256  # aligned as CUDA's allocator aligns
+        room = np.zeros(array.nbytes + 2 * self.red_zone + 256, np.uint8)
+        begin = (
+            self.red_zone + -(room.ctypes.data + self.red_zone) % 256
+        )  # aligned as CUDA's allocator aligns
         copy = room[begin : begin + array.nbytes].view(array.dtype).reshape(array.shape)
         copy[...] = array
         address, bytes_ = ctypes.c_void_p(copy.ctypes.data), ctypes.c_size_t(copy.nbytes)

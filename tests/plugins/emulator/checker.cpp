@@ -171,6 +171,8 @@ void host_wrote(const void* memory, size_t bytes) {
 
 // ---- for the tests, by ctypes -----------------------------------------------------------------------
 
+extern "C" const size_t emulator_red_zone = emulator::red_zone;
+
 // From now on the array's accesses are checked. Around it lie `red_zone` bytes that nobody uses.
 extern "C" void emulator_watch(const char* name, void* memory, size_t bytes, bool input) {
     using namespace emulator;
