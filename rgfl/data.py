@@ -11,6 +11,7 @@ processes nor a restart changes what is trained on.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import multiprocessing
 import os
@@ -19,7 +20,7 @@ import signal
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection, resource_tracker
 from pathlib import Path
@@ -39,6 +40,7 @@ from rgfl.dota import tiff
 from rgfl.dota.images import ImageError, find_images, read_image
 from rgfl.dota.labels import Objects
 from rgfl.dota.tiling import clip_objects, windows
+from rgfl.nn.assign import Targets
 from rgfl.recipes import AugmentConfig, DataConfig
 
 Image.MAX_IMAGE_PIXELS = None  # satellite scenes are larger than what Pillow takes for an attack
@@ -438,13 +440,16 @@ def steps_per_epoch(count: int, batch: int) -> int:
     return max(1, count // batch)
 
 
+# Makes the targets of images from their boxes, their labels and the images' (height, width).
+Assign = Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor], tuple[int, int]], Targets]
+
+
 @dataclass(frozen=True)
 class Batch:
-    """Tiles stacked for a step."""
+    """Tiles stacked for a step, with what a detector is to learn from them."""
 
     images: torch.Tensor  # (B, S, S, 3) uint8 RGB
-    boxes: list[torch.Tensor]  # (G, 5) float32 each
-    labels: list[torch.Tensor]  # (G,) int64 each
+    targets: Targets
     names: list[str]
 
     def split(self, parts: int) -> list[Batch]:
@@ -453,49 +458,33 @@ class Batch:
         return [
             Batch(
                 self.images[first : first + size],
-                self.boxes[first : first + size],
-                self.labels[first : first + size],
+                self.targets.of_images(first, first + size),
                 self.names[first : first + size],
             )
             for first in range(0, parts * size, size)
         ]
 
     def __getstate__(self) -> dict[str, Any]:
-        """For the way from a worker: one tensor and not two more a tile, as each is a file held open."""
-        return {
-            "images": self.images,
-            "boxes": torch.cat(self.boxes).numpy(),
-            "labels": torch.cat(self.labels).numpy(),
-            "counts": [len(part) for part in self.boxes],
-            "names": self.names,
-        }
+        """For the way from a worker: one tensor, the rest as arrays, as each tensor is a file held open."""
+        return {**self.__dict__, "targets": self.targets.map(torch.Tensor.numpy)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        counts = state.pop("counts")
-        for name in ("boxes", "labels"):
-            state[name] = list(torch.from_numpy(state[name]).split(counts))
-        self.__dict__.update(state)
+        self.__dict__.update(state, targets=state["targets"].map(torch.from_numpy))
 
     def pin_memory(self) -> Batch:
         """For the DataLoader."""
-        return Batch(
-            self.images.pin_memory(),
-            [part.pin_memory() for part in self.boxes],
-            [part.pin_memory() for part in self.labels],
-            self.names,
-        )
+        return Batch(self.images.pin_memory(), self.targets.map(torch.Tensor.pin_memory), self.names)
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on a device."""
-        return Batch(
-            self.images.to(device, non_blocking=True),
-            [part.to(device, non_blocking=True) for part in self.boxes],
-            [part.to(device, non_blocking=True) for part in self.labels],
-            self.names,
-        )
+        """The batch on a device; the host does not wait for it."""
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        return Batch(move(self.images), self.targets.map(move), self.names)
 
 
-def collate(tiles: Sequence[Tile | Exception]) -> Batch | Exception:
+def collate(tiles: Sequence[Tile | Exception], assign: Assign) -> Batch | Exception:
     """Stack tiles, in a worker into shared memory; the first error takes their place."""
     for tile in tiles:
         if isinstance(tile, Exception):
@@ -508,12 +497,12 @@ def collate(tiles: Sequence[Tile | Exception]) -> Batch | Exception:
             _share(images, "tiles")
         except DataError as error:
             return error
-    return Batch(
-        images,
+    targets = assign(
         [torch.from_numpy(tile.boxes) for tile in good],
         [torch.from_numpy(tile.labels) for tile in good],
-        [tile.name for tile in good],
+        (images.shape[1], images.shape[2]),
     )
+    return Batch(images, targets, [tile.name for tile in good])
 
 
 # ------------------------------------------------------------------------------------------------ workers
@@ -567,12 +556,17 @@ class Loader:
     """
 
     def __init__(
-        self, tiles: Tiles, keys: Iterable[list[tuple[int, int]]], workers: int, pin_memory: bool = False
+        self,
+        tiles: Tiles,
+        keys: Iterable[list[tuple[int, int]]],
+        assign: Assign,
+        workers: int,
+        pin_memory: bool = False,
     ) -> None:
         loader: DataLoader = DataLoader(
             _Sent(tiles) if workers else tiles,  # type: ignore[arg-type]
             batch_sampler=keys,
-            collate_fn=collate,
+            collate_fn=functools.partial(collate, assign=assign),
             num_workers=workers,
             worker_init_fn=_start_worker,
             pin_memory=pin_memory,

@@ -342,7 +342,9 @@ class Training:
             self.evaluate()
         batch, seed = recipe.schedule.batch, recipe.schedule.seed
         keys = batches(len(self.tiles), batch, seed, self.step, self.total, ranks.rank, ranks.size)
-        loader = self.loader = Loader(self.tiles, keys, self.workers, pin_memory=self.on_cuda)
+        loader = self.loader = Loader(
+            self.tiles, keys, self.model.assigner, self.workers, pin_memory=self.on_cuda
+        )
         interval = _Interval()
         saved = time.monotonic()
         halt = 0  # why to stop, once all processes have agreed on it
@@ -408,7 +410,7 @@ class Training:
             # Gradients add up here and meet those of the other processes with the last part.
             with self.unsynchronised() if number < len(parts) else contextlib.nullcontext():
                 raw = self._forward(part)
-                losses = self.model.losses(raw, part.boxes, part.labels, normalisers)  # float32
+                losses = self.model.losses(raw, part.targets, normalisers)  # float32
                 loss = torch.stack(list(losses.values())).sum()
                 with statistics_kept(self.model):  # checkpointed activations pass BatchNorm again
                     self.scaler.scale(loss).backward()
@@ -418,17 +420,21 @@ class Training:
         limit = recipe.schedule.clip_norm or math.inf
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit, foreach=True)
 
-        # One transfer from the device for everything that is looked at. Gradients, and so their norm, are
-        # those of the whole batch already; of the losses each process has its share.
-        values = ranks.mean(torch.stack([*totals.values(), norm])).tolist()
-        shown = dict(zip([*totals, "grad_norm"], values, strict=True))
+        # Read before the scaler moves it. (FP16's scaler waits for the gradients: it skips what overflows.)
         mending = self.scaler.is_enabled() and self.scaler.get_scale() >= LEAST_SCALE
-        _check_finite(self.step, shown, rate, batch.names, mending, ranks)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.step += 1
         if self.mean is not self.model:
-            _move_mean(self.mean, self.model, min(recipe.schedule.ema, self.step / (self.step + 10)))
+            _move_mean(self.mean, self.model, min(recipe.schedule.ema, (self.step + 1) / (self.step + 11)))
+
+        # One transfer from the device for everything that is looked at, after all of the step is launched.
+        # What is not finite has then spoilt the weights, and the run ends here: these are never saved.
+        # Gradients, and so their norm, are those of the whole batch already; of the losses each process has
+        # its share.
+        values = ranks.mean(torch.stack([*totals.values(), norm])).tolist()
+        shown = dict(zip([*totals, "grad_norm"], values, strict=True))
+        _check_finite(self.step, shown, rate, batch.names, mending, ranks)
+        self.step += 1
         return shown
 
     def _forward(self, part: Batch) -> Raw:
@@ -444,8 +450,7 @@ class Training:
                 self.model.normalisers(
                     # gfl weighs its points by their scores; counting points alone needs no network.
                     self._forward(part) if self.model.config.mode == "gfl" else None,
-                    part.boxes,
-                    (part.images.shape[1], part.images.shape[2]),
+                    part.targets,
                 )
                 for part in parts
             ]
@@ -605,7 +610,7 @@ def _move_mean(mean: nn.Module, model: nn.Module, decay: float) -> None:
 def _check_finite(
     step: int, parts: dict[str, float], rate: float, names: list[str], mending: bool, ranks: Ranks
 ) -> None:
-    """Stop before the weights are spoilt. (`mending`: FP16's scaler skips the step and takes less.)"""
+    """Stop before spoilt weights are saved. (`mending`: FP16's scaler skipped the step and takes less.)"""
     looked_at = {name: value for name, value in parts.items() if not (mending and name == "grad_norm")}
     if bad := [name for name, value in looked_at.items() if not math.isfinite(value)]:
         values = ", ".join(f"{name} {value:g}" for name, value in parts.items())

@@ -33,10 +33,12 @@ from rgfl.data import (
 )
 from rgfl.dota.images import ImageError, read_image
 from rgfl.dota.labels import LabelError, Objects
+from rgfl.nn.assign import Assigner, Targets
 from rgfl.recipes import AugmentConfig, DataConfig
 
 PLAIN = AugmentConfig()
 SMALL = DataConfig(tile_size=128, stride=64)
+ASSIGN = Assigner(strides=(8, 16, 32, 64, 128), offset=0.5, anchor_scale=8.0, topk=9)
 SQUARE = "10 10 40 10 40 30 10 30"
 
 
@@ -140,7 +142,7 @@ def test_unreadable_images_are_named(folder):
     with pytest.raises(ImageError, match=r"tile\.png: not an image that OpenCV reads"):
         read_dataset(folder)
     path.write_bytes(whole[: len(whole) // 2])  # its header is whole: seen when its pixels are read
-    error = collate([tiles_of(folder)[0, index] for index in range(len(tiles_of(folder)))])
+    error = collate([tiles_of(folder)[0, index] for index in range(len(tiles_of(folder)))], ASSIGN)
     assert isinstance(error, ImageError)
     assert "tile.png: the image is cut off" in str(error)
 
@@ -307,9 +309,10 @@ def test_a_tile_without_objects(folder):
     tiles = tiles_of(folder, DataConfig(tile_size=128, object_probability=0.0))
     empty = [tile for tile in (tiles.tile(e, 0) for e in range(20)) if not len(tile.boxes)]
     assert empty
-    batch = collate(empty[:2])
-    assert [part.shape for part in batch.boxes] == [(0, 5)] * 2
-    assert batch.labels[0].dtype == torch.int64
+    targets = collate(empty[:2], ASSIGN).targets
+    assert targets.box.shape == (0, 5)
+    assert targets.label.dtype == torch.int64
+    assert targets.counts == (0, 0)
 
 
 BUSY = AugmentConfig(
@@ -412,16 +415,34 @@ def test_ranks_see_together_what_one_sees(count):
         assert [key for share in keys for key in share] == whole[step]
 
 
+def assert_same_targets(found, expected):
+    assert found.counts == expected.counts
+    for a, b in zip(found[:-1], expected[:-1], strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+
+
+def test_a_batch_comes_with_its_targets(folder):
+    tiles = [tiles_of(folder)[0, index] for index in range(9)]
+    batch = collate(tiles, ASSIGN)
+    boxes = [torch.from_numpy(tile.boxes) for tile in tiles]
+    labels = [torch.from_numpy(tile.labels) for tile in tiles]
+    assert_same_targets(batch.targets, ASSIGN(boxes, labels, (128, 128)))
+    assert sum(count > 0 for count in batch.targets.counts) > 1
+    assert set(batch.targets.label.tolist()) == {0, 1}
+
+
 def test_a_batch_in_parts(folder):
-    tiles = tiles_of(folder)
-    whole = collate([tiles[0, index] for index in range(6)])
+    tiles = [tiles_of(folder)[0, index] for index in range(3, 9)]
+    whole = collate(tiles, ASSIGN)
     for parts in (1, 2, 3, 6):
         pieces = whole.split(parts)
-        assert [len(piece.names) for piece in pieces] == [6 // parts] * parts
-        assert torch.equal(torch.cat([piece.images for piece in pieces]), whole.images)
-        for kind in ("boxes", "labels", "names"):
-            joined = [part for piece in pieces for part in getattr(piece, kind)]
-            assert all(a is b for a, b in zip(joined, getattr(whole, kind), strict=True))
+        size = 6 // parts
+        for index, piece in enumerate(pieces):
+            alone = collate(tiles[index * size : (index + 1) * size], ASSIGN)
+            assert torch.equal(piece.images, alone.images)
+            assert piece.names == alone.names
+            assert_same_targets(piece.targets, alone.targets)
 
 
 # ------------------------------------------------------------------------------------------------ workers
@@ -432,19 +453,23 @@ def test_a_batch_travels_from_a_worker_as_one_tensor(counts):
     """It was two a tile and one: 300 tiles were too many open files, and the training waited for ever."""
     batch = Batch(
         torch.zeros((len(counts), 4, 4, 3), dtype=torch.uint8),
-        [torch.full((count, 5), float(number)) for number, count in enumerate(counts)],
-        [torch.full((count,), number) for number, count in enumerate(counts)],
+        Targets(
+            torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)),
+            torch.arange(sum(counts)),
+            torch.rand(sum(counts), 3),
+            torch.rand(sum(counts), 5),
+            torch.arange(sum(counts)) % 2,
+            counts,
+        ),
         [f"P{number}" for number in range(len(counts))],
     )
-    assert sum(isinstance(value, torch.Tensor) for value in batch.__getstate__().values()) == 1
+    values = list(batch.__getstate__().values())
+    values += [part for value in values if isinstance(value, tuple) for part in value]
+    assert sum(isinstance(value, torch.Tensor) for value in values) == 1
     there = pickle.loads(pickle.dumps(batch))
     assert torch.equal(there.images, batch.images)
     assert there.names == batch.names
-    for ours, theirs in ((batch.boxes, there.boxes), (batch.labels, there.labels)):
-        assert len(ours) == len(theirs)
-        for a, b in zip(ours, theirs, strict=True):
-            assert a.dtype == b.dtype
-            assert torch.equal(a, b)
+    assert_same_targets(there.targets, batch.targets)
 
 
 def test_tiles_travel_to_a_worker_without_pixels_and_are_the_same_there(folder):
@@ -490,20 +515,20 @@ def test_a_worker_begins_without_waiting_for_the_one_before():
 def test_a_worker_that_finds_no_shared_memory_says_so(folder, monkeypatch):
     """Docker gives 64 MB. torch told it in a thread of the worker, and the training waited for ever."""
     good = [tiles_of(folder)[0, 0]]
-    assert not collate(good).images.is_shared()
+    assert not collate(good, ASSIGN).images.is_shared()
     monkeypatch.setattr("rgfl.data.get_worker_info", lambda: object())
-    assert collate(good).images.is_shared()
+    assert collate(good, ASSIGN).images.is_shared()
 
     def full(_tensor):
         raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
 
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
-    error = collate(good)
+    error = collate(good, ASSIGN)
     assert isinstance(error, DataError)
     for words in ("No space left on device", "--workers", "--shm-size"):
         assert words in str(error)
     with pytest.raises(DataError, match=r"of labels .*No space left"):  # before the first worker
-        Loader(tiles_of(folder), [[(0, 0)]], 1)
+        Loader(tiles_of(folder), [[(0, 0)]], ASSIGN, 1)
 
 
 class Stuck:
@@ -524,7 +549,7 @@ class Stuck:
 
 
 def test_a_worker_that_hangs_is_killed_at_the_end(folder):
-    loader = Loader(Stuck(folder), [[(0, 0)], [(0, 1)]], workers=1)
+    loader = Loader(Stuck(folder), [[(0, 0)], [(0, 1)]], ASSIGN, workers=1)
     try:
         assert isinstance(next(loader), Batch)
         deadline = time.monotonic() + PATIENCE

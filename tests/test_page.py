@@ -16,6 +16,7 @@ from rgfl.boxes import to_quads
 from rgfl.chart import HEIGHT, TOP, Line, chart, nice_ticks, number, smoothed, thinned
 from rgfl.detections import Detections
 from rgfl.dota.average_precision import evaluate_detections
+from rgfl.dota.images import ImageError
 from rgfl.dota.labels import Objects
 from rgfl.recipes import RECIPES
 
@@ -123,6 +124,13 @@ def make_log(run, steps=40, evaluations=(10, 20), **changes):
             records.append({"kind": "eval", "step": step, **values, **by_class, "time": 1e9 + 2 * step})
     (run / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     return records
+
+
+def test_an_image_of_another_size_than_its_labels_is_not_drawn(one):
+    """A window of it would show other pixels than the boxes belong to."""
+    assert cv2.imwrite(str(one.pictures[0].path), np.zeros((400, 300, 3), np.uint8))
+    with pytest.raises(ImageError, match=r"its header says 300 × 400 .*, its pixels are 400 × 300"):
+        seen.pictures_and_mistakes(one)
 
 
 # ---------------------------------------------------------------------------------------------- the page

@@ -351,11 +351,13 @@ def test_an_image_that_cannot_be_read_is_named_in_one_line(data, tmp_path, capsy
 
 
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
-def test_a_loss_that_is_not_finite_stops_with_the_parts_named(data, tmp_path, capsys, monkeypatch, bad):
+def test_a_loss_that_is_not_finite_stops_with_the_parts_named(
+    data, whole, tmp_path, capsys, monkeypatch, bad
+):
     honest, calls = Detector.losses, []
 
-    def broken(self, raw, boxes, labels, normalisers):
-        parts = honest(self, raw, boxes, labels, normalisers)
+    def broken(self, raw, targets, normalisers):
+        parts = honest(self, raw, targets, normalisers)
         calls.append(1)
         if len(calls) == 6:
             nan = torch.full((), float("nan"))
@@ -369,8 +371,14 @@ def test_a_loss_that_is_not_finite_stops_with_the_parts_named(data, tmp_path, ca
     assert ("loss, loss_iou" if bad == "loss" else "grad_norm") + " not finite (loss " in error
     assert "at learning rate 0.00" in error
     assert "on images " in error
+    # The step was made before its loss was looked at, and nothing of it is left: the run can go on.
     state = checkpoint.load(tmp_path / "last.pt")["training"]["model"]
     assert all(value.isfinite().all() for value in state.values() if value.is_floating_point())
+    assert not (tmp_path / "best.pt").exists()
+    monkeypatch.undo()
+    assert run(data, tmp_path) == 0
+    assert curve(tmp_path) == curve(whole)
+    assert_same_weights(tmp_path, whole)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk is Linux's /dev/full here")

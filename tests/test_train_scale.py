@@ -170,8 +170,8 @@ def test_an_overflow_skips_its_step_and_gradients_that_are_never_finite_stop(
 ):
     honest, calls, until = loop.Detector.losses, [], 2
 
-    def broken(self, raw, boxes, labels, normalisers):
-        parts = honest(self, raw, boxes, labels, normalisers)
+    def broken(self, raw, targets, normalisers):
+        parts = honest(self, raw, targets, normalisers)
         calls.append(1)
         if len(calls) <= until:  # the loss is finite, its gradient is not
             parts["iou"] = parts["iou"] + (parts["iou"] * 0).sqrt()

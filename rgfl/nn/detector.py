@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,6 +9,7 @@ from torch import Tensor, nn
 
 from rgfl import postprocess
 from rgfl.detections import Detections
+from rgfl.nn.assign import Assigner, Targets
 from rgfl.nn.backbone import Backbone
 from rgfl.nn.config import ModelConfig
 from rgfl.nn.decode import LevelDecoder, Raw
@@ -26,7 +25,8 @@ COARSEST_BACKBONE_STRIDE = 32
 class Detector(nn.Module):
     """A rotated-object detector of one config for one spec.
 
-    `forward` may round as autocast likes; `decode` and `losses` are float32.
+    `forward` may round as autocast likes; `decode` and `losses` are float32. What `losses` are to come to,
+    `assigner` makes from boxes and labels, in any process.
     """
 
     def __init__(self, config: ModelConfig, spec: DetectorSpec) -> None:
@@ -37,6 +37,7 @@ class Detector(nn.Module):
         self.neck = FeaturePyramid(self.backbone.channels, config.neck_channels, len(spec.strides))
         self.head = Head(config, len(spec.classes), len(spec.strides))
         self.decoder = LevelDecoder(config, spec)
+        self.assigner = Assigner(spec.strides, self.decoder.box.offset, config.anchor_scale, config.atss_topk)
         self.register_buffer("mean", torch.tensor(spec.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(3, 1, 1), persistent=False)
 
@@ -69,29 +70,22 @@ class Detector(nn.Module):
         """
         return self.decoder.with_uncertainty(raw)
 
-    def losses(
-        self,
-        raw: Raw,
-        boxes: Sequence[Tensor],
-        labels: Sequence[Tensor],
-        normalisers: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def losses(self, raw: Raw, targets: Targets, normalisers: Tensor | None = None) -> dict[str, Tensor]:
         """Weighted parts of the loss; the total is their sum.
 
         Args:
             raw: from `forward`.
-            boxes: one (G_i, 5) an image, canonical, pixels.
-            labels: one (G_i,) an image.
+            targets: of the same images, from `assigner`, on the device of `raw`.
             normalisers: of the batch of which these images are a part; None: they are all of it.
         """
-        return detection_losses(raw, boxes, labels, self.config, self.decoder, normalisers)
+        return detection_losses(raw, targets, self.config, self.decoder.box, normalisers)
 
-    def normalisers(self, raw: Raw | None, boxes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-        """What the losses of images of this size are divided by, to be added up over the parts of a batch.
+    def normalisers(self, raw: Raw | None, targets: Targets) -> Tensor:
+        """What the losses of these images are divided by, to be added up over the parts of a batch.
 
         Mode `integral` counts points and needs no `raw`; `gfl` weighs them by their scores.
         """
-        return loss_normalisers(raw, boxes, size, self.config, self.decoder)
+        return loss_normalisers(raw, targets, self.config)
 
     def checkpoint_activations(self) -> None:
         """Training keeps fewer activations from now on and computes the others again, of the same values."""

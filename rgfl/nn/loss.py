@@ -7,16 +7,15 @@ Everything is float32 whatever autocast says.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from rgfl.nn.assign import Assignment, Level, atss, distances
+from rgfl.nn.assign import Targets, distances
 from rgfl.nn.config import ModelConfig
-from rgfl.nn.decode import LevelDecoder, Raw
+from rgfl.nn.decode import BoxDecoder, Raw
 from rgfl.nn.iou import rotated_iou_pairwise
 from rgfl.nn.precision import full_precision
 
@@ -127,93 +126,56 @@ def nearest_description(
 
 def detection_losses(
     raw: Raw,
-    boxes: Sequence[Tensor],
-    labels: Sequence[Tensor],
+    targets: Targets,
     config: ModelConfig,
-    decoder: LevelDecoder,
+    decode: BoxDecoder,
     normalisers: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Weighted parts of the loss of one batch; the total is their sum.
 
+    Nothing in it makes the host wait for the device: no shape and no branch depends on what a tensor holds.
+
     Args:
         raw: of the B images.
-        boxes: one (G_i, 5) an image, canonical, pixels; may be empty.
-        labels: one (G_i,) an image.
+        targets: of the same images, on the device of `raw`.
         normalisers: what the sums are divided by, of the whole batch of which these images are a part: the
             sum over parts and processes of `loss_normalisers`. None: these images are all of this process.
     """
-    if not len(boxes) == len(labels) == len(raw.cls[0]):
-        raise ValueError(
-            f"expected boxes and labels for {len(raw.cls[0])} images, got {len(boxes)} and {len(labels)}"
-        )
+    if len(targets.counts) != len(raw.cls[0]):
+        raise ValueError(f"expected targets of {len(raw.cls[0])} images, got {len(targets.counts)}")
     with full_precision(raw.cls[0]):
-        assigned, places = _assign([level.shape[2:] for level in raw.cls], boxes, config, decoder)
-        device = places.device
-        points = places[:, :2]  # (P, 2)
-        strides = places[assigned.point, 2:]  # (N, 1)
+        points, strides = targets.place[:, :2], targets.place[:, 2:]
         cls, quality = _flat(raw)
         reg = torch.cat([level.flatten(2) for level in raw.reg], 2)  # (B, R, P)
-        reg = reg[assigned.image, :, assigned.point].float()  # (N, R)
-        target = torch.cat([box.reshape(-1, 5) for box in boxes]).to(device, torch.float32)[assigned.target]
-        label = torch.cat([label.reshape(-1) for label in labels]).to(device, torch.int64)[assigned.target]
-        predicted = decoder.box(reg, points[assigned.point], strides)
-        iou = rotated_iou_pairwise(predicted, target)
+        reg = reg[targets.image, :, targets.point].float()  # (N, R)
+        predicted = decode(reg, points, strides)
+        iou = rotated_iou_pairwise(predicted, targets.box)
         if config.mode == "integral":
             if normalisers is None:
-                normalisers = summed_over_replicas(_count_positives(assigned, len(boxes)))
-            return _integral_losses(cls, iou, label, assigned, normalisers, config)
-        weight = _weights(cls, quality, assigned)
+                normalisers = summed_over_replicas(_count_positives(targets))
+            return _integral_losses(cls, iou, targets, normalisers, config)
+        weight = _weights(cls, quality, targets)
         if normalisers is None:
             normalisers = summed_over_replicas(_count_weights(weight))
-        sides = distances(points[assigned.point], target) / strides
+        sides = distances(points, targets.box) / strides
         angles = predicted[:, 4].detach()
-        return _gfl_losses(
-            cls, quality, reg, angles, sides, target[:, 4], iou, label, weight, assigned, normalisers, config
-        )
+        return _gfl_losses(cls, quality, reg, angles, sides, iou, weight, targets, normalisers, config)
 
 
 @torch.no_grad()
-def loss_normalisers(
-    raw: Raw | None,
-    boxes: Sequence[Tensor],
-    size: tuple[int, int],
-    config: ModelConfig,
-    decoder: LevelDecoder,
-) -> Tensor:
+def loss_normalisers(raw: Raw | None, targets: Targets, config: ModelConfig) -> Tensor:
     """What `detection_losses` divides by, of these images alone: to be added up over parts and processes.
 
     Args:
         raw: of the images; may be None in mode `integral`, which counts objects' points only.
-        boxes: one (G_i, 5) an image.
-        size: height and width of the images, pixels.
+        targets: of the same images.
     """
-    sizes = [(size[0] // stride, size[1] // stride) for stride in decoder.strides]
-    assigned, places = _assign(sizes, boxes, config, decoder)
     if config.mode == "integral":
-        return _count_positives(assigned, len(boxes))
+        return _count_positives(targets)
     if raw is None:
         raise ValueError("mode 'gfl' weighs its points by their scores: expected the raw outputs, got None")
-    with full_precision(places):
-        return _count_weights(_weights(*_flat(raw), assigned))
-
-
-def _assign(
-    sizes: Sequence[Sequence[int]], boxes: Sequence[Tensor], config: ModelConfig, decoder: LevelDecoder
-) -> tuple[Assignment, Tensor]:
-    """Which points answer for which object, and the places (P, 3) of all points."""
-    levels = [
-        Level(height, width, stride) for (height, width), stride in zip(sizes, decoder.strides, strict=True)
-    ]
-    places = torch.cat([decoder.places(i, level.height, level.width) for i, level in enumerate(levels)])
-    assigned = atss(
-        boxes,
-        levels,
-        places[:, :2],
-        offset=decoder.box.offset,
-        anchor_scale=config.anchor_scale,
-        topk=config.atss_topk,
-    )
-    return assigned, places
+    with full_precision(raw.cls[0]):
+        return _count_weights(_weights(*_flat(raw), targets))
 
 
 def _flat(raw: Raw) -> tuple[Tensor, Tensor | None]:
@@ -224,31 +186,32 @@ def _flat(raw: Raw) -> tuple[Tensor, Tensor | None]:
     return cls, torch.cat([level.flatten(2) for level in raw.quality], 2).float()
 
 
-def _count_positives(assigned: Assignment, images: int) -> Tensor:
+def _count_positives(targets: Targets) -> Tensor:
     """(1,) Positive points, at least one an image, as the published row counts."""
-    return torch.bincount(assigned.image, minlength=images).clamp(min=1).sum().float()[None]
+    positives = sum(max(count, 1) for count in targets.counts)
+    return torch.full((1,), float(positives), device=targets.box.device)
 
 
 @torch.no_grad()
-def _weights(cls: Tensor, quality: Tensor | None, assigned: Assignment) -> Tensor:
+def _weights(cls: Tensor, quality: Tensor | None, targets: Targets) -> Tensor:
     """(N,) Best score of each positive point."""
-    score = cls[assigned.image, :, assigned.point].sigmoid().amax(-1)
-    return score if quality is None else score * quality[assigned.image, 0, assigned.point].sigmoid()
+    score = cls[targets.image, :, targets.point].sigmoid().amax(-1)
+    return score if quality is None else score * quality[targets.image, 0, targets.point].sigmoid()
 
 
 def _count_weights(weight: Tensor) -> Tensor:
     """(2,) Positive points, and the sum of their weights."""
-    return torch.stack((weight.new_tensor(float(len(weight))), weight.sum()))
+    return torch.stack((weight.new_full((), len(weight)), weight.sum()))
 
 
 def _integral_losses(
-    cls: Tensor, iou: Tensor, label: Tensor, assigned: Assignment, normalisers: Tensor, config: ModelConfig
+    cls: Tensor, iou: Tensor, targets: Targets, normalisers: Tensor, config: ModelConfig
 ) -> dict[str, Tensor]:
     """Focal loss over all points and −log IoU over the positives, as the published row."""
     count = normalisers[0] / replicas()
     # All points as if negative, then the positives put right: no dense tensor of labels.
     focal = focal_loss(cls, torch.zeros((), device=cls.device)).sum()
-    chosen = cls[assigned.image, label, assigned.point]
+    chosen = cls[targets.image, targets.label, targets.point]
     zero, one = torch.zeros_like(chosen), torch.ones_like(chosen)
     focal = focal + (focal_loss(chosen, one) - focal_loss(chosen, zero)).sum()
     regression = -iou.clamp(min=1e-6).log().sum()
@@ -264,17 +227,15 @@ def _gfl_losses(
     reg: Tensor,
     predicted_angle: Tensor,
     sides: Tensor,
-    angle: Tensor,
     iou: Tensor,
-    label: Tensor,
     weight: Tensor,
-    assigned: Assignment,
+    targets: Targets,
     normalisers: Tensor,
     config: ModelConfig,
 ) -> dict[str, Tensor]:
     """QFL over all points; IoU and the distributions over the positives, weighted by the best score."""
-    chosen = cls[assigned.image, label, assigned.point]
-    chosen_quality = None if quality is None else quality[assigned.image, 0, assigned.point]
+    chosen = cls[targets.image, targets.label, targets.point]
+    chosen_quality = None if quality is None else quality[targets.image, 0, targets.point]
     soft_label = iou.detach().clamp(0, 1)
     positives = normalisers[0].clamp(min=1) / replicas()
     total_weight = normalisers[1].clamp(min=1e-6) / replicas()
@@ -285,7 +246,7 @@ def _gfl_losses(
     focal = focal + (positive - negative).sum()
 
     bins = config.reg_max + 1
-    sides, angle = nearest_description(sides, angle, predicted_angle, config.square_ratio)
+    sides, angle = nearest_description(sides, targets.box[:, 4], predicted_angle, config.square_ratio)
     side_logits = reg[:, : 4 * bins].unflatten(1, (4, bins))
     side_loss = distribution_focal_loss(side_logits, sides.clamp(0, config.reg_max - 0.1)).mean(-1)
     angle_loss = circular_distribution_focal_loss(reg[:, 4 * bins :], angle)

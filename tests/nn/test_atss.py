@@ -1,11 +1,13 @@
-"""Rotated ATSS against a slow loop, and its edges."""
+"""Rotated ATSS against a slow loop, its edges, and the targets that it gives."""
+
+import pickle
 
 import numpy as np
 import pytest
 import torch
 
 from rgfl.geometry import rotated_iou
-from rgfl.nn.assign import INSIDE, Level, atss, distances, nearest_cells
+from rgfl.nn.assign import INSIDE, Assigner, Level, atss, distances, nearest_cells
 from rgfl.nn.decode import grid
 
 LEVELS = [Level(256 // stride, 256 // stride, stride) for stride in (8, 16, 32, 64, 128)]
@@ -108,3 +110,66 @@ def test_distances_are_the_sides() -> None:
     torch.testing.assert_close(distances(box[:2], box), torch.tensor([4.0, 2.0, 4.0, 2.0]))
     along = box[:2] + torch.stack((torch.cos(box[4]), torch.sin(box[4])))
     torch.testing.assert_close(distances(along, box), torch.tensor([5.0, 2.0, 3.0, 2.0]))
+
+
+ASSIGNER = Assigner(strides=(8, 16, 32, 64, 128), offset=0.5, anchor_scale=8.0, topk=9)
+
+
+def some_images() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    boxes = [random_objects(25, 0), torch.zeros(0, 5), random_objects(40, 1), random_objects(1, 2)]
+    return boxes, [torch.arange(len(box)) + 100 * image for image, box in enumerate(boxes)]
+
+
+def test_targets_are_what_the_objects_of_the_points_hold() -> None:
+    boxes, labels = some_images()
+    assigned = atss(boxes, LEVELS, grids(0.5), offset=0.5, anchor_scale=8, topk=9)
+    targets = ASSIGNER(boxes, labels, (256, 256))
+    assert torch.equal(targets.image, assigned.image)
+    assert torch.equal(targets.point, assigned.point)
+    assert torch.equal(targets.box, torch.cat(boxes)[assigned.target])
+    assert torch.equal(targets.label, torch.cat(labels)[assigned.target])
+    assert torch.equal(targets.place[:, :2], grids(0.5)[assigned.point])
+    # An object's label says its image; a point lies inside its object.
+    assert torch.equal(targets.label // 100, targets.image)
+    assert (distances(targets.place[:, :2], targets.box).amin(-1) > INSIDE).all()
+    ends = torch.tensor([level.height * level.width for level in LEVELS]).cumsum(0)
+    level = torch.searchsorted(ends, targets.point, right=True)
+    assert torch.equal(targets.place[:, 2], torch.tensor([8.0, 16.0, 32.0, 64.0, 128.0])[level])
+    assert targets.counts == tuple(int((targets.image == image).sum()) for image in range(4))
+    assert targets.counts[1] == 0
+
+
+def test_targets_of_some_images_are_those_made_of_them_alone() -> None:
+    boxes, labels = some_images()
+    whole = ASSIGNER(boxes, labels, (256, 256))
+    for first, last in ((0, 4), (0, 2), (1, 2), (1, 4), (3, 4)):
+        part, alone = (
+            whole.of_images(first, last),
+            ASSIGNER(boxes[first:last], labels[first:last], (256, 256)),
+        )
+        assert part.counts == alone.counts
+        for a, b in zip(part[:-1], alone[:-1], strict=True):
+            assert torch.equal(a, b)
+
+
+def test_targets_of_nothing() -> None:
+    targets = ASSIGNER([torch.zeros(0, 5)] * 2, [torch.zeros(0, dtype=torch.int64)] * 2, (128, 256))
+    assert [tuple(part.shape) for part in targets[:-1]] == [(0,), (0,), (0, 3), (0, 5), (0,)]
+    assert [part.dtype for part in targets[:-1]] == [
+        torch.int64, torch.int64, torch.float32, torch.float32, torch.int64,
+    ]  # fmt: skip
+    assert targets.counts == (0, 0)
+
+
+def test_targets_do_not_depend_on_the_threads_of_a_process() -> None:
+    """A loader's worker has one; where there is no worker, they are as many as the network's."""
+    assigner = pickle.loads(pickle.dumps(ASSIGNER))
+    objects = [random_objects(600, 7), random_objects(300, 8)]
+    labels = [torch.zeros(len(part), dtype=torch.int64) for part in objects]
+    one = ASSIGNER(objects, labels, (256, 256))
+    torch.set_num_threads(2)
+    two = assigner(objects, labels, (256, 256))
+    assert len(one.point) > 500
+    assert one.counts == two.counts
+    for a, b in zip(one[:-1], two[:-1], strict=True):
+        assert torch.equal(a, b)

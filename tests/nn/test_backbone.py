@@ -173,7 +173,8 @@ def test_backbones_of_other_families_in_a_detector(name: str) -> None:
         (2, 128 // stride, 256 // stride) for stride in spec.strides
     ]
     boxes, labels = torch.tensor([[40.0, 50.0, 60.0, 24.0, 0.4]]), torch.tensor([1])
-    torch.stack(list(detector.losses(raw, [boxes], [labels]).values())).sum().backward()
+    targets = detector.assigner([boxes], [labels], (128, 256))
+    torch.stack(list(detector.losses(raw, targets).values())).sum().backward()
     learning = {key: p for key, p in detector.backbone.named_parameters() if p.requires_grad}
     assert 0 < len(learning) < len(list(detector.backbone.parameters()))
     assert all(p.grad is not None and p.grad.isfinite().all() for p in learning.values())

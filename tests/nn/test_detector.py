@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from rgfl.nn.config import ModelConfig
+from rgfl.nn.decode import Raw
 from rgfl.nn.detector import Detector, build_detector
 from rgfl.spec import DetectorSpec
 
@@ -38,11 +39,21 @@ def build(name: str) -> Detector:
     return build_detector(*VARIANTS[name])
 
 
+def losses(
+    detector: Detector,
+    raw: Raw,
+    boxes: list[torch.Tensor],
+    labels: list[torch.Tensor],
+    normalisers: torch.Tensor | None = None,
+) -> dict[str, torch.Tensor]:
+    return detector.losses(raw, detector.assigner(boxes, labels, (128, 128)), normalisers)
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_losses_and_gradients_are_finite_and_reach_every_parameter(name: str) -> None:
     detector = build(name)
     raw = detector(torch.randn(2, 3, 128, 128))
-    parts = detector.losses(raw, BOXES, LABELS)
+    parts = losses(detector, raw, BOXES, LABELS)
     assert set(parts) == ({"cls", "iou"} if "integral" in name else {"cls", "iou", "dfl", "angle"})
     torch.stack(list(parts.values())).sum().backward()
     for parameter_name, parameter in detector.named_parameters():
@@ -57,7 +68,7 @@ def test_losses_and_gradients_are_finite_and_reach_every_parameter(name: str) ->
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_batch_without_objects_still_has_a_gradient_everywhere(name: str) -> None:
     detector = build(name)
-    parts = detector.losses(detector(torch.randn(2, 3, 128, 128)), [BOXES[1]] * 2, [LABELS[1]] * 2)
+    parts = losses(detector, detector(torch.randn(2, 3, 128, 128)), [BOXES[1]] * 2, [LABELS[1]] * 2)
     torch.stack(list(parts.values())).sum().backward()
     assert parts["cls"] > 0
     assert all(value == 0 for key, value in parts.items() if key != "cls")
@@ -71,24 +82,24 @@ def test_one_image_is_learnt(name: str) -> None:
     detector = build(name).train()
     image = torch.randn(1, 3, 128, 128).repeat(2, 1, 1, 1)  # BatchNorm needs two values at 1×1 cells
     optimizer = torch.optim.Adam([p for p in detector.parameters() if p.requires_grad], lr=1e-3)
-    losses = []
+    totals = []
     for _ in range(12):
-        parts = detector.losses(detector(image), BOXES[:1] * 2, LABELS[:1] * 2)
+        parts = losses(detector, detector(image), BOXES[:1] * 2, LABELS[:1] * 2)
         total = torch.stack(list(parts.values())).sum()
         optimizer.zero_grad()
         total.backward()
         torch.nn.utils.clip_grad_norm_(detector.parameters(), 35)
         optimizer.step()
-        losses.append(total.item())
-    assert np.isfinite(losses).all()
-    assert min(losses[-3:]) < 0.75 * losses[0]
+        totals.append(total.item())
+    assert np.isfinite(totals).all()
+    assert min(totals[-3:]) < 0.75 * totals[0]
 
 
 def test_losses_are_float32_under_autocast() -> None:
     detector = build("gfl")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         raw = detector(torch.randn(2, 3, 128, 128))
-        parts = detector.losses(raw, BOXES, LABELS)
+        parts = losses(detector, raw, BOXES, LABELS)
     assert raw.cls[0].dtype == torch.bfloat16
     assert all(part.dtype == torch.float32 for part in parts.values())
     torch.stack(list(parts.values())).sum().backward()
@@ -147,20 +158,23 @@ def test_losses_of_parts_by_the_normalisers_of_the_whole_add_up_to_it(name: str)
     detector = build(name).eval()  # BatchNorm would see the parts singly
     images = torch.randn(4, 3, 128, 128)
     boxes, labels = [*BOXES, BOXES[0][:1], BOXES[0].roll(1, 0)], [*LABELS, LABELS[0][:1], LABELS[0].roll(1)]
-    whole = detector.losses(detector(images), boxes, labels)
-    parts = [slice(0, 2), slice(2, 4)]
+    targets = detector.assigner(boxes, labels, (128, 128))
+    whole = detector.losses(detector(images), targets)
+    parts = [(images[first : first + 2], targets.of_images(first, first + 2)) for first in (0, 2)]
     integral = detector.config.mode == "integral"  # which counts, and needs no scores
     normalisers = torch.stack(
-        [
-            detector.normalisers(None if integral else detector(images[part]), boxes[part], (128, 128))
-            for part in parts
-        ]
+        [detector.normalisers(None if integral else detector(images), of) for images, of in parts]
     ).sum(0)
-    found = [
-        detector.losses(detector(images[part]), boxes[part], labels[part], normalisers) for part in parts
-    ]
+    found = [detector.losses(detector(images), of, normalisers) for images, of in parts]
     for key, value in whole.items():
-        torch.testing.assert_close(sum(losses[key] for losses in found), value)
+        torch.testing.assert_close(sum(part[key] for part in found), value)
+
+
+def test_targets_of_another_number_of_images_are_refused() -> None:
+    detector = build("gfl")
+    raw = detector(torch.randn(2, 3, 128, 128))
+    with pytest.raises(ValueError, match="expected targets of 2 images, got 1"):
+        losses(detector, raw, BOXES[:1], LABELS[:1])
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -177,7 +191,7 @@ def test_losses_of_parts_by_the_normalisers_of_the_whole_add_up_to_it(name: str)
 def test_boxes_at_the_border_have_finite_losses_and_gradients(name: str, box: list[float]) -> None:
     detector = build(name)
     boxes, labels = [torch.tensor([box]), torch.zeros(0, 5)], [torch.tensor([1]), LABELS[1]]
-    parts = detector.losses(detector(torch.randn(2, 3, 128, 128)), boxes, labels)
+    parts = losses(detector, detector(torch.randn(2, 3, 128, 128)), boxes, labels)
     torch.stack(list(parts.values())).sum().backward()
     assert all(value.isfinite() for value in parts.values())
     assert all(parameter.grad is not None for parameter in detector.parameters())
@@ -207,7 +221,7 @@ def test_checkpointed_activations_keep_less_and_give_the_same_gradients(
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             raw = detector(images)
-        torch.stack(list(detector.losses(raw, BOXES, LABELS).values())).sum().backward()
+        torch.stack(list(losses(detector, raw, BOXES, LABELS).values())).sum().backward()
         kept.append(sum(sizes.values()))
         found.append([parameter.grad for parameter in detector.parameters()])
     assert kept[1] < 0.8 * kept[0]

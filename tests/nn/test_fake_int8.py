@@ -81,7 +81,8 @@ def test_gradients_pass_and_a_copy_rounds_too(detector):
     fake_int8(detector)
     images = torch.randn(2, 3, 128, 128)
     boxes = [torch.tensor([[64.0, 64.0, 50.0, 30.0, 0.4]])] * 2
-    losses = detector.losses(detector(images), boxes, [torch.tensor([0]), torch.tensor([1])])
+    targets = detector.assigner(boxes, [torch.tensor([0]), torch.tensor([1])], (128, 128))
+    losses = detector.losses(detector(images), targets)
     torch.stack(list(losses.values())).sum().backward()
     for name, parameter in detector.named_parameters():
         assert parameter.grad is not None, name

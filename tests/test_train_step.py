@@ -1,0 +1,90 @@
+"""A training step never waits for its device until all of it is launched; on a CPU, by what it calls."""
+
+import pytest
+import torch
+from tiny_training import make_data, run
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rgfl import loop
+
+# On a GPU the host waits in these: their result's shape, or a branch of the caller, depends on values.
+# `lift_fresh` is what `torch.tensor(number, device=…)` and `new_tensor` come to: a transfer that blocks.
+WAITING = {
+    "_local_scalar_dense",
+    "_unique",
+    "_unique2",
+    "bincount",
+    "equal",
+    "is_nonzero",
+    "lift_fresh",
+    "masked_select",
+    "nonzero",
+    "nonzero_numpy",
+    "repeat_interleave",
+    "unique_consecutive",
+    "unique_dim",
+}
+# A tensor of booleans as an index is `nonzero` and then an index.
+INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
+
+# No BatchNorm that trains: it cannot see a part of one tile.
+FLAGS = """
+    --optimizer sgd --norm-eval --head-norm group --head-channels 64 --batch 4 --epochs 1 --eval-every 0
+""".split()  # noqa: SIM905
+
+
+class Calls(TorchDispatchMode):
+    """The names of all operations in their order, those that wait for a device marked with "!"."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = operation.overloadpacket.__name__
+        masks = name in INDEXING and any(
+            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+        )
+        self.names.append(f"{name}!" if masks or name in WAITING else name)
+        return operation(*args, **(kwargs or {}))
+
+    def noting(self, name, method):
+        """The method of a tensor, which is noted as one that waits."""
+
+        def noted(tensor, *args):
+            self.names.append(f"{name}!")
+            return method(tensor, *args)
+
+        return noted
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.mark.parametrize("accumulate", ["1", "2"])
+@pytest.mark.parametrize(
+    "mode",
+    [["--quality"], ["--mode", "integral", "--anchor-scale", "4", "--iou-loss-weight", "1"]],
+    ids=["gfl", "integral"],
+)
+def test_a_step_is_launched_before_the_host_waits_for_it(data, tmp_path, monkeypatch, mode, accumulate):
+    """Each wait left the GPU idle while the host launched what follows."""
+    steps, learn = [], loop.Training._learn
+
+    def learn_and_record(self, batch):
+        with Calls() as calls, pytest.MonkeyPatch.context() as patch:
+            for name in ("tolist", "cpu", "numpy"):  # on a CPU they call nothing that a mode sees
+                patch.setattr(torch.Tensor, name, calls.noting(name, getattr(torch.Tensor, name)))
+            steps.append(calls.names)
+            return learn(self, batch)
+
+    monkeypatch.setattr(loop.Training, "_learn", learn_and_record)
+    # Not AdamW, which keeps the number of its step in a tensor on the host and reads it from there.
+    assert run(data, tmp_path, *FLAGS, "--accumulate", accumulate, *mode) == 0
+    assert len(steps) == 2
+    for names in steps:
+        assert {"convolution", "convolution_backward", "index", "_foreach_lerp_"} <= set(names)
+        assert [name for name in names if name.endswith("!")] == ["tolist!"]  # the losses, to be shown
+        assert names[-1] == "tolist!"
