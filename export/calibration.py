@@ -130,8 +130,7 @@ def find_calibration_images(directory: Path, count: int) -> dict[str, Path]:
     found = list(find_images(errors.existing_directory(directory, "--calib")).items())
     if not found:
         raise errors.InputError(f"--calib {directory}: no image in it (png, jpg, bmp, tif)")
-    chosen = np.unique(np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int))
-    return dict(found[index] for index in chosen)
+    return dict(found[index] for index in _spread(len(found), count))
 
 
 def tiles_of(
@@ -146,9 +145,20 @@ def tiles_of(
     for path in images.values():
         image = read_image(path)
         places = windows(image.shape[0], image.shape[1], side, side)
-        chosen = np.unique(np.linspace(0, len(places) - 1, min(per_image, len(places))).round().astype(int))
-        for index in chosen:
+        for index in _spread(len(places), per_image):
             yield crop(image, places[index][0], places[index][1], side, spec.pad_value)[None]
+
+
+def sample_of_tiles(images: Mapping[str, Path], spec: DetectorSpec, count: int) -> list[NDArray[np.uint8]]:
+    """About `count` tiles (1, H, W, 3), evenly from images that are evenly spaced; all at once in memory."""
+    names = list(images)
+    chosen = {names[index]: images[names[index]] for index in _spread(len(names), count)}
+    return list(tiles_of(chosen, spec, -(-count // len(chosen))))
+
+
+def _spread(size: int, count: int) -> list[int]:
+    """At most `count` of the indices 0 … size − 1, evenly spaced from the first to the last."""
+    return np.unique(np.linspace(0, size - 1, min(count, size)).round().astype(int)).tolist()
 
 
 class Network:
@@ -191,8 +201,6 @@ def collect(
     tensors: Sequence[str],
     tiles: Iterator[NDArray[np.uint8]],
     spec: DetectorSpec,
-    *,
-    total: int | None = None,
     progress: bool = True,
 ) -> tuple[dict[str, Histogram], int]:
     """Histograms of `tensors` over `tiles`, and how many tiles those were; one tile in memory at a time."""
@@ -201,7 +209,7 @@ def collect(
     network = Network(model, tensors, spec)
     histograms = {name: Histogram() for name in tensors}
     count = 0
-    with tqdm(total=total, unit="tile", desc="calibrate", disable=None if progress else True) as bar:
+    with tqdm(unit="tile", desc="calibrate", disable=None if progress else True) as bar:
         for tile in tiles:
             for name, values in zip(tensors, network(tile), strict=True):
                 try:

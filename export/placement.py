@@ -107,7 +107,7 @@ def place(model: onnx.ModelProto, keep_float: Collection[str] = ()) -> Placement
             wanted = [fused.index(False)]
         for index in wanted:
             before = producer[node.input[index]]
-            repeats = before.op_type == "Resize" and _attribute(before, "mode", b"nearest") == b"nearest"
+            repeats = before.op_type == "Resize" and attribute(before, "mode", b"nearest") == b"nearest"
             if repeats and before.input[0] in producer:
                 found.activations[before.name, 0] = before.input[0]
                 found.activations[node.name, index] = before.input[0]
@@ -167,15 +167,6 @@ def _depths(nodes: Sequence[onnx.NodeProto]) -> dict[str, int]:
     return depth
 
 
-def _attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
-    import onnx
-
-    for attribute in node.attribute:
-        if attribute.name == name:
-            return onnx.helper.get_attribute_value(attribute)
-    return default
-
-
 # --- of any graph ---------------------------------------------------------------------------------------
 
 
@@ -205,3 +196,13 @@ def bounds_of(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -
                 return None
             bounds[index - 1] = float(numpy_helper.to_array(constants[node.input[index]]))
     return bounds[0], bounds[1]
+
+
+def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
+    """Of a node, or `default`."""
+    import onnx
+
+    for attribute in node.attribute:
+        if attribute.name == name:
+            return onnx.helper.get_attribute_value(attribute)
+    return default

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,18 +16,40 @@ if TYPE_CHECKING:
 LEVELS = 127  # steps from 0 to the threshold
 
 
-def quantise_weight(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric int8 in -127…127 and the scale of each channel along `axis`."""
+def weight_scale(weight: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    """Of each channel along `axis`: its greatest magnitude becomes 127."""
     others = tuple(index for index in range(weight.ndim) if index != axis)
     greatest = np.abs(weight).max(axis=others)
-    scale = (np.where(greatest > 0, greatest, 1.0) / LEVELS).astype(np.float32)
-    shape = [-1 if index == axis else 1 for index in range(weight.ndim)]
-    steps = np.rint(weight.astype(np.float64) / scale.astype(np.float64).reshape(shape))
-    return np.clip(steps, -LEVELS, LEVELS).astype(np.int8), scale
+    return (np.where(greatest > 0, greatest, 1.0) / LEVELS).astype(np.float32)
 
 
-def insert(model: onnx.ModelProto, placement: Placement, thresholds: Mapping[str, float]) -> onnx.ModelProto:
-    """A copy of `model` with Q/DQ at `placement`; a tensor has one Q, each of its readers its own DQ."""
+class Rounded(NamedTuple):
+    """A weight on its grid."""
+
+    steps: NDArray[np.int8]  # -127…127, in the weight's shape
+    shift: NDArray[np.float32] | None = None  # (O,) to be added to the bias; None: nothing
+
+
+def nearest(weight: NDArray[np.float32], axis: int) -> Rounded:
+    """Each weight at the nearest step of the grid of `weight_scale`."""
+    scale = weight_scale(weight, axis).astype(np.float64)
+    steps = np.rint(weight / scale.reshape([-1 if index == axis else 1 for index in range(weight.ndim)]))
+    return Rounded(np.clip(steps, -LEVELS, LEVELS).astype(np.int8))
+
+
+def insert(
+    model: onnx.ModelProto,
+    placement: Placement,
+    thresholds: Mapping[str, float],
+    rounded: Mapping[str, Rounded] | None = None,
+) -> onnx.ModelProto:
+    """A copy of `model` with Q/DQ at `placement`; a tensor has one Q, each of its readers its own DQ.
+
+    Args:
+        model: in float.
+        thresholds: magnitude of each activation that becomes 127.
+        rounded: weights by name; None: each at its nearest step.
+    """
     import onnx
     from onnx import helper, numpy_helper
 
@@ -75,11 +97,17 @@ def insert(model: onnx.ModelProto, placement: Placement, thresholds: Mapping[str
                 node.input[index] = output
             elif index == 1 and node.name in placement.weights:
                 axis, name = placement.weights[node.name], node.input[1]
-                if f"{name}.int8" not in fresh:
-                    steps, scales = quantise_weight(numpy_helper.to_array(constants[name]), axis)
-                    constant(f"{name}.int8", steps)
-                    constant(f"{name}.scale", scales)
-                    constant(f"{name}.zero", np.zeros(len(scales), np.int8))
+                weight = numpy_helper.to_array(constants[name])
+                steps, shift = nearest(weight, axis) if rounded is None else rounded[name]
+                constant(f"{name}.int8", steps)
+                constant(f"{name}.scale", weight_scale(weight, axis))
+                constant(f"{name}.zero", np.zeros(weight.shape[axis], np.int8))
+                if shift is not None:
+                    if len(node.input) < 3:
+                        node.input.append("")
+                    bias = node.input[2]
+                    before = numpy_helper.to_array(constants[bias]) if bias else np.float32(0)
+                    node.input[2] = constant(f"{name}.shifted.{bias}", before + shift)
                 output = f"{node.name}.weight"
                 nodes.append(
                     helper.make_node(

@@ -2,10 +2,10 @@
 
     python export/quantize.py model.onnx --calib train/images --out model-int8.onnx
 
-In the order of the work: placement.py chooses what is quantised, calibration.py how far, qdq.py writes it
-into the graph, and cpu_int8.py rewrites that for ONNX Runtime's integer kernels (--cpu-variant). Symmetric
-int8: one scale a tensor, one an output channel for weights, zero points 0. Weights are stored as int8, a
-fourth of the file.
+In the order of the work: placement.py chooses what is quantised, calibration.py how far, rounding.py to
+which steps the weights go, qdq.py writes it into the graph, and cpu_int8.py rewrites that for ONNX Runtime's
+integer kernels (--cpu-variant). Symmetric int8: one scale a tensor, one an output channel for weights, zero
+points 0. Weights are stored as int8, a fourth of the file.
 
 Why this is not onnxruntime.quantization or nvidia-modelopt: the first places Q/DQ for its own
 kernels, at every convolution's output, which TensorRT does not fuse, and holds the activations of all
@@ -37,12 +37,14 @@ from rgfl.export.calibration import (
     collect,
     find_calibration_images,
     load_cache,
+    sample_of_tiles,
     save_cache,
     tiles_of,
 )
 from rgfl.export.cpu_int8 import cpu_variant
 from rgfl.export.placement import OUTPUT_MODULES, QUANTISED_MODULES, float_outputs, module_of, place
-from rgfl.export.qdq import checked, insert
+from rgfl.export.qdq import Rounded, checked, insert
+from rgfl.export.rounding import TILES, round_weights
 from rgfl.spec import DetectorSpec
 from rgfl.trt_runtime import errors
 
@@ -149,6 +151,7 @@ def relative_error(
 def scan(
     model: onnx.ModelProto,
     thresholds: Mapping[str, float],
+    rounded: Mapping[str, Rounded],
     tiles: Sequence[NDArray[np.uint8]],
     spec: DetectorSpec,
     keep_float: Collection[str] = (),
@@ -166,7 +169,7 @@ def scan(
     expected = [reference(tile) for tile in tiles]
 
     def error(left_out: Collection[str]) -> float:
-        quantised = insert(model, place(model, left_out), thresholds)
+        quantised = insert(model, place(model, left_out), thresholds, rounded)
         return relative_error(Network(quantised, outputs, spec), tiles, expected)
 
     whole = error(keep_float)
@@ -316,8 +319,13 @@ def quantize(
     histograms, report.tiles = stored
     thresholds = {name: one.threshold(method, percentile) for name, one in histograms.items()}
 
+    left_out = list(dict.fromkeys(keep_float))
+    # A layer's steps depend on no other layer's, so they hold whatever is left in float further on.
+    sample = sample_of_tiles(chosen, spec, TILES)
+    rounded = round_weights(model, place(model, left_out), thresholds, sample, spec, progress)
+
     def build(left_out: Sequence[str]) -> onnx.ModelProto:
-        result = checked(insert(model, place(model, left_out), thresholds))
+        result = checked(insert(model, place(model, left_out), thresholds, rounded))
         graph.write_spec(
             result,
             spec,
@@ -328,10 +336,9 @@ def quantize(
         )
         return result
 
-    left_out = list(dict.fromkeys(keep_float))
     if scan_blocks or max_ap_drop is not None:
         tiles = list(islice(tiles_of(chosen, spec, 1), SCAN_TILES))
-        report.error, report.scan = scan(model, thresholds, tiles, spec, left_out, progress)
+        report.error, report.scan = scan(model, thresholds, rounded, tiles, spec, left_out, progress)
     if max_ap_drop is not None and truth is not None:
         reference = report.ap_float = mean_ap(model_path, chosen, truth, progress)
         measured: dict[int, float] = {}

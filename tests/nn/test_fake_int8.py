@@ -35,7 +35,7 @@ def detector():
 def test_weights_are_rounded_as_the_export_rounds_them():
     qdq = pytest.importorskip("rgfl.export.qdq")
     weight = torch.randn(6, 4, 3, 3) * torch.tensor([1e-3, 0.1, 1.0, 5.0, 0.0, 40.0])[:, None, None, None]
-    steps, scale = qdq.quantise_weight(weight.numpy(), 0)
+    steps, scale = qdq.nearest(weight.numpy(), 0).steps, qdq.weight_scale(weight.numpy(), 0)
     np.testing.assert_allclose(
         round_weight(weight).numpy(), steps * scale[:, None, None, None], rtol=1e-6, atol=1e-12
     )
