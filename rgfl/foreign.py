@@ -22,19 +22,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from rgfl import checkpoint
 from rgfl.checkpoint import CheckpointError
 from rgfl.dota.labels import CLASSES, read_classes
 from rgfl.nn.config import ModelConfig
-from rgfl.nn.decode import BoxDecoder
-from rgfl.nn.detector import Detector, build_detector
 from rgfl.recipes import RECIPES
 from rgfl.spec import DetectorSpec
+
+if TYPE_CHECKING:  # torch takes seconds to import: not for --help
+    from torch import Tensor
+
+    from rgfl.nn.detector import Detector
 
 RECIPE = "rgfl_r50_dota_1x"
 LEVELS_OF_THE_BACKBONE = 3  # the pyramid's first outputs; those after them are strided, on the last one
@@ -124,6 +124,8 @@ def _pyramid_output(level: int, kind: str) -> str:
 def _load(
     path: Path, config: ModelConfig, spec: DetectorSpec, renamed: Mapping[str, Tensor], unused: list[str]
 ) -> Detector:
+    from rgfl.nn.detector import build_detector
+
     detector = build_detector(config, spec)
     wanted = detector.state_dict()
     missing = [key for key in wanted if key not in renamed and not key.endswith("num_batches_tracked")]
@@ -144,6 +146,8 @@ def _load(
 
 
 def _state(path: Path, record: Any) -> dict[str, Tensor]:
+    from torch import Tensor
+
     for key in ("state_dict", "model"):
         if isinstance(record, dict) and isinstance(dict.get(record, key), dict):
             record = dict.get(record, key)
@@ -181,6 +185,10 @@ def _classes(path: Path, record: Any, classes: Sequence[str] | None, count: int)
 
 
 def _check_projections(path: Path, config: ModelConfig, state: Mapping[str, Tensor]) -> None:
+    import torch
+
+    from rgfl.nn.decode import BoxDecoder
+
     project = BoxDecoder(config).project
     for key, row in PROJECTIONS.items():
         theirs = state.get(key)
@@ -236,17 +244,6 @@ class _Call:
         pass
 
 
-_REBUILD: dict[tuple[str, str], Callable[..., Any]] = {
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
-}
-_PLAIN: dict[tuple[str, str], type] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch", "Size"): torch.Size,
-    ("torch.storage", "UntypedStorage"): torch.UntypedStorage,
-}
-
-
 def read_inert(path: Path) -> tuple[Any, list[str]]:
     """What a torch file holds, and the names in it that became stand-ins.
 
@@ -256,6 +253,8 @@ def read_inert(path: Path) -> tuple[Any, list[str]]:
     Raises:
         CheckpointError: no such file, or not one that torch wrote.
     """
+    import torch
+
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -266,13 +265,22 @@ def read_inert(path: Path) -> tuple[Any, list[str]]:
         pass
     except Exception as error:  # zip, storage and version errors of torch have no common type
         raise _unreadable(path, error) from error
+    rebuild: dict[tuple[str, str], Callable[..., Any]] = {
+        ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+        ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+    }
+    containers: dict[tuple[str, str], type] = {
+        ("collections", "OrderedDict"): OrderedDict,
+        ("torch", "Size"): torch.Size,
+        ("torch.storage", "UntypedStorage"): torch.UntypedStorage,
+    }
     stand_ins: dict[str, None] = {}
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
-            if (function := _REBUILD.get((module, name))) is not None:
+            if (function := rebuild.get((module, name))) is not None:
                 return _Call(function)
-            if (plain := _PLAIN.get((module, name))) is not None:
+            if (plain := containers.get((module, name))) is not None:
                 return plain
             stand_ins[f"{module}.{name}"] = None
             return type("Inert", (_Inert,), {})  # a new one each time: a file cannot leave traces on it
@@ -321,7 +329,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.out.suffix != ".pt":
             raise CheckpointError(f"--out {options.out}: expected a name that ends in .pt")
-        if options.out.exists() and options.out.samefile(options.file):
+        if options.out.is_dir():
+            raise CheckpointError(f"--out {options.out}: expected a file, this is a directory")
+        if options.out.exists() and options.file.exists() and options.out.samefile(options.file):
             raise CheckpointError(f"--out {options.out}: is the file itself; name another")
         names = read_classes(options.classes) if options.classes else None
         imported = import_detector(options.file, names)
@@ -330,6 +340,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        print(f"error: this needs {error.name}: pip install 'rgfl[train]'", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
     if imported.stand_ins:
         print(f"not read, since it would run code: {_some(imported.stand_ins)}")
     if imported.unused:

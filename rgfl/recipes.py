@@ -38,7 +38,7 @@ class DataConfig:
     windows: Literal["random", "grid"] = "random"
     # "random": new windows of every image each epoch, as many as tiles cover it; "grid": the devkit's fixed
     # split. An image of exactly the tile's size is one tile in both.
-    stride: int = 512  # distance of the grid's windows, pixels
+    stride: int = 0  # distance of the grid's windows, pixels; 0: 824 of 1024, the same share of other sizes
     empty_tiles: bool = False  # keep windows without an object (grid)
     object_probability: float = 0.9  # share of windows placed around an object (random)
     min_visible: float = 0.7  # objects of which a smaller share of the area is in the tile are dropped
@@ -107,7 +107,7 @@ class EvaluationConfig:
     eval_every: float = 1  # epochs between evaluations; 0: never
     eval_images: int = 0  # evaluate only the first N validation images; 0: all
     test_size: int = 1024  # side of the tile at inference, pixels; a multiple of 128
-    test_stride: int = 824  # distance of tiles at inference, pixels
+    test_stride: int = 0  # distance of tiles at inference, pixels; 0: 824 of 1024, the same share of others
     test_batch: int = 1  # tiles at once
     score_threshold: float = 0.05  # detections score more
     nms_iou: float = 0.1  # rotated NMS within a tile
@@ -173,21 +173,20 @@ class Recipe:
         _expect(all(0 <= v <= 255 for v in data.pad_value), "pad_value", data.pad_value, "grey levels 0…255")
 
         for owner, positive in (
-            (data, ("stride",)),
             (schedule, ("epochs", "batch", "lr")),
-            (evaluation, ("test_stride", "test_batch", "max_detections")),
+            (evaluation, ("test_batch", "max_detections")),
             (run, ("log_every", "accumulate")),
         ):
             for name in positive:
                 _expect(getattr(owner, name) > 0, name, getattr(owner, name), "a positive number")
-        for owner, natural in (
-            (data, ("min_side",)),
+        for config, natural in (
+            (data, ("stride", "min_side")),
             (schedule, ("clip_norm", "weight_decay", "warmup_steps", "backbone_lr", "seed")),
-            (evaluation, ("eval_every", "eval_images", "level_topk")),
+            (evaluation, ("eval_every", "eval_images", "test_stride", "level_topk")),
             (run, ("threads", "cache_mb", "checkpoint_minutes", "max_minutes", "pictures")),
         ):
             for name in natural:
-                _expect(getattr(owner, name) >= 0, name, getattr(owner, name), "0 or more")
+                _expect(getattr(config, name) >= 0, name, getattr(config, name), "0 or more")
         _expect(0 <= schedule.ema < 1, "ema", schedule.ema, "a decay in 0…1, below 1")
         _expect(0 <= schedule.momentum < 1, "momentum", schedule.momentum, "0 or more, below 1")
         _expect(
@@ -201,7 +200,7 @@ class Recipe:
         )  # fmt: skip
         _expect(
             data.windows == "random" or data.stride <= data.tile_size,
-            "stride", data.stride, f"no more than --tile-size {data.tile_size}",
+            "stride", data.stride, f"no more than --tile-size {data.tile_size} (0 follows it)",
         )  # fmt: skip
         if self.model.head_norm == "group":
             channels = self.model.head_channels
@@ -237,12 +236,19 @@ class Recipe:
         return []
 
     def result_fields(self) -> dict[str, Any]:
-        """Everything that decides the outcome, as `{field: value}` of plain JSON types."""
+        """Everything that decides the outcome, as `{field: value}` of plain JSON types.
+
+        Strides are those that come out, so that a run goes on which was begun with the same ones by number.
+        """
+        from rgfl.dota.tiling import default_stride  # late: it imports OpenCV, and --help must be quick
+
         values: dict[str, Any] = {"recipe": self.name}
         for group, name, _, _ in _fields():
             if group != "run":
                 value = getattr(getattr(self, group), name)
                 values[name] = list(value) if isinstance(value, tuple) else value
+        values["stride"] = self.data.stride or default_stride(self.data.tile_size)
+        values["test_stride"] = self.evaluation.test_stride or default_stride(self.evaluation.test_size)
         return values
 
     def replace(self, **changes: Any) -> Recipe:
@@ -352,9 +358,7 @@ def gfl_lite() -> Recipe:
             ema=0.998,
         ),
         # The size of the training tile: see `Recipe.warnings`.
-        evaluation=EvaluationConfig(
-            eval_every=10, test_size=512, test_stride=384, level_topk=1000, max_detections=1000
-        ),
+        evaluation=EvaluationConfig(eval_every=10, test_size=512, level_topk=1000, max_detections=1000),
     )
 
 
@@ -408,6 +412,26 @@ def learning_rate(step: int, steps_per_epoch: int, schedule: ScheduleConfig) -> 
         share = step / schedule.warmup_steps
         rate *= schedule.warmup_start + (1 - schedule.warmup_start) * share
     return rate
+
+
+def schedule_warnings(total: int, steps_per_epoch: int, schedule: ScheduleConfig) -> list[str]:
+    """What is likely not meant in the learning rate of a run of `total` steps, one sentence each."""
+    warnings = []
+    falls = [end for end in schedule.lr_steps if end * steps_per_epoch < total]
+    if schedule.policy == "step" and schedule.lr_steps and 2 * max(falls, default=0) < schedule.epochs:
+        shares = [float(f"{schedule.epochs * share:.3g}") for share in (2 / 3, 11 / 12)]
+        fault = f"it last falls after epoch {max(falls):g}" if falls else "it never falls"
+        warnings.append(
+            f"--lr-steps {_show(schedule.lr_steps)} with --epochs {schedule.epochs:g}: the learning rate is "
+            f"one and the same for most of the run, since {fault}; set --lr-steps {_show(tuple(shares))}, or "
+            "--policy cosine"
+        )
+    if 4 * schedule.warmup_steps >= total:
+        warnings.append(
+            f"--warmup-steps {schedule.warmup_steps} in a run of {total} steps: for a quarter of it and more "
+            f"the learning rate only rises; set --warmup-steps {max(1, total // 20)}, or train longer"
+        )
+    return warnings
 
 
 # --------------------------------------------------------------------------------------- command line

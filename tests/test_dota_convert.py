@@ -165,7 +165,7 @@ def test_dota_to_yolo_and_back(tmp_path):
         image(data / split / "images/P1.png", width, height)
         count = 20
         truth[split] = Objects(
-            rng.uniform(-10, 80, (count, 8)),
+            rng.uniform(0, 1, (count, 8)) * np.tile([width, height], 4),
             rng.integers(0, 15, count).astype(np.int32),
             (np.arange(count) % 3).astype(np.int32),
         )
@@ -186,6 +186,19 @@ def test_dota_to_yolo_and_back(tmp_path):
         np.testing.assert_allclose(found.quads, kept.quads, rtol=1e-14, atol=1e-12)
         np.testing.assert_array_equal(found.labels, kept.labels)
         assert not found.difficult.any()
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_dota_labels_are_searched_for_names_only_without_a_list(tmp_path, monkeypatch, listed):
+    data = tmp_path / "dota"
+    image(data / "train/images/P1.png")
+    text(data / "train/labelTxt/P1.txt", "0 0 4 0 4 4 0 4 ship 0\n")
+    searched = []
+    monkeypatch.setattr(module, "find_classes", lambda folder: searched.append(folder) or ("ship",))
+    if listed:
+        text(data / "classes.txt", "plane\nship\n")
+    assert module.read_dota(data).classes == (("plane", "ship") if listed else ("ship",))
+    assert searched == ([] if listed else [data / "train/labelTxt"])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -353,3 +366,22 @@ def test_journal_counts_add_up(yolo, tmp_path):
     head, *entries = map(json.loads, (tmp_path / "o" / module.JOURNAL).read_text().splitlines())
     assert head == {"convert": 1, "to": "dota", "classes": ["plane", "storage-tank"]}
     assert sorted(entry["image"] for entry in entries) == ["train/a", "train/empty", "val/a"]
+
+
+def test_yolo_labels_end_at_the_border():
+    """Ultralytics leaves out a whole image for one corner beyond it."""
+    inside = [10, 10, 30, 10, 30, 20, 10, 20]
+    beyond = [80, 40, 110, 40, 110, 60, 80, 60]  # two thirds of it inside 100 pixels
+    mostly = [70, 10, 105, 10, 105, 30, 70, 30]
+    outside = [120, 10, 140, 10, 140, 30, 120, 30]
+    quads = np.array([inside, beyond, mostly, outside], np.float64)
+    objects = Objects(quads, np.arange(4, dtype=np.int32), np.zeros(4, np.int32))
+    lines = [line.split() for line in module.yolo_text(objects, 100, 50).splitlines()]
+    assert [line[0] for line in lines] == ["0", "2"]  # less than .7 visible is left out, as of a tile
+    assert [float(field) for field in lines[0][1:]] == [0.1, 0.2, 0.3, 0.2, 0.3, 0.4, 0.1, 0.4]
+    assert [float(field) for field in lines[1][1:]] == [0.7, 0.2, 1.0, 0.2, 1.0, 0.6, 0.7, 0.6]
+
+
+def test_names_that_training_refuses_are_refused_here(tmp_path):
+    with pytest.raises(ConvertError, match="car/truck"):
+        module._one_word(["plane", "car/truck"], tmp_path)

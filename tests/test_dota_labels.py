@@ -74,6 +74,7 @@ def test_class_lists_as_users_name_them(tmp_path):
         ("plane,plane", "plane named more than once"),
         ("small vehicle,ship", "'small vehicle' has white space"),
         ("../plane,ship", "'../plane' has a slash"),
+        ("ship,#plane", "'#plane' would be a comment in a file of class names"),
     ],
 )
 def test_class_lists_refused(text, message):
@@ -87,6 +88,20 @@ def test_a_class_file_holds_one_name_a_line(tmp_path):
         ValueError, match=r"classes.txt: class name 'plane,ship' has a comma; .* one name a line"
     ):
         labels.read_classes(str(file))
+
+
+def test_names_from_elsewhere_are_held_to_the_same_rules():
+    assert labels.checked_names(["ship", "747"], "data.yaml") == ("ship", "747")
+    with pytest.raises(ValueError, match=r"data.yaml: class name '' is empty; labelTxt needs it in one word"):
+        labels.checked_names(["ship", ""], "data.yaml")
+    with pytest.raises(ValueError, match=r"data.yaml: class name 'a/b' has a slash"):
+        labels.checked_names(["a/b"], "data.yaml")
+
+
+def test_class_names_in_order():
+    assert labels.in_order({"ship", "bridge", "helipad"}) == ("bridge", "ship", "helipad")
+    assert labels.in_order({"ship", "bridge", "aardvark"}) == ("aardvark", "bridge", "ship")
+    assert labels.in_order(()) == ()
 
 
 def test_a_class_file_may_lie_anywhere(tmp_path):
@@ -172,10 +187,73 @@ def test_a_cut_off_label_is_skipped_with_a_warning(tmp_path):
         assert len(labels.read_labels(path, NAMES)) == 1
 
 
+YOLO = (
+    "0 0.1 0.1 0.4 0.1 0.4 0.3 0.1 0.3",
+    "17 0.50 -0.02 1.01 0.1 1.000000 0.7 0.5 1.000000",
+    "3.0 0 1 1 1 1 0.5 0 0.5",
+    "0 0.1 0.1 0.4 0.1 0.4 0.3 0.1 0.3 0.87",
+)
+
+
+@pytest.mark.parametrize("line", YOLO)
+def test_yolo_lines_are_not_taken_for_classes_that_are_coordinates(tmp_path, line):
+    """Eight shares behind a class number: they passed as eight coordinates and a class called 0.3."""
+    path = written(tmp_path, f"{line}\n")
+    message = r"P0001.txt:1: this looks like YOLO-OBB.*convert --from yolo-obb --data DIR --out DIR"
+    with pytest.raises(LabelError, match=message):
+        labels.find_classes(tmp_path)
+    for unknown in ("error", "ignore"):
+        with pytest.raises(LabelError, match=message):
+            labels.read_labels(path, NAMES, unknown)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"{QUAD} 747 0",
+        f"{QUAD} 1.5",  # a class of this name, around pixels
+        "0 0 2 0 2 1 0 1 1",  # classes by number, an object of two pixels
+        "0 0 2 0 2 1 0 1 1 0",
+        "0.5 0.5 1.5 0.5 1.5 1.5 0.5 1.5 1",
+        "0 0 1.5 0 1.5 1 0 1 v1.5",
+    ],
+)
+def test_numbers_may_be_class_names(tmp_path, line):
+    path = written(tmp_path, f"{line}\n")
+    (name,) = labels.find_classes(tmp_path)
+    assert labels.read_labels(path, (name,)).quads.tolist() == [[float(x) for x in line.split()[:8]]]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "0,0,10,0,10,5,0,5,ship,0",
+        "0;0;10;0;10;5;0;5;ship",
+        "0,0 10,0 10,5 0,5 ship 0",
+        "ship,0,0,10,0,10,5,0,5",
+        "0,0,10,0,10,5,0,5 ship, 0",
+        "0,0 10 0 10 5 0 5 ship",
+    ],
+)
+def test_other_separators_are_told_and_not_skipped(tmp_path, line):
+    """Such a line has fewer than nine fields: it was skipped like a header, and its object with it."""
+    path = written(tmp_path, f"gsd:0.1\n{QUAD} ship\n{line}\n")
+    message = r"P0001.txt:3: expected x1 y1 … x4 y4 class difficult, separated by white space, got "
+    for read in (lambda: labels.read_labels(path, NAMES), lambda: labels.find_classes(tmp_path)):
+        with pytest.raises(LabelError, match=message):
+            read()
+
+
+def test_headers_may_have_commas(tmp_path):
+    text = f"imagesource:GoogleEarth, 2017\ngsd:0,14\nbounds: 1,2;3,4;5,6;7,8\nby A, B\n\n{QUAD} ship\n"
+    assert len(labels.read_labels(written(tmp_path, text), NAMES)) == 1
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("0 0 10 0 ten 5 0 5 ship 0", "x3 must be a finite number, got 'ten'"),
+        ("0, 0, 10, 0, 10, 5, 0, 5, ship, 0", "x1 must be a finite number, got '0,'; white space separates"),
         ("0 0 10 0 10 5 0 nan ship 0", "y4 must be a finite number, got 'nan'"),
         ("0 -inf 10 0 10 5 0 5 ship 0", "y1 must be a finite number, got '-inf'"),
         (f"{QUAD} boat 0", "unknown class 'boat', expected one of plane, ship"),

@@ -9,6 +9,7 @@ from rgfl import geometry
 from rgfl.boxes import to_quads
 from rgfl.detections import Detections
 from rgfl.dota import merge as merging
+from rgfl.dota import tiling
 from rgfl.dota.merge import Part, detect, merge
 
 
@@ -79,9 +80,10 @@ def test_batches_give_identical_records_and_progress_is_told(scene):
     assert [done for done, _ in told] == list(range(4, 25, 4))
 
 
-def test_the_best_so_many(scene):
-    best = detect(scene, scene.infer, size=128, stride=96, max_detections=5)
-    assert best.scores.tolist() == sorted(scene.scores.tolist(), reverse=True)[:5]
+def test_without_a_stride_tiles_overlap_as_the_published_ones(scene):
+    sizes = []
+    detect(scene, scene.infer, size=128, progress=lambda *now: sizes.append(now))
+    assert sizes[-1][1] == len(tiling.windows(*scene.shape[:2], 128, 103))
 
 
 def test_scales_come_back_in_pixels_of_the_image():

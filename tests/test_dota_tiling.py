@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import shutil
 
 import numpy as np
@@ -66,7 +67,12 @@ def test_windows_cover_every_pixel_and_nothing_else(data, height, width, size):
     assert (outside > 0) == (height < size or width < size)
 
 
-@pytest.mark.parametrize("stride", [0, -1, 1025])
+@pytest.mark.parametrize("size", [1024, 512, 128])
+def test_without_a_stride_windows_overlap_as_the_published_ones(size):
+    assert windows(3000, 2000, size, 0) == windows(3000, 2000, size, tiling.default_stride(size))
+
+
+@pytest.mark.parametrize("stride", [-1, 1025])
 def test_strides_that_leave_gaps_are_refused(stride):
     with pytest.raises(TilingError, match=r"stride: expected 1…1024 \(the size\)"):
         windows(2000, 2000, 1024, stride)
@@ -316,6 +322,57 @@ def test_a_killed_run_goes_on_where_it_was(data, tmp_path, monkeypatch, workers)
     assert again == expected
     monkeypatch.setattr(tiling, "_tile_image", lambda job: pytest.fail("nothing is left to do"))
     assert run(data, out) == 0
+
+
+def be_killed(_):
+    os._exit(9)
+
+
+def test_a_killed_worker_is_told_in_one_line(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tiling, "_tile_image", be_killed)
+    assert run(data, tmp_path / "tiles", "--workers", "2") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: a worker was killed, most likely for want of memory; run again with")
+
+
+@pytest.mark.parametrize("lost", ["images/P0001__1__36___0.png", "labelTxt/P0001__1__0___0.txt"])
+def test_tiles_that_are_gone_are_written_again(data, tmp_path, monkeypatch, lost):
+    """A run after the first believed its journal."""
+    out = tmp_path / "tiles"
+    assert run(data, out, "--keep-empty") == 0
+    whole = files(out)
+    (out / "train" / lost).unlink()
+    done = []
+    honest = tiling._tile_image
+    monkeypatch.setattr(tiling, "_tile_image", lambda job: done.append(job.image.stem) or honest(job))
+    assert run(data, out, "--keep-empty") == 0
+    assert done == ["P0001"]
+    assert files(out) == whole
+
+
+def test_files_beside_the_tiles_stay(data, tmp_path):
+    out = tmp_path / "tiles"
+    assert run(data, out) == 0
+    beside = [out / "train/images/notes.txt", out / "train/images/P0009__1__0___0.npy"]
+    for path in beside:
+        path.write_text("mine")
+    assert run(data, out) == 0
+    assert all(path.is_file() for path in beside)
+
+
+@pytest.mark.parametrize(
+    ("names", "tiles"),
+    [
+        (["P0000__1__0___0", "P0000__0.5__824___1648"], True),
+        (["a__b__1.5__0___0"], True),
+        (["P0000__1__0___0", "P0001"], False),
+        (["P0000__1__0__0"], False),
+        (["__1__0___0"], False),
+        ([], False),
+    ],
+)
+def test_names_of_tiles(names, tiles):
+    assert tiling.are_tiles(iter(names)) is tiles
 
 
 def test_changed_and_removed_sources_are_done_anew(data, tmp_path):

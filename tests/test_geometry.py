@@ -446,6 +446,32 @@ def test_named_quads(a, b, expected):
     assert geometry.quad_iou([b], [a])[0, 0] == pytest.approx(expected, abs=1e-14)
 
 
+def test_halves_that_cancel_are_rounded_as_the_devkit_does():
+    """Rectangles with two corners swapped, to a tenth of a pixel: their area is 0 and its sign is rounding.
+
+    The expected numbers are those of the devkit's compiled polyiou.
+    """
+    crossing = np.array(
+        [
+            [609.3, 651.2, 570.1, 687.8, 605.6, 691.1, 573.8, 647.9],
+            [409.4, 240.3, 401.2, 290.0, 427.5, 277.2, 383.1, 253.1],
+            [696.0, 864.2, 685.8, 897.1, 705.8, 889.3, 676.0, 872.0],
+            [279.1, 719.9, 249.7, 762.5, 281.2, 760.9, 247.6, 721.5],
+        ]
+    )
+    found = np.array(
+        [
+            [606.8, 658.6, 604.2, 678.4, 567.6, 673.6, 570.2, 653.7],
+            [414.8, 253.2, 423.0, 271.8, 396.4, 283.5, 388.2, 265.0],
+            [694.9, 867.2, 701.0, 879.6, 682.3, 888.8, 676.2, 876.4],
+            [279.4, 732.9, 280.3, 752.3, 250.2, 753.7, 249.3, 734.2],
+        ]
+    )
+    devkit = [-0.12908573872562543, -0.1309968621605521, 0.3558153790151336, 0.11935874605040081]
+    assert geometry.quad_iou_pairwise(crossing, found) == pytest.approx(devkit, abs=1e-9)
+    assert geometry.quad_iou_pairwise(found, crossing) == pytest.approx(devkit, abs=1e-9)
+
+
 def test_quad_iou_keeps_its_digits_far_from_the_origin():
     square = np.array([[0, 0, 10, 0, 10, 10, 0, 10]], float)
     far = 2.0**30

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import re
 import subprocess
 import sys
 
@@ -9,7 +10,15 @@ import pytest
 
 from rgfl import recipes
 from rgfl.dota.merge import MERGE_IOU
-from rgfl.recipes import RECIPES, RecipeError, ScheduleConfig, add_flags, learning_rate
+from rgfl.dota.tiling import default_stride
+from rgfl.recipes import (
+    RECIPES,
+    RecipeError,
+    ScheduleConfig,
+    add_flags,
+    learning_rate,
+    schedule_warnings,
+)
 from rgfl.train import parse
 
 # The published row, typed from its description and not from the code.
@@ -191,6 +200,8 @@ def test_cosine_schedule_falls_from_the_rate_to_its_share():
         ({"scale": (2.0, 1.0)}, "--scale: expected two positive factors, the smaller first, got 2,1"),
         ({"windows": "all"}, "--windows: expected one of random, grid, got all"),
         ({"test_stride": 2000}, "--test-stride: expected no more than --test-size 1024, got 2000"),
+        ({"test_stride": -1}, "--test-stride: expected 0 or more, got -1"),
+        ({"tile_size": 256}, "--stride: expected no more than --tile-size 256 (0 follows it), got 512"),
         ({"head_channels": 80}, "--head-channels: expected a multiple of 32, or --head-norm batch, got 80"),
         ({"ema": 1.0}, "--ema: expected a decay in 0…1, below 1, got 1"),
     ],
@@ -206,6 +217,59 @@ def test_batch_norm_is_told_when_it_sees_other_sizes_than_it_was_trained_on():
     (warning,) = RECIPES["gfl_lite"]().replace(test_size=1024).warnings()
     assert warning.startswith("--test-size 1024 is not --tile-size 512: ")
     assert not RECIPES["gfl_r50_dota_1x"]().replace(tile_size=512, test_size=1024).warnings()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_tiles_overlap_while_training_as_they_do_afterwards(name):
+    """gfl_lite and demo said 384: the AP in best.pt was not the one that eval_dota.py prints."""
+    recipe = RECIPES[name]()
+    assert recipe.evaluation.test_stride == 0
+    assert recipe.result_fields()["test_stride"] == default_stride(recipe.evaluation.test_size)
+
+
+def test_strides_follow_the_size_unless_a_recipe_or_flag_says_otherwise():
+    assert {name: make().result_fields()["stride"] for name, make in RECIPES.items()} == {
+        "rgfl_r50_dota_1x": 512,
+        "rgfl_r50_dota_1x_trainval": 824,
+        "gfl_r50_dota_1x": 512,
+        "gfl_r50_dota_3x": 512,
+        "gfl_lite": 412,  # of the grid, which it does not use
+        "demo": 412,
+    }
+    fields = RECIPES["gfl_r50_dota_1x"]().replace(tile_size=512, test_size=512).result_fields()
+    assert (fields["stride"], fields["test_stride"]) == (512, 412)
+    small = RECIPES["gfl_lite"]().replace(tile_size=256, test_size=256, windows="grid")
+    assert (small.result_fields()["stride"], small.result_fields()["test_stride"]) == (206, 206)
+
+
+def test_strides_by_number_are_those_that_come_out():
+    """A run that was begun when recipes said 824 goes on."""
+    recipe = RECIPES["rgfl_r50_dota_1x"]()
+    assert recipe.replace(test_stride=824).result_fields() == recipe.result_fields()
+
+
+@pytest.mark.parametrize(
+    ("changes", "total", "told"),
+    [
+        ({}, 12_000, []),
+        ({"epochs": 36}, 36_000, ["--lr-steps 8,11 with --epochs 36: .* epoch 11; set --lr-steps 24,33, "]),
+        ({"epochs": 8}, 8_000, ["--lr-steps 8,11 .* it never falls; set --lr-steps 5.33,7.33, or --policy"]),
+        ({"epochs": 8, "policy": "cosine"}, 8_000, []),
+        ({"epochs": 9}, 9_000, []),
+        ({"epochs": 36, "lr_steps": ()}, 36_000, []),  # no slip: one rate all the time
+        ({"warmup_steps": 2_999}, 12_000, []),
+        ({"warmup_steps": 3_000}, 12_000, ["--warmup-steps 3000 in .* 12000 .* set --warmup-steps 600,"]),
+        ({"epochs": 2, "lr_steps": (1,)}, 10, ["--warmup-steps 500 in a run of 10 .* set --warmup-steps 1,"]),
+        ({"epochs": 1}, 1_000, ["--lr-steps 8,11 ", "--warmup-steps 500 "]),
+        ({"epochs": 2, "lr_steps": (1,), "warmup_steps": 0}, 2, []),
+    ],
+)  # fmt: skip
+def test_schedules_that_are_likely_not_meant_are_told(changes, total, told):
+    schedule = dataclasses.replace(ScheduleConfig(), **changes)
+    warnings = schedule_warnings(total, max(1, round(total / schedule.epochs)), schedule)
+    assert len(warnings) == len(told)
+    for warning, pattern in zip(warnings, told, strict=True):
+        assert re.match(pattern, warning), warning
 
 
 def test_unknown_field_is_refused():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from pathlib import Path
 
 import cv2
@@ -19,6 +20,7 @@ from rgfl.dota.synthetic import (
     EASY_CLASSES,
     Settings,
     SyntheticError,
+    files,
     generate,
     main,
     render,
@@ -219,6 +221,34 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "1 train, 1 val scenes of 15 classes, 2 written now" in capsys.readouterr().out
     assert cv2.imread(str(out / "val/images/val_00000.jpg")).shape == (128, 160, 3)
     assert json.loads((out / "synthetic.json").read_text())["difficulty"] == "medium"
+
+
+def be_killed(_: object) -> None:
+    os._exit(9)
+
+
+def test_a_killed_worker_is_told_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ended in a traceback of the pool."""
+    monkeypatch.setattr(files, "_write_scene", be_killed)
+    with pytest.raises(SystemExit, match="2"):
+        main(["--out", str(tmp_path / "set"), "--train", "10", "--workers", "2", "--no-progress"])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("python -m rgfl.dota.synthetic: a worker was killed, most likely for want of")
+
+
+def test_ctrl_c_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "_write_scene", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        main(["--out", str(tmp_path / "set"), "--train", "1", "--val", "0", "--no-progress"])
+    error = capsys.readouterr().err
+    assert error == "python -m rgfl.dota.synthetic: stopped; the same command goes on from here\n"
 
 
 def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:

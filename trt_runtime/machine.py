@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rgfl import atomic
+from rgfl.processes import usable_cores
 
 # module name -> distribution names under which its version may be found
 DISTRIBUTIONS = {
@@ -51,7 +52,7 @@ def hardware() -> dict[str, Any]:
     """CPU model, usable cores, the GPU where there is one, and the load when asked."""
     record: dict[str, Any] = {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "system": f"{platform.system()} {platform.machine()}",
     }
     if hasattr(os, "getloadavg"):

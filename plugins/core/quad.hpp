@@ -26,6 +26,24 @@ RGFL_HOST_DEVICE double signed_area(const Quad& quad) {
                   (quad.x[3] - quad.x[1]) * (quad.y[2] - quad.y[0]));
 }
 
+// Whether the quad is turned round before it is compared, so that its area is not negative.
+// A rectangle with two corners swapped crosses itself into halves that cancel: rounding decides the sign
+// of its area, and with it that of the intersection. There we round as the devkit does, by its sum, in its
+// order; elsewhere that sum would only lose digits far from the origin.
+RGFL_HOST_DEVICE bool is_turned(const Quad& quad, double area) {
+    const double first = absolute(quad.x[2] - quad.x[0]) + absolute(quad.y[2] - quad.y[0]);
+    const double second = absolute(quad.x[3] - quad.x[1]) + absolute(quad.y[3] - quad.y[1]);
+    if (absolute(area) > 1e-6 * first * second) {
+        return area < 0.0;
+    }
+    double sum = 0.0;
+    for (int i = 0; i < 4; ++i) {
+        const int next = (i + 1) & 3;
+        sum += quad.x[i] * quad.y[next] - quad.y[i] * quad.x[next];
+    }
+    return sum < 0.0;
+}
+
 // ∫ min(y_e, y_f) dx over the columns that edge e (p→q) and edge f (r→s) share, negative where
 // the two run in opposite directions.
 RGFL_HOST_DEVICE double shared_column_integral(double px, double py, double qx, double qy, double rx,
@@ -49,10 +67,10 @@ RGFL_HOST_DEVICE double shared_column_integral(double px, double py, double qx, 
     return sign * (right - left) * (0.5 * (e0 + e1) + mean);
 }
 
-// ∫ wp·wq over the plane, with w the winding number of each quad turned to signed area ≥ 0.
+// ∫ wp·wq over the plane, with w the winding number of each quad; `opposite`: one of them is turned round.
 // A quad's winding number is the signed count of its edges above a point, so the integral is a
 // sum over pairs of edges.
-RGFL_HOST_DEVICE double winding_intersection(const Quad& p, double area_p, const Quad& q, double area_q) {
+RGFL_HOST_DEVICE double winding_intersection(const Quad& p, const Quad& q, bool opposite) {
     const double ox = p.x[0], oy = p.y[0];
     double sum = 0.0;
     for (int i = 0; i < 4; ++i) {
@@ -63,7 +81,7 @@ RGFL_HOST_DEVICE double winding_intersection(const Quad& p, double area_p, const
                                           q.x[j] - ox, q.y[j] - oy, q.x[jn] - ox, q.y[jn] - oy);
         }
     }
-    return (area_p < 0.0) == (area_q < 0.0) ? sum : -sum;
+    return opposite ? -sum : sum;
 }
 
 // The DOTA devkit's IoU: intersection by winding numbers over |P| + |Q| − intersection. In [0, 1]
@@ -74,7 +92,7 @@ RGFL_HOST_DEVICE double quad_iou(const Quad& p, const Quad& q) {
         return 0.0;
     }
     const double area_p = signed_area(p), area_q = signed_area(q);
-    const double both = winding_intersection(p, area_p, q, area_q);
+    const double both = winding_intersection(p, q, is_turned(p, area_p) != is_turned(q, area_q));
     const double areas = absolute(area_p) + absolute(area_q);
     const double either = areas - both;
     // Quads that cross themselves can have a union of 0, and then the quotient is rounding noise.

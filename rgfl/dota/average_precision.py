@@ -10,11 +10,15 @@ them.
 - The match counts if its IoU is *strictly* greater than the threshold.
 - Detections of a class come by falling score over all images; equal scores keep the order of the file.
 - v1.0: a match with a difficult object is neither hit nor miss, and such objects are not missed either.
-  v1.5 and v2.0 count every object.
+  v1.5 and v2.0 count every object. No official file holds the difficult 2 of a tile's border
+  (rgfl/dota/tiling.py), which is ignored so in every version: nobody can find what has been cut away.
 - AP is VOC 2007's: the mean over 11 recalls k/10 of the best precision at that recall or beyond. The grid is
   `np.arange(0, 1.1, .1)`, whose .3, .6 and .7 are a rounding error greater than 3/10, 6/10 and 7/10: a recall
   of exactly 3/10 does not reach it.
 - A class without ground truth, or without detections, has AP 0 and counts in the mean.
+
+Where all images are tiles by their names, the same rules hold and the result says so: objects in overlaps
+count more than once, so the number is good for following a training and no other.
 
 Letters in array names: D detections, G ground truths, K candidate pairs of both, C classes, T thresholds.
 """
@@ -31,7 +35,8 @@ from numpy.typing import NDArray
 
 from rgfl import geometry
 from rgfl.detections import Detections
-from rgfl.dota.labels import CLASSES, Objects, Task1Class, to_task1
+from rgfl.dota.labels import CLASSES, DIFFICULT_CUT, Objects, Task1Class, to_task1
+from rgfl.dota.tiling import are_tiles
 
 THRESHOLDS: tuple[float, ...] = tuple(percent / 100 for percent in range(50, 100, 5))
 RECALL_GRID = np.arange(0.0, 1.1, 0.1)
@@ -68,7 +73,7 @@ class ClassResult:
 
     Attributes:
         ground_truth: objects that can be found or missed.
-        difficult: objects left out because they are difficult (always 0 in v1.5 and v2.0).
+        difficult: objects left out because they are difficult; in v1.5 and v2.0 those cut by a tile alone.
         scores: (D,) falling.
         hits, misses: (T, D) true and false positives; a match with a difficult object is neither.
     """
@@ -97,7 +102,7 @@ class Matching:
         match_D: number of the object among G, -1 where none of the class is near.
         iou_D: with that object; -inf where there is none.
         labels_G, images_G, quads_G8: the objects.
-        difficult_G: neither to be found nor missed (never in v1.5 and v2.0).
+        difficult_G: neither to be found nor missed; in v1.5 and v2.0 only what a tile's border cut away.
     """
 
     images: tuple[str, ...]
@@ -114,7 +119,17 @@ class Matching:
 
     def fates(self, thresholds: Sequence[float]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """True and false positives, (T, D) each; a match with a difficult object is neither."""
-        return _fates(self.match_D, self.iou_D, self.difficult_G, thresholds)
+        match_D = self.match_D
+        above_TD = self.iou_D > np.asarray(thresholds)[:, None]
+        to_difficult_D = np.zeros(len(match_D), bool)
+        to_difficult_D[match_D >= 0] = self.difficult_G[match_D[match_D >= 0]]
+        hits_TD = np.zeros_like(above_TD)
+        for hits_D, above_D in zip(hits_TD, above_TD, strict=True):
+            claims = np.flatnonzero(above_D & ~to_difficult_D)
+            # An object is hit by its best-scored claim.
+            _, first = np.unique(match_D[claims], return_index=True)
+            hits_D[claims[first]] = True
+        return hits_TD, ~hits_TD & ~(above_TD & to_difficult_D)
 
     def nearest(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """`match_D` and `iou_D` among the objects of *all* classes, for explaining a mistake."""
@@ -133,7 +148,7 @@ class Result:
         images: number of images scored.
         by_class: C records: counts, and the fate of each detection.
         notes: what a reader of the numbers should know, one sentence each.
-        unit: "image", or "tile" where unmerged tiles were scored.
+        unit: "image", or "tile" where all names are those of unmerged tiles.
     """
 
     ap: NDArray[np.float64]
@@ -306,7 +321,7 @@ def evaluate(
                     f"(there are {len(names)}, {min(names)} … {max(names)})"
                 )
         _check_finite(f"Task1_{name}.txt", task1[name].scores, task1[name].quads)
-    return _evaluate(task1, truth, classes, version, thresholds, names, "image")
+    return _evaluate(task1, truth, classes, version, thresholds, names)
 
 
 def evaluate_detections(
@@ -316,24 +331,19 @@ def evaluate_detections(
     *,
     version: str = "1.0",
     thresholds: Sequence[float] = THRESHOLDS,
-    unit: str = "image",
 ) -> Result:
     """The official evaluation of detections held in memory, the same as of their Task 1 files.
 
-    Images of `truth` that `detections` lacks had none. With `unit="tile"` the same rules are applied to
-    unmerged tiles and the result says so: objects in overlaps count more than once, so the number is good
-    for following a training and no other.
+    Images of `truth` that `detections` lacks had none.
 
     Raises:
         EvaluationError: an unknown image or label, a score or box that is not finite.
     """
-    if unit not in ("image", "tile"):
-        raise EvaluationError(f"unit is 'image' or 'tile', not {unit!r}")
     names = _check_detections(detections, truth, classes, version, thresholds)
-    return _evaluate(to_task1(detections, classes), truth, classes, version, thresholds, names, unit)
+    return _evaluate(to_task1(detections, classes), truth, classes, version, thresholds, names)
 
 
-def match_detections(
+def match_to_truth(
     detections: Mapping[str, Detections],
     truth: Mapping[str, Objects],
     classes: Sequence[str],
@@ -420,7 +430,6 @@ def _evaluate(
     version: str,
     thresholds: Sequence[float],
     names: Mapping[str, int],
-    unit: str,
 ) -> Result:
     matching = _matching(task1, truth, classes, version, names)
     labels_D, scores_D = matching.labels_D, matching.scores_D
@@ -442,6 +451,7 @@ def _evaluate(
         by_class.append(record)
         if record.ground_truth:
             ap_CT[label] = [eleven_points(*curve) for curve in zip(*record.recall_precision(), strict=True)]
+    unit = "tile" if are_tiles(names) else "image"
     return Result(
         ap=ap_CT,
         classes=tuple(classes),
@@ -473,9 +483,8 @@ def _matching(
     quads_G8 = np.concatenate([part.quads for part in objects]).astype(np.float64)
     labels_G = np.concatenate([part.labels for part in objects]).astype(np.int64)
     images_G = np.repeat(np.arange(len(names)), [len(part) for part in objects])
-    difficult_G = np.concatenate([part.difficult for part in objects]) > 0
-    if version != "1.0":
-        difficult_G[:] = False
+    difficult_G = np.concatenate([part.difficult for part in objects])
+    difficult_G = difficult_G > 0 if version == "1.0" else difficult_G == DIFFICULT_CUT
 
     # Only pairs of one class and image are of interest: number those groups.
     group_D, group_G = labels_D * len(names) + images_D, labels_G * len(names) + images_G
@@ -568,24 +577,6 @@ def _chunks(pairs_D: NDArray[np.int64]) -> Iterator[slice]:
         stop = max(start + 1, int(np.searchsorted(total_D, before + _PAIRS_AT_ONCE, side="right")))
         yield slice(start, stop)
         start = stop
-
-
-def _fates(
-    match_D: NDArray[np.int64],
-    iou_D: NDArray[np.float64],
-    difficult_G: NDArray[np.bool_],
-    thresholds: Sequence[float],
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """True and false positives, (T, D) each, of detections in order of rank within their class."""
-    above_TD = iou_D > np.asarray(thresholds)[:, None]
-    to_difficult_D = np.zeros(len(match_D), bool)
-    to_difficult_D[match_D >= 0] = difficult_G[match_D[match_D >= 0]]
-    hits_TD = np.zeros_like(above_TD)
-    for hits_D, above_D in zip(hits_TD, above_TD, strict=True):
-        claims = np.flatnonzero(above_D & ~to_difficult_D)
-        _, first = np.unique(match_D[claims], return_index=True)  # an object is hit by its best-scored claim
-        hits_D[claims[first]] = True
-    return hits_TD, ~hits_TD & ~(above_TD & to_difficult_D)
 
 
 def _notes(

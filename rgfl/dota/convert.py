@@ -44,14 +44,19 @@ from rgfl import atomic
 from rgfl.dota.images import find_images, read_image
 from rgfl.dota.journal import failure, follow, read_journal
 from rgfl.dota.labels import (
+    DIFFICULT_CUT,
+    YOLO_RANGE,
     Objects,
+    checked_names,
     find_classes,
+    in_order,
     read_class_file,
     read_classes,
     read_labels,
     write_labels,
 )
-from rgfl.dota.tiling import DIFFICULT_CUT
+from rgfl.dota.tiling import clip_objects
+from rgfl.processes import usable_cores
 
 Source = Literal["dota", "yolo-obb", "hrsc2016", "dior-r"]
 Target = Literal["dota", "yolo-obb"]
@@ -80,8 +85,6 @@ DIOR_CLASSES = (
     "vehicle",
     "windmill",
 )
-# Shares of an image's side. Objects may reach out of it; pixels taken for shares lie far beyond.
-YOLO_RANGE = (-1.0, 2.0)
 
 
 class ConvertError(ValueError):
@@ -205,9 +208,14 @@ def parse_yolo(path: Path, classes: int, size: Size) -> Objects:
 
 
 def yolo_text(objects: Objects, width: int, height: int) -> str:
-    """The label file of an image; full precision, corners in their order, difficult 2 left out."""
-    kept = objects[objects.difficult != DIFFICULT_CUT]
-    shares = kept.quads / np.tile(np.array([width, height], np.float64), 4)
+    """The label file of an image; full precision, corners in their order, difficult 2 left out.
+
+    Objects are cut at the image's border, as a tile's are: Ultralytics leaves out an image with a corner
+    beyond it.
+    """
+    seen = clip_objects(objects, 0, 0, max(width, height), extent=(width, height))
+    kept = seen[seen.difficult != DIFFICULT_CUT]
+    shares = np.clip(kept.quads / np.tile(np.array([width, height], np.float64), 4), 0, 1)
     return "".join(
         f"{label} {' '.join(map(repr, quad))}\n"
         for label, quad in zip(kept.labels.tolist(), shares.tolist(), strict=True)
@@ -475,14 +483,10 @@ def read_dota(data: Path, classes: Sequence[str] | None = None) -> Dataset:
         splits = {"": data}
     if not splits:
         raise ConvertError(f"{data}: expected labelTxt/ and images/, in it or in train/, val/ …")
-    if classes is None:
-        listed = data / "classes.txt"
-        present = {name for folder in splits.values() for name in find_classes(folder / "labelTxt")}
-        official = read_classes("2.0")
-        ordered = (
-            [name for name in official if name in present] if present <= set(official) else sorted(present)
-        )
-        classes = read_class_file(listed) if listed.is_file() else ordered
+    if classes is None and (listed := data / "classes.txt").is_file():
+        classes = read_class_file(listed)
+    elif classes is None:
+        classes = in_order({name for folder in splits.values() for name in find_classes(folder / "labelTxt")})
     names = tuple(classes)
     items = []
     for split, folder in splits.items():
@@ -675,10 +679,11 @@ def _is_there(entry: Mapping[str, Any], item: Item, out: Path, to: Target) -> bo
 
 
 def _one_word(classes: Sequence[str], data: Path) -> tuple[str, ...]:
-    names = tuple("-".join(name.split()) for name in classes)
-    if len(set(names)) < len(names) or not all(names):
-        raise ConvertError(f"{data}: class names must be distinct and not empty, got {', '.join(names)}")
-    return names
+    """Class names as label files can hold them: white space becomes a hyphen."""
+    try:
+        return checked_names(["-".join(name.split()) for name in classes], str(data))
+    except ValueError as error:
+        raise ConvertError(str(error)) from error
 
 
 def _number(text: str) -> float | None:
@@ -730,7 +735,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=True,
         help="hard links to the images where the file system can; --no-link copies them [on]",
     )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     parser.add_argument("--workers", type=int, default=cores, metavar="N", help=f"threads [{cores}]")
     options = parser.parse_args(arguments)
     if options.source == options.to:
@@ -749,11 +754,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
+    cut = ", and are cut at its border" if options.to == "yolo-obb" else ""
     print(
         f"{options.out}: {done.images} images, {done.objects} objects of {len(dataset.classes)} classes, "
         f"{done.difficult} difficult"
         + (f"; {done.unlabelled} images left out, which nobody annotated" if done.unlabelled else "")
-        + (f"; {done.outside} objects reach out of their image" if done.outside else "")
+        + (f"; {done.outside} objects reach out of their image{cut}" if done.outside else "")
     )
     return 0
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import warnings
 import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -53,15 +54,11 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "1.5": (*_V1_0, "container-crane"),
     "2.0": (*_V1_0, "container-crane", "airport", "helipad"),
 }
-
-
-def version_of(classes: Sequence[str]) -> str:
-    """The DOTA version whose classes these are, hence whose rule for difficult objects; else "1.0"."""
-    return next((version for version, names in CLASSES.items() if tuple(classes) == names), "1.0")
-
-
 Unknown = Literal["error", "ignore"]
 _DIFFICULT = {"0": 0, "1": 1, "2": 2}
+DIFFICULT_CUT = 2  # what tiling writes, and no official file holds
+# Coordinates of YOLO-OBB: shares of an image's side. Objects may reach out of it; pixels lie far beyond.
+YOLO_RANGE = (-1.0, 2.0)
 # Task 1 coordinates are rounded to this many decimals of a pixel, in files and in memory alike.
 TASK1_DECIMALS = 4
 
@@ -81,7 +78,7 @@ class Objects:
     Attributes:
         quads: (N, 8) float64, x1 y1 … x4 y4 in pixels of the image.
         labels: (N,) int32, indices into the class list they were read with.
-        difficult: (N,) int32: 0 no, 1 yes, 2 cut by a tile's border so that too little is left.
+        difficult: (N,) int32: 0 no, 1 yes, `DIFFICULT_CUT` where a tile's border left too little.
     """
 
     quads: NDArray[np.float64]
@@ -106,6 +103,15 @@ class Objects:
 
     def __getitem__(self, index: NDArray | slice) -> Objects:
         return Objects(self.quads[index], self.labels[index], self.difficult[index])
+
+
+def quad_areas(quads_N8: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N,) absolute signed areas, px²: half the cross product of the diagonals.
+
+    The two halves of a quad that crosses itself count against each other.
+    """
+    ac, bd = quads_N8[:, 4:6] - quads_N8[:, 0:2], quads_N8[:, 6:8] - quads_N8[:, 2:4]
+    return np.abs(ac[:, 0] * bd[:, 1] - ac[:, 1] * bd[:, 0]) / 2
 
 
 @dataclass(frozen=True)
@@ -155,7 +161,7 @@ def read_classes(text: str) -> tuple[str, ...]:
             raise ValueError(
                 f"classes {text!r}: neither a DOTA version ({', '.join(CLASSES)}) nor a file that exists"
             )
-    return _checked_names([name.strip() for name in text.split(",") if name.strip()], f"classes {text!r}")
+    return checked_names([name.strip() for name in text.split(",") if name.strip()], f"classes {text!r}")
 
 
 def read_class_file(path: Path) -> tuple[str, ...]:
@@ -165,17 +171,29 @@ def read_class_file(path: Path) -> tuple[str, ...]:
         ValueError: as `read_classes`.
     """
     lines = [line.strip() for line in _read_text(path).split("\n")]
-    return _checked_names([line for line in lines if line and not line.startswith("#")], str(path))
+    return checked_names([line for line in lines if line and not line.startswith("#")], str(path))
 
 
-def _checked_names(names: list[str], source: str) -> tuple[str, ...]:
+def checked_names(names: Sequence[str], source: str) -> tuple[str, ...]:
+    """The names, each of which labelTxt, a file of class names and the name of a Task 1 file can hold.
+
+    Args:
+        source: what the message begins with: where the names come from.
+
+    Raises:
+        ValueError: no names, a name twice, or one that is no single word, has a comma or slash, or begins
+            with #.
+    """
     if not names:
         raise ValueError(f"{source}: no class names; expected one a line, or a,b,c")
     for name in names:
         if len(name.split()) != 1:
-            raise ValueError(f"{source}: class name {name!r} has white space; labelTxt needs it in one word")
+            found = "has white space" if name.strip() else "is empty"
+            raise ValueError(f"{source}: class name {name!r} {found}; labelTxt needs it in one word")
         if "," in name:
             raise ValueError(f"{source}: class name {name!r} has a comma; a file holds one name a line")
+        if name.startswith("#"):
+            raise ValueError(f"{source}: class name {name!r} would be a comment in a file of class names")
         if wrong := _unfit_for_file(name):
             raise ValueError(f"{source}: {wrong}")
     if repeated := sorted({name for name in names if names.count(name) > 1}):
@@ -192,8 +210,19 @@ def _unfit_for_file(name: str) -> str:
     )
 
 
+def version_of(classes: Sequence[str]) -> str:
+    """The DOTA version whose classes these are, hence whose rule for difficult objects; else "1.0"."""
+    return next((version for version, names in CLASSES.items() if tuple(classes) == names), "1.0")
+
+
+def in_order(names: Collection[str]) -> tuple[str, ...]:
+    """Class names in the official order if all are official, else sorted."""
+    official = CLASSES["2.0"]
+    return tuple(sorted(names, key=official.index if set(names) <= set(official) else None))
+
+
 def find_classes(directory: Path | str) -> tuple[str, ...]:
-    """Names of the classes that occur in a folder of labelTxt files: official order if all are official.
+    """Names of the classes that occur in a folder of labelTxt files, `in_order`.
 
     Raises:
         LabelError: a line is wrong, or no file could be named after its class.
@@ -210,10 +239,7 @@ def find_classes(directory: Path | str) -> tuple[str, ...]:
         if name.lower() == other.lower():
             text = f"{directory}: classes {name!r} and {other!r} differ in case alone; taken for two"
             warnings.warn(text, LabelWarning, stacklevel=2)
-    official = CLASSES["2.0"]
-    if names <= set(official):
-        return tuple(name for name in official if name in names)
-    return tuple(sorted(names))
+    return in_order(names)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -224,8 +250,8 @@ def read_labels(path: Path | str, classes: Sequence[str], unknown: Unknown = "er
     """Objects of one labelTxt file.
 
     Lines of fewer than 9 fields are no labels (`imagesource:`, `gsd:`), as in the official
-    evaluation; one that begins with a number is skipped with a `LabelWarning`. 9 fields mean
-    difficult 0.
+    evaluation; one that begins with a number is skipped with a `LabelWarning`, and one whose
+    fields are separated by commas or semicolons is an error. 9 fields mean difficult 0.
 
     Args:
         classes: names; labels are indices into them.
@@ -233,7 +259,7 @@ def read_labels(path: Path | str, classes: Sequence[str], unknown: Unknown = "er
 
     Raises:
         LabelError: a coordinate is no finite number, difficult is not 0, 1 or 2, a class is
-            unknown, or a line has more than 10 fields.
+            unknown, a line has more than 10 fields or other separators, or is YOLO's.
         FileNotFoundError: there is no such file.
     """
     _check_unknown(unknown)
@@ -305,6 +331,9 @@ def _label_lines(path: Path, text: str, warn: bool = True) -> Iterator[tuple[int
         fields = line.split()
         if len(fields) >= 9:
             yield number, fields
+        elif _has_other_separators(line):
+            expected = "expected x1 y1 … x4 y4 class difficult, separated by white space"
+            _fail(path, number, f"{expected}, got {line[:80]!r}")
         elif warn and fields and _is_number(fields[0]):
             warnings.warn(
                 f"{path}:{number}: {len(fields)} fields, a label has 9 or 10; skipped, as officially",
@@ -313,12 +342,40 @@ def _label_lines(path: Path, text: str, warn: bool = True) -> Iterator[tuple[int
             )
 
 
+def _has_other_separators(line: str) -> bool:
+    """Whether commas or semicolons keep a line with the numbers of a label from having its fields."""
+    header = ":" in line  # `imagesource:`, `gsd:` and what others put there
+    return not header and bool(set(line) & set(",;")) and sum(map(_is_number, re.split(r"[,;\s]", line))) >= 8
+
+
+def _is_yolo(fields: Sequence[str]) -> bool:
+    """Whether these are a whole number and eight shares, of which the last, a class to us, has decimals.
+
+    Classes such as "747" and corners at whole pixels 0, 1 and 2 are none of it.
+    """
+    low, high = YOLO_RANGE
+    return (
+        "." in fields[8]
+        and all(map(_is_number, fields[:9]))
+        and float(fields[0]).is_integer()
+        and all(low <= float(field) <= high for field in fields[1:9])
+    )
+
+
 def _check_label(path: Path, number: int, fields: list[str]) -> None:
     """Raise for what is wrong in a line, whatever its class."""
+    if _is_yolo(fields):
+        _fail(
+            path,
+            number,
+            "this looks like YOLO-OBB, `class x1 y1 … x4 y4` in shares of the image's side; convert the data "
+            "set by python -m rgfl.dota.convert --from yolo-obb --data DIR --out DIR",
+        )
     for place, field in enumerate(fields[:8]):
         if not _is_number(field):
             name = f"{'xy'[place % 2]}{place // 2 + 1}"
-            _fail(path, number, f"{name} must be a finite number, got {field!r}")
+            hint = "; white space separates the fields" if set(field) & set(",;") else ""
+            _fail(path, number, f"{name} must be a finite number, got {field!r}{hint}")
     if len(fields) > 10:
         _fail(
             path,

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from rgfl import geometry
 from rgfl.detections import Detections, Infer
-from rgfl.dota.tiling import crop, windows
+from rgfl.dota.tiling import crop, default_stride, windows
 
 # Rotated IoU above which the NMS over the tiles of an image drops a box, as in the published rows.
 MERGE_IOU = 0.1
@@ -60,12 +60,11 @@ def detect(
     infer: Infer,
     *,
     size: int = 1024,
-    stride: int = 824,
+    stride: int = 0,
     pad_value: int | Sequence[int] = (0, 0, 0),
     iou_threshold: float = MERGE_IOU,
     scales: Sequence[float] = (1.0,),
     batch: int = 1,
-    max_detections: int = 0,
     progress: Progress | bool = False,
 ) -> Detections:
     """Run `infer` over all windows of an image, at every scale, and merge.
@@ -74,11 +73,10 @@ def detect(
         image: shape (H, W, 3), uint8 pixels when sliced: an array, an np.memmap, a raster reader.
             Only windows of it are read.
         infer: uint8 tiles (B, size, size, 3) to one record a tile; the last batch may be smaller.
-        stride: pixels of a tile from one window to the next.
+        stride: pixels of a tile from one window to the next; 0 for `default_stride`.
         iou_threshold: NMS drops a box above this rotated IoU with a better one of its class.
         scales: factors; at 0.5 a tile shows twice as many pixels of the image each way. The source
             window is whole pixels, so the true factor may differ by half a pixel in `size`.
-        max_detections: the best so many are kept, 0 for all.
         progress: True shows a bar; a function is called with (tiles done, tiles).
 
     Raises:
@@ -87,6 +85,7 @@ def detect(
     if batch < 1:
         raise ValueError(f"batch: expected 1 or more, got {batch}")
     height, width = image.shape[:2]
+    stride = stride or default_stride(size)
     places: list[tuple[int, int, int]] = []  # x, y, side: windows in pixels of the image
     for scale in scales:
         if not scale > 0:
@@ -108,10 +107,10 @@ def detect(
             bar.update(len(chunk))
             if callable(progress):
                 progress(len(parts), len(places))
-    return merge(parts, iou_threshold, max_detections)
+    return merge(parts, iou_threshold)
 
 
-def merge(parts: Sequence[Part], iou_threshold: float = MERGE_IOU, max_detections: int = 0) -> Detections:
+def merge(parts: Sequence[Part], iou_threshold: float = MERGE_IOU) -> Detections:
     """Detections of the whole image, best first: shift, then rotated NMS within each class.
 
     The result does not depend on the order of `parts` or of the boxes in them.
@@ -139,8 +138,6 @@ def merge(parts: Sequence[Part], iou_threshold: float = MERGE_IOU, max_detection
     local = boxes.copy()
     local[:, :2] -= origins
     kept = _nms_by_cluster(local.astype(np.float32), scores, clusters, iou_threshold)
-    if max_detections:
-        kept = kept[:max_detections]
     return Detections(boxes[kept].astype(np.float32), scores[kept], labels[kept])
 
 

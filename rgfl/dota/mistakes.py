@@ -9,8 +9,8 @@ positive is explained by the first that holds of
     misplaced    IoU above 0.10 with an object of its class
     background   none of these
 
-Difficult objects (v1.0) are not missed, and their own class over them is no mistake. Another class over them
-is one, as in AP.
+Difficult objects (v1.0, and what a tile's border cut away) are not missed, and their own class over them is
+no mistake. Another class over them is one, as in AP.
 
 Letters in array names: D detections, G ground truths.
 """
@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rgfl.detections import Detections
-from rgfl.dota.average_precision import Matching, match_detections
-from rgfl.dota.labels import Objects
+from rgfl.dota.average_precision import Matching, match_to_truth
+from rgfl.dota.labels import Objects, quad_areas
 
 THRESHOLD = 0.5  # of the official number
 NEAR = 0.1  # IoU from which a box is about an object, if badly
@@ -65,7 +65,7 @@ class Verdicts:
     def missed(self) -> NDArray[np.int64]:
         """Objects that were not found, the largest first: small ones are hard for anybody."""
         chosen = np.flatnonzero(self.missed_G)
-        return chosen[np.argsort(-areas(self.matching.quads_G8[chosen]), kind="stable")]
+        return chosen[np.argsort(-quad_areas(self.matching.quads_G8[chosen]), kind="stable")]
 
 
 def judge(
@@ -76,7 +76,7 @@ def judge(
     version: str = "1.0",
 ) -> Verdicts:
     """The fates of all detections and objects; the arguments are those of `evaluate_detections`."""
-    matching = match_detections(detections, truth, classes, version=version)
+    matching = match_to_truth(detections, truth, classes, version=version)
     hits_D = matching.fates((THRESHOLD,))[0][0]
     own_D, own_iou_D = matching.match_D, matching.iou_D
     any_D, any_iou_D = matching.nearest()
@@ -94,9 +94,3 @@ def judge(
     found_by_G = np.full(len(matching.labels_G), -1, np.int64)
     found_by_G[own_D[hits_D]] = np.flatnonzero(hits_D)
     return Verdicts(matching, fate_D, about_D, iou_D, found_by_G)
-
-
-def areas(quads_N8: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Area of each quad, by the shoelace."""
-    x, y = quads_N8[:, 0::2], quads_N8[:, 1::2]
-    return np.abs((x * np.roll(y, -1, axis=1) - np.roll(x, -1, axis=1) * y).sum(axis=1)) / 2

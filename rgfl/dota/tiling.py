@@ -4,8 +4,8 @@
 
 The rule is the official devkit's: windows every `stride` pixels, the last of a row or column shifted
 inside, small images padded right and below, tiles named `P0000__{rate}__{x}___{y}`. An object of
-which less than `min_visible` of its area lies in a window stays in the label file with difficult 2,
-and training leaves it out.
+which less than `min_visible` of its area lies in a window stays in the label file with difficult 2:
+training leaves it out, and evaluation ignores it.
 
 What a cut object looks like is a choice, `cut`:
 
@@ -23,17 +23,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import multiprocessing
-import os
 import re
 import sys
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -45,20 +40,22 @@ from rgfl import atomic
 from rgfl.dota.images import ImageError, find_images, read_image
 from rgfl.dota.journal import failure, follow, read_journal
 from rgfl.dota.labels import (
+    DIFFICULT_CUT,
     Objects,
     find_classes,
+    quad_areas,
     read_class_file,
     read_classes,
     read_labels,
     write_labels,
 )
+from rgfl.processes import each, usable_cores
 
 Cut = Literal["clipped", "whole"]
-DIFFICULT_CUT = 2
 LARGEST_TILE = 16384  # pixels a side; more is a slip of the hand, and would not fit into memory
 # The journal of a tiled folder: its first line the settings, then one line a finished image.
 JOURNAL = "tiles.jsonl"
-_TILE_NAME = re.compile(r"(?P<stem>.+)__[0-9.e+-]+__\d+___\d+\.(png|txt)")
+_TILE_NAME = re.compile(r"(?P<image>.+)__[0-9.e+-]+__\d+___\d+")
 
 
 class TilingError(ValueError):
@@ -125,9 +122,14 @@ def windows(height: int, width: int, size: int, stride: int) -> list[tuple[int, 
 
     Every pixel is in a window. Windows leave the image only where it is smaller than they are.
 
+    Args:
+        size: side of a window, pixels.
+        stride: pixels from one window to the next; 0 for `default_stride`.
+
     Raises:
         TilingError: an empty image, or a stride that is not in 1…size.
     """
+    stride = stride or default_stride(size)
     if height <= 0 or width <= 0:
         raise TilingError(f"expected an image with pixels, got {height} × {width}")
     if not 0 < stride <= size:
@@ -138,6 +140,12 @@ def windows(height: int, width: int, size: int, stride: int) -> list[tuple[int, 
 def _starts(length: int, size: int, stride: int) -> list[int]:
     last = max(length - size, 0)
     return [*range(0, last, stride), last]
+
+
+def are_tiles(names: Iterable[str]) -> bool:
+    """Whether there are names, without extension, and all are those of tiles (see the module)."""
+    names = list(names)
+    return bool(names) and all(map(_TILE_NAME.fullmatch, names))
 
 
 def default_stride(size: int) -> int:
@@ -195,7 +203,7 @@ def clip_objects(
     xs, ys = quads[:, 0::2], quads[:, 1::2]
     inside = (xs.min(1) >= 0) & (xs.max(1) <= right) & (ys.min(1) >= 0) & (ys.max(1) <= bottom)
     near = (xs.max(1) > 0) & (xs.min(1) < right) & (ys.max(1) > 0) & (ys.min(1) < bottom)
-    areas = _areas(quads)
+    areas = quad_areas(quads)
     kept = inside & (areas > 0)
     difficult = objects.difficult.copy()
     for row in np.flatnonzero(near & ~inside & (areas > 0)):
@@ -214,12 +222,6 @@ def clip_objects(
 
 
 Point = tuple[float, float]
-
-
-def _areas(quads: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(N,) absolute signed areas: half the cross product of the diagonals."""
-    ac, bd = quads[:, 4:6] - quads[:, 0:2], quads[:, 6:8] - quads[:, 2:4]
-    return np.abs(ac[:, 0] * bd[:, 1] - ac[:, 1] * bd[:, 0]) / 2
 
 
 def _clip_polygon(polygon: list[Point], right: float, bottom: float) -> list[Point]:
@@ -304,7 +306,7 @@ def split(
     """Tile `images` into `out/images` and `out/labelTxt`, taking up where a killed run left off.
 
     A finished image is entered in `out/tiles.jsonl` with the size and date of its sources; the next
-    run skips it if these are unchanged, and removes what unfinished or vanished images left.
+    run skips it if these are unchanged and its tiles are all there, and removes what other images left.
 
     Args:
         images: image files by stem, as `find_images` gives them.
@@ -316,6 +318,7 @@ def split(
     Raises:
         TilingError: `out` holds something else, label files are missing, or images failed (the
             message has their errors; the others are finished).
+        ChildProcessError: a worker was killed.
     """
     settings = settings or TileSettings()
     if not images:
@@ -330,11 +333,15 @@ def split(
         label = labels / f"{stem}.txt" if labels is not None else None
         source = [part for path in (image, label) if path is not None for part in _stamp(path)]
         jobs[stem] = _Job(image, label, out, settings, tuple(classes or ()), source)
-    done = _open_journal(journal, settings, jobs)
+    head = json.loads(json.dumps({"tiling": 1, "labels": labels is not None, **asdict(settings)}))
+    done = _finished(journal, head, jobs)
+    _remove_others(out, done)
+    for kind in ("images", "labelTxt") if labels is not None else ("images",):
+        (out / kind).mkdir(parents=True, exist_ok=True)
+    atomic.write_text(journal, "".join(json.dumps(entry) + "\n" for entry in (head, *done.values())))
     waiting = [job for stem, job in jobs.items() if stem not in done]
-    errors = follow(
-        _run(waiting, workers), journal, done, len(jobs), task=f"tiling {out.name}", progress=progress
-    )
+    entries = each(_tile_image, waiting, workers)
+    errors = follow(entries, journal, done, len(jobs), task=f"tiling {out.name}", progress=progress)
     if errors:
         raise TilingError(failure(sorted(errors), len(jobs)))
     return _sum(done.values())
@@ -348,37 +355,6 @@ class _Job:
     settings: TileSettings
     classes: tuple[str, ...]
     source: list[int]
-
-
-def _run(jobs: Sequence[_Job], workers: int) -> Iterator[dict[str, Any]]:
-    """Journal entries of the jobs as they finish."""
-    if workers <= 1 or len(jobs) <= 1:
-        yield from map(_tile_image, jobs)
-        return
-    context = multiprocessing.get_context("spawn")  # forking would copy OpenCV's locks
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_start_worker)
-    try:
-        for future in as_completed([pool.submit(_tile_image, job) for job in jobs]):
-            yield future.result()
-    except BrokenProcessPool as error:
-        raise TilingError(
-            "a worker was killed, most likely for want of memory; run again with fewer --workers "
-            "(finished images are kept)"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_worker() -> None:
-    cv2.setNumThreads(1)
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        connection.wait([parent.sentinel])  # type: ignore[union-attr]
-        os._exit(1)
-
-    # A worker whose parent was killed would wait for jobs for ever.
-    threading.Thread(target=follow, daemon=True).start()
 
 
 def _tile_image(job: _Job) -> dict[str, Any]:
@@ -459,40 +435,58 @@ def _check_labels(images: Mapping[str, Path], labels: Path) -> None:
         )
 
 
-def _open_journal(
-    journal: Path, settings: TileSettings, jobs: Mapping[str, _Job]
-) -> dict[str, dict[str, Any]]:
-    """Entries of images that need no work; leaves the folder with their tiles only."""
+def _finished(journal: Path, head: Mapping[str, Any], jobs: Mapping[str, _Job]) -> dict[str, dict[str, Any]]:
+    """Entries of the images that need no work: same sources, and every tile still there.
+
+    Raises:
+        TilingError: the folder was tiled with other settings, or holds what was not tiled here.
+    """
     out = journal.parent
-    folders = [out / "images", out / "labelTxt"]
-    labelled = any(job.label is not None for job in jobs.values())
-    head = json.loads(json.dumps({"tiling": 1, "labels": labelled, **asdict(settings)}))
-    done: dict[str, dict[str, Any]] = {}
-    if journal.is_file():
-        entries = read_journal(journal)
-        if not entries or entries[0] != head:
-            found = entries[0] if entries else {}
-            changed = [key for key in head if head[key] != found.get(key)]
-            raise TilingError(
-                f"{out}: was tiled with other settings "
-                f"({', '.join(f'{key} {found.get(key)}, now {head[key]}' for key in changed)}); "
-                "name another --out, or remove the folder"
-            )
-        for entry in entries[1:]:
-            job = jobs.get(entry["image"])
-            if job is not None and job.source == entry["source"]:
-                done[entry["image"]] = entry
-        for folder in folders:
-            for path in folder.iterdir() if folder.is_dir() else ():
-                tile = _TILE_NAME.fullmatch(path.name)
-                if path.suffix == atomic.TEMPORARY_SUFFIX or (tile and tile["stem"] not in done):
-                    path.unlink()
-    elif any(folder.is_dir() and any(folder.iterdir()) for folder in folders):
-        raise TilingError(f"{out}: holds images or labels that were not tiled here; name another --out")
-    for folder in folders if labelled else folders[:1]:
-        folder.mkdir(parents=True, exist_ok=True)
-    atomic.write_text(journal, "".join(json.dumps(entry) + "\n" for entry in (head, *done.values())))
+    if not journal.is_file():
+        if _files(out):
+            raise TilingError(f"{out}: holds images or labels that were not tiled here; name another --out")
+        return {}
+    entries = read_journal(journal)
+    if not entries or entries[0] != head:
+        found = entries[0] if entries else {}
+        changed = [key for key in head if head[key] != found.get(key)]
+        raise TilingError(
+            f"{out}: was tiled with other settings "
+            f"({', '.join(f'{key} {found.get(key)}, now {head[key]}' for key in changed)}); "
+            "name another --out, or remove the folder"
+        )
+    there: dict[str, dict[str, set[str]]] = defaultdict(lambda: {"images": set(), "labelTxt": set()})
+    for path in _files(out):
+        if image := _image_of(path):
+            there[image][path.parent.name].add(path.stem)
+    done = {}
+    for entry in entries[1:]:
+        stem = entry["image"]
+        tiles, labels = there[stem]["images"], there[stem]["labelTxt"]
+        whole = len(tiles) == entry["tiles"] and (tiles == labels or not head["labels"])
+        if stem in jobs and jobs[stem].source == entry["source"] and whole:
+            done[stem] = entry
     return done
+
+
+def _remove_others(out: Path, done: Mapping[str, Any]) -> None:
+    """Delete tiles of images that are not done, and files that were being written."""
+    for path in _files(out):
+        image = _image_of(path)
+        if path.suffix == atomic.TEMPORARY_SUFFIX or (image and image not in done):
+            path.unlink()
+
+
+def _image_of(path: Path) -> str:
+    """Name of the image whose tile, or tile's labels, the file is; "" if it is none."""
+    tile = _TILE_NAME.fullmatch(path.stem) if path.suffix in (".png", ".txt") else None
+    return tile["image"] if tile else ""
+
+
+def _files(out: Path) -> list[Path]:
+    """What lies in the folders of a split."""
+    folders = (out / "images", out / "labelTxt")
+    return [path for folder in folders if folder.is_dir() for path in folder.iterdir()]
 
 
 def _sum(entries: Iterable[dict[str, Any]]) -> Tiled:
@@ -562,7 +556,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--classes",
         help="1.0, 1.5, 2.0, a file of names, or a,b,c: refuse others (default: classes.txt in --data)",
     )
-    parser.add_argument("--workers", type=int, default=_cores(), help="processes")
+    parser.add_argument("--workers", type=int, default=usable_cores(), help="processes")
     options = parser.parse_args(arguments)
     try:
         settings = TileSettings(
@@ -616,10 +610,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

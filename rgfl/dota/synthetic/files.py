@@ -5,10 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import multiprocessing
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import cv2
@@ -27,6 +24,9 @@ from rgfl.dota.synthetic.settings import (
     Settings,
     SyntheticError,
 )
+from rgfl.processes import each, usable_cores
+
+FEW = 8  # scenes that are drawn sooner than worker processes begin
 
 
 def label_text(scene: Scene, classes: Sequence[str]) -> str:
@@ -85,16 +85,6 @@ def _check_folder(out: Path, settings: Settings) -> None:
     atomic.write_text(record, json.dumps(wanted, indent=2) + "\n")
 
 
-def _run(jobs: list[tuple[str, Settings, str, int]], workers: int) -> Iterator[int]:
-    if workers <= 1 or len(jobs) < 8:
-        yield from map(_write_scene, jobs)
-        return
-    # Not fork: the caller may hold threads (torch, OpenCV).
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        yield from pool.map(_write_scene, jobs, chunksize=4)
-
-
 def generate(
     out: str | Path,
     *,
@@ -119,6 +109,7 @@ def generate(
 
     Raises:
         SyntheticError: the folder holds something else.
+        ChildProcessError: a worker was killed.
     """
     settings = settings or Settings()
     counts = {"train": train, "val": val, "large": large}
@@ -142,11 +133,13 @@ def generate(
         for index in range(count):
             if not all(path.exists() for path in _paths(out, split, index, settings.jpeg)):
                 jobs.append((str(out), settings, split, index))
-    if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if len(jobs) < FEW:
+        workers = 1
+    elif workers is None:
+        workers = usable_cores()
     objects = 0
     with tqdm(total=len(jobs), desc="scenes", unit="scene", disable=not progress or not jobs) as bar:
-        for count in _run(jobs, workers):
+        for count in each(_write_scene, jobs, workers):
             objects += count
             bar.update()
             bar.set_postfix(objects=objects, refresh=False)
@@ -219,6 +212,8 @@ def main(arguments: Iterable[str] | None = None) -> int:
         )
     except (SyntheticError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, f"{parser.prog}: stopped; the same command goes on from here\n")
     found = {split: len([*Path(args.out, split, "labelTxt").glob("*.txt")]) for split in SPLITS}
     scenes = ", ".join(f"{count} {split}" for split, count in found.items() if count)
     print(f"{args.out}: {scenes or 'no'} scenes of {len(classes)} classes, {written} written now")
