@@ -1,29 +1,37 @@
-"""Latency of RotatedNMS on a GPU beside what it replaces, after all GPU tests; writes a dated result file.
+"""Latency of RotatedNMS on a GPU beside what it replaces; writes a dated result file, anew after every row.
 
     python -m rgfl.plugins.build && python benchmarks/bench_rotated_nms.py
+    python benchmarks/bench_rotated_nms.py --sanitizer        compute-sanitizer alone, into a file of its own
 
-Rows of one run, on the same tensors:
+On the same tensors, in turn:
 
-  ours      the launcher on a stream, and replayed from a CUDA graph as an engine runs it
+  ours      the launcher, replayed from a CUDA graph as an engine runs it, and on a stream
   mask      the algorithm of mmcv's CUDA operator (reference_nms.cu): mask of all pairs, walked on the host
   ProbIoU   pairwise ProbIoU and one matrix comparison in PyTorch, as YOLO detectors do it: not exact
 
-Times are medians of CUDA events from the scores to the kept indices. The references include the host's
-part, because they cannot do without. Needs a GPU and PyTorch, and nvcc for the mask.
+Ours is the time of the GPU, by CUDA events around ten calls that were enqueued while it was kept busy, so it
+never waits for the host, whose time for a call is told apart. The references cannot do without the host:
+theirs is from the scores to the kept indices, host included. All are medians.
+
+After the rows come the tests that need a GPU, of the engine runner too; without TensorRT most of them run.
+The command ends within ten minutes, and what it has measured is in the file at any moment. Needs a GPU and
+PyTorch, and nvcc for the mask. The steps on a machine that one has for half an hour: plugins/README.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
-import datetime
 import json
-import re
+import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,12 +40,20 @@ import numpy as np
 import torch
 
 from rgfl.geometry import rotated_nms
+from rgfl.plugins import library
 from rgfl.plugins.build import BuildError, find_nvcc, library_folders
 from rgfl.plugins.launcher import Outputs, RotatedNms, Settings
+from rgfl.trt_runtime import machine
 
 HERE = Path(__file__).resolve().parent
 CLASSES = 15
 SETTINGS = Settings(score_threshold=0.05, iou_threshold=0.1, max_detections=2000)
+CALLS = 10  # between two events
+ROUNDS = 5  # in which the contenders take turns
+RATIO = 3.0  # target: batch 8 takes at most so many times as long as batch 1
+LIMIT_S = 560  # of the whole command; then the tests are stopped
+TESTS = ["tests/plugins", "tests/trt_runtime/test_cuda_calls.py", "tests/trt_runtime/test_engine.py"]
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
 
 @dataclass(frozen=True)
@@ -153,12 +169,14 @@ def compile_reference() -> ctypes.CDLL | None:
         print(f"the mask is not measured: {str(error).splitlines()[0]}", file=sys.stderr)
         return None
     command = [nvcc, "-shared", "-O3", "-Xcompiler=-fPIC", f"-arch=sm_{major}{minor}"]
-    command += [f"-L{folder}" for folder in library_folders(nvcc)]
-    subprocess.run([*map(str, command), str(HERE / "reference_nms.cu"), "-o", str(output)], check=True)
+    command += [*(f"-L{folder}" for folder in library_folders(nvcc)), HERE / "reference_nms.cu", "-o", output]
+    if subprocess.run(list(map(str, command)), check=False).returncode != 0:
+        print("the mask is not measured: nvcc failed", file=sys.stderr)
+        return None
     return ctypes.CDLL(str(output))
 
 
-def by_mask(library: ctypes.CDLL, boxes: torch.Tensor, scores: torch.Tensor) -> list[torch.Tensor]:
+def by_mask(reference: ctypes.CDLL, boxes: torch.Tensor, scores: torch.Tensor) -> list[torch.Tensor]:
     """mmcv's way: the mask of all pairs on the GPU, the walk on the host, image after image."""
     kept = []
     for image in range(len(boxes)):
@@ -167,7 +185,7 @@ def by_mask(library: ctypes.CDLL, boxes: torch.Tensor, scores: torch.Tensor) -> 
         words = (n + 63) // 64
         mask = torch.empty(n, words, dtype=torch.int64, device="cuda")
         stream = torch.cuda.current_stream().cuda_stream
-        code = library.reference_mask(
+        code = reference.reference_mask(
             n,
             ctypes.c_float(SETTINGS.iou_threshold),
             ctypes.c_void_p(apart.data_ptr()),
@@ -177,7 +195,7 @@ def by_mask(library: ctypes.CDLL, boxes: torch.Tensor, scores: torch.Tensor) -> 
         assert code == 0, f"CUDA error {code}"
         host = mask.cpu().numpy()
         removed, found = np.zeros(words, np.int64), np.empty(n, np.int32)
-        count = library.reference_walk(
+        count = reference.reference_walk(
             n,
             *(ctypes.c_void_p(array.ctypes.data) for array in (host, removed, found)),
         )
@@ -216,19 +234,42 @@ def by_probiou(boxes: torch.Tensor, scores: torch.Tensor) -> list[torch.Tensor]:
 # ---- measuring -------------------------------------------------------------------------------------------
 
 
-def median_us(run: Callable[[], Any], repeats: int) -> float:
-    for _ in range(max(3, repeats // 10)):
-        run()
-    times = []
-    for _ in range(repeats):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+class GpuClock:
+    """Times calls on the GPU without the gaps in which it would wait for the host."""
+
+    def __init__(self) -> None:
+        self.cycles = 1_000_000  # that the GPU spins meanwhile: half a millisecond, doubled where too short
+        self.start, self.end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def __call__(self, call: Callable[[], object]) -> tuple[float, float]:
+        """Microseconds of a call on the GPU, and on the host."""
+        while True:
+            torch.cuda.synchronize()
+            torch.cuda._sleep(self.cycles)
+            self.start.record()
+            before = time.perf_counter()
+            for _ in range(CALLS):
+                call()
+            host = time.perf_counter() - before
+            self.end.record()
+            in_time = not self.start.query()  # all was enqueued before the first call began
+            torch.cuda.synchronize()
+            if in_time:
+                return self.start.elapsed_time(self.end) * 1e3 / CALLS, host * 1e6 / CALLS
+            if self.cycles > 1 << 32:
+                raise RuntimeError(
+                    "the GPU's time cannot be told from the host's: the calls wait for the GPU"
+                )
+            self.cycles *= 2
+
+    def with_host(self, call: Callable[[], object]) -> float:
+        """Microseconds of one call that waits for the host."""
         torch.cuda.synchronize()
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1000)
-    return statistics.median(times)
+        self.start.record()
+        call()
+        self.end.record()
+        torch.cuda.synchronize()
+        return float(self.start.elapsed_time(self.end)) * 1e3
 
 
 def kept_by_the_cpu(boxes: torch.Tensor, scores: torch.Tensor) -> np.ndarray:
@@ -238,109 +279,229 @@ def kept_by_the_cpu(boxes: torch.Tensor, scores: torch.Tensor) -> np.ndarray:
     return index[winners][: SETTINGS.max_detections]
 
 
-def measure(scene: Scene, batch: int, library: ctypes.CDLL | None, repeats: int) -> dict[str, Any]:
+def measure(scene: Scene, batch: int, reference: ctypes.CDLL | None, repeats: int) -> dict[str, Any]:
+    """One row; `repeats` samples of ours, a twentieth of the references."""
     boxes, scores = scene.tensors(batch)
     enqueue, out = ours(boxes, scores)
     enqueue()
-    torch.cuda.synchronize()
-    exact = True
+    replay = captured(enqueue)
+    rivals: dict[str, Callable[[], list[torch.Tensor]]] = {"probiou": lambda: by_probiou(boxes, scores)}
+    if reference is not None:
+        rivals["mask"] = lambda: by_mask(reference, boxes, scores)
+    clock = GpuClock()
+    times: dict[str, list[float]] = {
+        name: [] for name in ("ours", "ours_graph", "host", "host_graph", "mask", "probiou")
+    }
+    rival_kept = {}
+    for name in list(rivals):  # warm; they are other functions, and how far apart is part of the record
+        try:
+            rival_kept[name] = sum(map(len, rivals[name]()))
+        except torch.OutOfMemoryError:
+            del rivals[name]
+            torch.cuda.empty_cache()
+    for _ in range(ROUNDS):
+        for _ in range(max(1, repeats // ROUNDS)):
+            for key, host_key, call in (("ours", "host", enqueue), ("ours_graph", "host_graph", replay)):
+                gpu_us, host_us = clock(call)
+                times[key].append(gpu_us)
+                times[host_key].append(host_us)
+        for name, rival in rivals.items():
+            for _ in range(max(1, repeats // ROUNDS // 20)):
+                times[name].append(clock.with_host(rival))
+    exact = True  # of the last replay
     for image in range(batch):
-        n = int(out["num_detections"][image])
-        expected = kept_by_the_cpu(boxes[image], scores[image])
+        n, expected = int(out["num_detections"][image]), kept_by_the_cpu(boxes[image], scores[image])
         exact &= np.array_equal(out["indices"][image, :n].cpu().numpy(), expected)
-    row: dict[str, Any] = {
+    return {
         "scene": scene.name,
         "points": scene.points,
         "survivors": scene.survivors,
         "batch": batch,
         "kept": int(out["num_detections"].sum()),
         "indices_equal_cpu": exact,
-        "ours_us": median_us(enqueue, repeats),
-        "ours_graph_us": median_us(captured(enqueue), repeats),
-        "mask_us": None,
+        **{f"{name}_us": statistics.median(values) if values else None for name, values in times.items()},
+        **{f"{name}_kept": rival_kept.get(name) for name in ("mask", "probiou")},
         "target_us": scene.target_us if batch == 1 else None,
-        "mask_kept": None,
     }
-    if library is not None:
-        row["mask_us"] = median_us(lambda: by_mask(library, boxes, scores), max(5, repeats // 20))
-        # The references are not the same function; how far apart they are is part of the record.
-        row["mask_kept"] = sum(map(len, by_mask(library, boxes, scores)))
+
+
+def targets(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """What was aimed at, a line each, of what is measured: times in a CUDA graph."""
+
+    def line(what: str, value: float, limit: float, unit: str) -> str:
+        return f"{what}: {value:.1f} {unit}, aim ≤ {limit:g}: {'met' if value <= limit else 'MISSED'}"
+
+    alone = {row["scene"]: row for row in rows if row["batch"] == 1}
+    for row in rows:
+        first = alone.get(row["scene"])
+        if row["target_us"]:
+            yield line(f"{row['scene']}, batch 1", row["ours_graph_us"], row["target_us"], "µs")
+        if row["batch"] == 8 and first is not None:
+            ratio = row["ours_graph_us"] / first["ours_graph_us"]
+            yield line(f"{row['scene']}, batch 8 / batch 1", ratio, RATIO, "times")
+
+
+# ---- the tests that need a GPU ---------------------------------------------------------------------------
+
+
+def pytest(arguments: Sequence[str], limit_s: float) -> dict[str, Any]:
+    """pytest's last line, and what it says of failures and skips; stopped after `limit_s`."""
+    command = [sys.executable, "-m", "pytest", "-rfEs", "--color=no", *arguments]
+    process = subprocess.Popen(
+        command,
+        cwd=HERE.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    stopped = threading.Event()
+
+    def stop() -> None:
+        stopped.set()
+        os.killpg(process.pid, signal.SIGKILL)  # with what it has started
+
+    timer = threading.Timer(limit_s, stop)
+    timer.start()
+    lines = []
+    assert process.stdout is not None
     try:
-        row["probiou_us"] = median_us(lambda: by_probiou(boxes, scores), max(5, repeats // 20))
-    except torch.OutOfMemoryError:
-        row["probiou_us"] = None
-    return row
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line.rstrip())
+    except BaseException:
+        stop()
+        raise
+    finally:
+        timer.cancel()
+        process.stdout.close()
+        status = process.wait()
+    last = next((line for line in reversed(lines) if line), "no output").strip("= ")
+    return {
+        "passed": status == 0,
+        "result": f"stopped after {limit_s:.0f} s" if stopped.is_set() else last,
+        "details": [line for line in lines if line.startswith(("FAILED", "ERROR", "SKIPPED"))],
+    }
 
 
-def run_tests() -> str:
-    """The last line of pytest over everything that needs a GPU."""
-    tests = HERE.parent / "tests" / "plugins"
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-rs", str(tests)]
-    done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, check=False)
-    print(done.stdout, done.stderr)
-    return done.stdout.strip().splitlines()[-1] if done.stdout.strip() else f"exit code {done.returncode}"
+# ---- the record ------------------------------------------------------------------------------------------
+
+
+def new_record() -> dict[str, Any]:
+    return {
+        **machine.circumstances(),
+        "command": " ".join(["python", "benchmarks/bench_rotated_nms.py", *sys.argv[1:]]),
+        "cuda": torch.version.cuda,
+        "compute_capability": ".".join(map(str, torch.cuda.get_device_capability())),
+        "library": machine.file_facts(library()),
+        "gpu_state": {"before": machine.gpu_state()},
+    }
+
+
+def heading(record: dict[str, Any], title: str) -> list[str]:
+    lines = [
+        f"# {title}, {record['date'][:10]}",
+        "",
+        f"{record['hardware'].get('gpu', 'no GPU')}, compute capability {record['compute_capability']}; CUDA "
+        f"{record['cuda']}, "
+        + ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+        + f". Made by `{record['command']}`.",
+    ]
+    for when, state in record["gpu_state"].items():
+        if state:
+            lines += ["", f"GPU {when}: " + ", ".join(f"{name} {value}" for name, value in state.items())]
+    return lines
+
+
+def outcome(name: str, tests: dict[str, Any]) -> list[str]:
+    return ["", f"{name}: {tests['result']}", *(f"- {line}" for line in tests["details"])]
 
 
 def table(record: dict[str, Any]) -> str:
     """The result file, in Markdown."""
 
-    def time(value: float | None, missing: str = "out of memory") -> str:
-        return missing if value is None else f"{value:,.0f}"
+    def time_of(value: float | None, missing: str = "") -> str:
+        return missing if value is None else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
 
     lines = [
-        f"# Rotated NMS on {record['gpu']}, {record['date']}",
+        *heading(record, "Rotated NMS"),
         "",
-        f"PyTorch {record['torch']}, CUDA {record['cuda']}, medians of CUDA events in µs; {CLASSES} classes, "
-        f"IoU threshold {SETTINGS.iou_threshold}. Made by `python benchmarks/bench_rotated_nms.py`.",
+        f"Medians in µs; {CLASSES} classes, IoU threshold {SETTINGS.iou_threshold}. Ours: time of the GPU.",
         "",
-        f"GPU tests: {record['tests']}",
-        "",
-        "| scene | batch | points | survivors | ours | ours, CUDA graph | mask + host walk | ProbIoU "
-        "| target | indices = CPU |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| scene | batch | points | survivors | kept | ours, CUDA graph | ours, stream | its host time "
+        "| mask + host walk | ProbIoU | indices = CPU |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for row in record["rows"]:
-        target = f"≤ {row['target_us']:.0f}" if row["target_us"] else ""
         lines.append(
-            f"| {row['scene']} | {row['batch']} | {row['points']:,} | {row['survivors']:,} "
-            f"| {time(row['ours_us'])} | {time(row['ours_graph_us'])} | {time(row['mask_us'], 'no nvcc')} "
-            f"| {time(row['probiou_us'])} | {target} "
+            f"| {row['scene']} | {row['batch']} | {row['points']:,} | {row['survivors']:,} | {row['kept']:,} "
+            f"| {time_of(row['ours_graph_us'])} | {time_of(row['ours_us'])} | {time_of(row['host_us'])} "
+            f"| {time_of(row['mask_us'], 'no nvcc')} | {time_of(row['probiou_us'], 'out of memory')} "
             f"| {'yes' if row['indices_equal_cpu'] else 'NO'} |"
         )
-    return "\n".join(lines) + "\n"
+    lines += ["", *(f"- {line}" for line in targets(record["rows"]))]
+    return "\n".join([*lines, *outcome("Tests on the GPU", record["tests"])]) + "\n"
+
+
+def save(folder: Path, record: dict[str, Any]) -> Path:
+    record["gpu_state"]["after"] = machine.gpu_state()
+    return machine.write_record(folder, "rotated-nms", record, table(record))
+
+
+def benchmark(options: argparse.Namespace) -> bool:
+    """All rows, then the tests; whether all is well."""
+    started = time.monotonic()
+    record = {**new_record(), "rows": [], "tests": {"passed": True, "result": "not run", "details": []}}
+    reference = compile_reference()
+    for scene in SCENES:
+        for batch in options.batch or [1, 8]:
+            record["rows"].append(measure(scene, batch, reference, options.repeats))
+            print(json.dumps(record["rows"][-1]), flush=True)
+            save(options.out, record)
+    print(table(record), flush=True)
+    if not options.no_tests:
+        arguments = ["-m", "gpu", "-k", "not sanitizer", *TESTS]
+        record["tests"] = pytest(arguments, LIMIT_S - (time.monotonic() - started))
+    path = save(options.out, record)
+    print("\n".join(targets(record["rows"])))
+    print(f"{path}, .md")
+    return bool(record["tests"]["passed"]) and all(row["indices_equal_cpu"] for row in record["rows"])
+
+
+def sanitize(folder: Path) -> bool:
+    """compute-sanitizer over the kernels, tool by tool; whether all is well."""
+    started = time.monotonic()
+    record: dict[str, Any] = {**new_record(), "tools": {}}
+    for tool in TOOLS:
+        arguments = ["-m", "gpu", "-k", f"sanitizer and {tool}", TESTS[0]]
+        record["tools"][tool] = pytest(arguments, LIMIT_S - (time.monotonic() - started))
+        lines = heading(record, "compute-sanitizer over RotatedNMS")
+        for name, tests in record["tools"].items():
+            lines += outcome(name, tests)
+        path = machine.write_record(folder, "rotated-nms-sanitizer", record, "\n".join(lines))
+    print(f"{path}, .md")
+    return all(tests["passed"] for tests in record["tools"].values())
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the result files")
-    parser.add_argument("--repeats", type=int, default=200)
+    parser.add_argument("--repeats", type=int, default=200, help="samples of ours, of ten calls each")
     parser.add_argument("--batch", type=int, action="append", help="batch sizes (default: 1 and 8)")
     parser.add_argument("--no-tests", action="store_true", help="only measure")
+    parser.add_argument("--sanitizer", action="store_true", help="run compute-sanitizer, and nothing else")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("error: this benchmark needs an NVIDIA GPU that PyTorch can see", file=sys.stderr)
         return 1
-    library = compile_reference()  # before the tests, which take minutes
-    tests = "not run" if options.no_tests else run_tests()
-    rows = []
-    for scene in SCENES:
-        for batch in options.batch or [1, 8]:
-            rows.append(measure(scene, batch, library, options.repeats))
-            print(json.dumps(rows[-1]), flush=True)
-    record = {
-        "gpu": torch.cuda.get_device_name(),
-        "date": datetime.date.today().isoformat(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "tests": tests,
-        "rows": rows,
-    }
-    name = re.sub(r"[^a-z0-9]+", "-", f"{record['date']}-rotated-nms-{record['gpu']}".lower())
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (options.out / f"{name}.md").write_text(table(record), encoding="utf-8")
-    print(table(record))
-    return 0
+    try:
+        good = sanitize(options.out) if options.sanitizer else benchmark(options)
+    except FileNotFoundError as error:  # the library is not built
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

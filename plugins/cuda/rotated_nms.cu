@@ -127,11 +127,12 @@ cudaError_t rotated_nms(const RotatedNmsShape& shape, const RotatedNmsSettings& 
     const Layout layout = lay_out(problem, workspace);
 
     const int64_t chunks = static_cast<int64_t>(problem.segments) * problem.words;
+    const int64_t points = static_cast<int64_t>(shape.batch) * problem.words;  // in words of 32
     const int64_t rows = static_cast<int64_t>(shape.batch) * settings.max_detections;
     Launcher launcher(stream);
     launcher.clear(workspace, layout.zeroed);
     launcher.run(inputs.score_type == ScoreType::float16 ? kernels::collect<__half> : kernels::collect<float>,
-                 problem, larger(chunks, (rows + 31) / 32));
+                 problem, larger(points * kernels::class_groups(shape.classes), (rows + 31) / 32));
     launcher.run(kernels::plan, problem, 1, 32);
     launcher.run(kernels::sort, problem, chunks * kernels::chunk_parts);
     launcher.run(kernels::suppress, problem, chunks * 32);

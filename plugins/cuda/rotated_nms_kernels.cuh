@@ -27,8 +27,9 @@ constexpr unsigned all_lanes = 0xffffffffu;
 // Candidates that a warp sorts or writes at once: each list element loaded is compared with so many.
 constexpr int warp_candidates = 4;
 constexpr int chunk_parts = 32 / warp_candidates;
+constexpr int warp_classes = 8;  // that a warp of `collect` looks at of its 32 points
 
-struct Candidate {
+struct alignas(8) Candidate {  // one load
     float score;
     int32_t index;  // point · C + class
 };
@@ -91,6 +92,8 @@ __device__ __forceinline__ int warp_running_sum(int value) {
     }
     return value;
 }
+
+RGFL_HOST_DEVICE int class_groups(int classes) { return (classes + warp_classes - 1) / warp_classes; }
 
 // ---- segments and candidates --------------------------------------------------------------------------
 
@@ -162,9 +165,9 @@ __device__ __forceinline__ Decided load_decided(const unsigned long long* word) 
 
 // ---- collect ------------------------------------------------------------------------------------------
 
-// A NaN score, or a box that is not finite or has no area, is never a detection.
-__device__ __forceinline__ bool is_candidate(const RotatedBox<float>& box, float score, float threshold) {
-    return score > threshold && score <= Limits<float>::largest && has_rank(score) && has_area(box);
+// A NaN or infinite score is never a detection's.
+__device__ __forceinline__ bool is_found(float score, float threshold) {
+    return score > threshold && score <= Limits<float>::largest && has_rank(score);
 }
 
 __device__ __forceinline__ RotatedBox<float> load_box(const float* box) {
@@ -180,10 +183,6 @@ __global__ void __launch_bounds__(block_threads) collect(Problem problem) {
     const auto [B, P, C] = problem.shape;
     const int64_t thread = static_cast<int64_t>(blockIdx.x) * block_threads + threadIdx.x;
     const int64_t threads = static_cast<int64_t>(gridDim.x) * block_threads;
-
-    for (int64_t i = thread; i < static_cast<int64_t>(B) * P; i += threads) {
-        problem.boxes[i] = prepare(load_box(problem.inputs.boxes + 5 * i));
-    }
     for (int64_t row = thread; row < static_cast<int64_t>(B) * problem.settings.max_detections; row += threads) {
         for (int i = 0; i < 5; ++i) {
             problem.outputs.boxes[5 * row + i] = 0.0f;
@@ -195,32 +194,47 @@ __global__ void __launch_bounds__(block_threads) collect(Problem problem) {
         }
     }
 
-    // One warp takes 32 points of one class, neighbouring warps the classes of the same points.
+    // A warp takes 32 points, whose boxes it loads once, and a group of classes, whose scores lie side by side;
+    // one atomic instruction then takes places in all of the group's lists.
     const auto* scores = static_cast<const Score*>(problem.inputs.scores);
     const int lane = lane_id();
-    const int64_t items = static_cast<int64_t>(problem.segments) * problem.words;
+    const int32_t groups = class_groups(C);
+    const int64_t items = static_cast<int64_t>(B) * problem.words * groups;
     for (int64_t item = warp_id(); item < items; item += warp_count()) {
-        const int32_t label = static_cast<int32_t>(item % C);
-        const int32_t word = static_cast<int32_t>(item / C % problem.words);
-        const int32_t image = static_cast<int32_t>(item / C / problem.words);
-        const int32_t point = word * 32 + lane;
-        bool found = false;
-        float score = 0.0f;
+        const int32_t first = static_cast<int32_t>(item % groups) * warp_classes;
+        const int32_t point = static_cast<int32_t>(item / groups % problem.words) * 32 + lane;
+        const int32_t image = static_cast<int32_t>(item / groups / problem.words);
+        const int64_t row = static_cast<int64_t>(image) * P + point;
+        RotatedBox<float> box{};
+        float score[warp_classes];
         if (point < P) {
-            const int64_t row = static_cast<int64_t>(image) * P + point;
-            score = widen(scores[row * C + label]);
-            found = is_candidate(load_box(problem.inputs.boxes + 5 * row), score, problem.settings.score_threshold);
+            box = load_box(problem.inputs.boxes + 5 * row);
+#pragma unroll
+            for (int i = 0; i < warp_classes; ++i) {
+                score[i] = first + i < C ? widen(scores[row * C + first + i]) : 0.0f;
+            }
         }
-        const unsigned finders = __ballot_sync(all_lanes, found);
-        if (finders == 0) {
-            continue;
+        const bool real = has_area(box);  // not with the sizes 0 beyond the last point
+        if (first == 0 && point < P) {
+            problem.boxes[row] = prepare(box);
         }
-        const int32_t segment = image * C + label;
-        int place = lane == 0 ? atomicAdd(problem.counts + segment, __popc(finders)) : 0;
-        place = __shfl_sync(all_lanes, place, 0) + __popc(finders & lanes_before(lane));
-        if (found) {
-            const int64_t begin = static_cast<int64_t>(segment) * problem.words * 32;
-            problem.unordered[begin + place] = {score, point * C + label};
+        unsigned finders[warp_classes];
+        int found = 0;  // of class first + lane
+#pragma unroll
+        for (int i = 0; i < warp_classes; ++i) {
+            const bool finds = real && first + i < C && is_found(score[i], problem.settings.score_threshold);
+            finders[i] = __ballot_sync(all_lanes, finds);
+            found = lane == i ? __popc(finders[i]) : found;
+        }
+        const int32_t segment = image * C + first;
+        const int place = found > 0 ? atomicAdd(problem.counts + segment + lane, found) : 0;
+#pragma unroll
+        for (int i = 0; i < warp_classes; ++i) {
+            const int begin = __shfl_sync(all_lanes, place, i) + __popc(finders[i] & lanes_before(lane));
+            if (finders[i] >> lane & 1u) {
+                const int64_t list = static_cast<int64_t>(segment + i) * problem.words * 32;
+                problem.unordered[list + begin] = {score[i], point * C + first + i};
+            }
         }
     }
 }
@@ -250,8 +264,8 @@ __global__ void plan(Problem problem) {
 
 // ---- sort ---------------------------------------------------------------------------------------------
 
-// Counting is quadratic in the length of a list, like the suppression after it, but has no passes
-// to wait for: for the lists of a detector it takes less time than one pass of a radix sort.
+// Counting is quadratic in the length of a list, like the suppression after it, but has no passes that
+// wait for each other, as a radix sort has. Which of the two is faster nobody has measured yet.
 __global__ void __launch_bounds__(block_threads) sort(Problem problem) {
     const int lane = lane_id();
     const int64_t items = static_cast<int64_t>(problem.first_chunk[problem.segments]) * chunk_parts;
@@ -318,9 +332,10 @@ __device__ __forceinline__ bool loses_to(const Problem& problem, const Segment& 
 
 // Whether a kept candidate that ranks before number `place` of the segment suppresses it. The warp
 // runs over the bounds of all before, and takes the IoU of those that meet by 32 at a time, so that
-// no lane idles in it. `pending` is the warp's own queue of 64.
+// no lane idles in it. `pending` is the warp's own queue of 64. `mine` is a copy: through a reference it
+// would be loaded anew for every rival, since the loop also writes to memory.
 __device__ __forceinline__ bool is_suppressed(const Problem& problem, const Segment& segment, int place,
-                                              const PreparedBox<float>& mine, int* pending) {
+                                              const PreparedBox<float> mine, int* pending) {
     const int lane = lane_id();
     const Bounds* bounds = problem.bounds + segment.begin;
     const unsigned long long* state = problem.state + segment.word;
@@ -331,6 +346,9 @@ __device__ __forceinline__ bool is_suppressed(const Problem& problem, const Segm
         const unsigned dropped = word * 32 < place ? load_decided(state + word).dropped : 0;
         for (int chunk = group; chunk < place && chunk < group + 32 * 32; chunk += 32) {
             const unsigned gone = __shfl_sync(all_lanes, dropped, (chunk - group) / 32);
+            if (gone == all_lanes) {
+                continue;
+            }
             const int rival = chunk + lane;
             const bool meets =
                 rival < place && (gone >> lane & 1u) == 0 && bounds_meet(box_with(bounds[rival]), mine);
@@ -390,6 +408,10 @@ __global__ void __launch_bounds__(block_threads, 4) suppress(Problem problem) {
     int draw = 1;
     while (draw < 8 && places / (2 * draw) >= 4 * warp_count()) {
         draw *= 2;
+    }
+    // No more warps than there are draws. Any one of them that stays would do: it draws until all is drawn.
+    if (warp_id() * draw >= places) {
+        return;
     }
     while (true) {
         int first = lane == 0 ? atomicAdd(problem.ticket, draw) : 0;

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 from plugin_libraries import PLUGINS, compile_cpp
 
 import rgfl.plugins
-from rgfl.plugins.build import BuildError, find_tensorrt_include
+from rgfl.plugins.build import BuildError, find_nvcc, find_tensorrt_include
+
+sys.path.append(str(Path(__file__).parents[1] / "trt_runtime"))  # stand_ins.py
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +21,15 @@ def tensorrt_include() -> Path:
         return find_tensorrt_include()
     except BuildError as error:
         pytest.skip(f"no TensorRT headers; run `python -m rgfl.plugins.build --fetch`: {error}")
+
+
+@pytest.fixture(scope="session")
+def nvcc() -> Path:
+    """The CUDA compiler."""
+    try:
+        return find_nvcc()
+    except BuildError as error:
+        pytest.skip(f"no CUDA compiler; run `python -m rgfl.plugins.build --fetch`: {error}")
 
 
 @pytest.fixture(scope="session")

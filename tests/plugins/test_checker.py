@@ -48,6 +48,12 @@ FAULTS = {
         "if (point <= P)",
         "collect.* out of bounds, a read of scores",
     ),
+    "one class too many": Fault(
+        "rotated_nms_kernels.cuh",
+        "score[i] = first + i < C ?",
+        "score[i] = first + i <= C ?",
+        "collect.* out of bounds, a read of scores",
+    ),
     "one row too many": Fault(
         "rotated_nms_kernels.cuh",
         "if (rank < K)",

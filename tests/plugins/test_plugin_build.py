@@ -8,12 +8,10 @@ import re
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterator
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from benchmark_scripts import imported
 
 from rgfl.plugins import LIBRARY, attributes, build
 from rgfl.plugins.build import ARCHITECTURES, BuildError, Toolchain
@@ -185,43 +183,6 @@ def test_a_failed_build_leaves_the_old_library(bare: Path, monkeypatch: pytest.M
     assert [file.name for file in output.parent.iterdir()] == ["plugin.so"]
 
 
-@pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """benchmarks/bench_rotated_nms.py, as if there were a GPU of compute capability 9.0."""
-    torch = pytest.importorskip("torch", reason="the benchmark needs PyTorch")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    with imported("bench_rotated_nms") as module:
-        yield module
-
-
-def test_the_benchmark_finds_the_cuda_runtime_in_pypi_s_layout(
-    bare: Path, benchmark: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It failed to link there, after all GPU tests, and left no result."""
-    calls = bare / "calls"
-    nvcc = write_nvcc(bare / "cu13" / "bin", f'echo "$@" > {calls}')
-    (bare / "cu13" / "lib").mkdir()
-    monkeypatch.setattr(benchmark, "find_nvcc", lambda: nvcc)
-    monkeypatch.setattr(benchmark.ctypes, "CDLL", str)
-    benchmark.compile_reference()
-    assert {"-arch=sm_90", f"-L{bare / 'cu13' / 'lib'}"} <= set(calls.read_text().split())
-
-
-def test_without_a_compiler_the_benchmark_measures_the_rest(
-    bare: Path, benchmark: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    def no_nvcc() -> Path:
-        raise BuildError("cannot find the CUDA compiler (nvcc)\nlooked at: nowhere")
-
-    monkeypatch.setattr(benchmark, "find_nvcc", no_nvcc)
-    assert benchmark.compile_reference() is None
-    assert capsys.readouterr().err == "the mask is not measured: cannot find the CUDA compiler (nvcc)\n"
-    row = {"scene": "s", "batch": 1, "points": 9, "survivors": 4, "ours_us": 2.0, "ours_graph_us": 1.0}
-    row |= dict.fromkeys(("mask_us", "probiou_us", "target_us", "indices_equal_cpu"))
-    record = {**dict.fromkeys(("gpu", "date", "torch", "cuda", "tests")), "rows": [row]}
-    assert "| 2 | 1 | no nvcc | out of memory |" in benchmark.table(record)
-
-
 def test_built_for_every_architecture_without_a_warning(built_library: Path) -> None:
     record = json.loads(LIBRARY.with_suffix(".json").read_text())
     if "release" not in record["compiler"] and "cuda_13" not in record["compiler"]:
@@ -229,6 +190,34 @@ def test_built_for_every_architecture_without_a_warning(built_library: Path) -> 
     if tuple(record["architectures"]) != ARCHITECTURES:
         pytest.skip(f"this library was built with --arch {record['architectures']}")
     assert record["messages"] == ""
+
+
+def test_no_kernel_spills_registers(nvcc: Path, tmp_path: Path) -> None:
+    """`suppress` is held to 64, so that four blocks fit a multiprocessor."""
+    known = build.Toolchain(nvcc, tmp_path).architectures()
+    for arch in [arch for arch in (75, 86, 90, 120) if arch in known]:
+        command = [nvcc, "-cubin", "-std=c++17", "-O3", "--fmad=false", "-Xptxas=-v", f"-arch=sm_{arch}"]
+        command += [f"-I{build.HERE}", build.HERE / "cuda" / "rotated_nms.cu", "-o", tmp_path / "kernels"]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+        report = done.stdout + done.stderr
+        assert len(re.findall("Compiling entry function", report)) == 7  # collect for two types of scores
+        assert set(re.findall(r"(\d+) bytes spill", report)) == {"0"}, f"sm_{arch}: {report}"
+
+
+def test_no_unload_unmaps_the_library(built_library: Path) -> None:
+    """An engine that brings it along has it unloaded with TensorRT's registry, under CUDA's state of it."""
+    if sys.platform != "linux":
+        pytest.skip("reads ELF files")
+    dynamic = subprocess.run(
+        ["readelf", "-d", built_library], capture_output=True, text=True, check=True
+    ).stdout
+    assert re.search(r"\(FLAGS_1\).*\bNODELETE\b", dynamic), dynamic
+    program = (
+        "import ctypes, sys, _ctypes\n"
+        "_ctypes.dlclose(ctypes.CDLL(sys.argv[1])._handle)\n"
+        "assert sys.argv[1] in open('/proc/self/maps').read(), 'unmapped'\n"
+    )
+    subprocess.run([sys.executable, "-c", program, built_library], check=True)
 
 
 def test_cmake_builds_the_same_architectures_with_the_same_rounding() -> None:
@@ -261,8 +250,10 @@ def test_cmake_leaves_out_what_the_compiler_does_not_know(tmp_path: Path, tensor
         command.append(f"-DCMAKE_CUDA_FLAGS=-L{folder}")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    flags = (tmp_path / "build" / "CMakeFiles" / "rgfl_plugins.dir" / "flags.make").read_text()
+    folder = tmp_path / "build" / "CMakeFiles" / "rgfl_plugins.dir"
+    flags = (folder / "flags.make").read_text()
     assert set(re.findall(r"code=\[?(\w+_\d+)", flags)) == {"sm_75", "compute_90", "sm_90"}, flags
+    assert "-Wl,-z,nodelete" in (folder / "link.txt").read_text()
 
 
 def test_attributes_are_fields_of_the_spec() -> None:

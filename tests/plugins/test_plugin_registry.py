@@ -5,7 +5,6 @@ TensorRT for RTX has no plugin layers, but the registry of TensorRT.
 
 from __future__ import annotations
 
-import ctypes
 import subprocess
 import sys
 from pathlib import Path
@@ -37,9 +36,6 @@ GOOD = {
 
 @pytest.fixture(scope="module")
 def creator(built_library: Path) -> Any:
-    # TensorRT unloads the library with the registry, while Python may still hold plugins made by it:
-    # a second handle keeps their code.
-    ctypes.CDLL(str(built_library))
     builder = trt.Builder(Quiet())
     registry = builder.get_plugin_registry()
     registry.load_library(str(built_library))

@@ -24,6 +24,8 @@ from plugin_libraries import skip_without_gpu
 from rgfl.geometry import rotated_nms
 from rgfl.plugins.launcher import LaunchError, Outputs, RotatedNms, Settings
 
+KERNELS = ("collect", "plan", "sort", "suppress", "tally", "emit")  # in the order in which they run
+
 
 @dataclass
 class Result:
@@ -43,6 +45,7 @@ class Emulated:
         self.red_zone = ctypes.c_size_t.in_dll(self.checker, "emulator_red_zone").value  # bytes
         self.checker.emulator_unwritten.restype = ctypes.c_size_t
         self.checker.emulator_findings.restype = ctypes.c_char_p
+        self.checker.emulator_bytes_read.restype = self.checker.emulator_adds.restype = ctypes.c_uint64
 
     def __call__(self, boxes: NDArray[Any], scores: NDArray[Any], settings: Settings) -> Result:
         result, findings = self.checked(boxes, scores, settings)
@@ -71,21 +74,32 @@ class Emulated:
             self._watch("boxes", boxes, read_only=True),
             self._watch("scores", scores, read_only=True),
         )
-        self.launch(
-            shape,
-            settings,
-            boxes=box.ctypes.data,
-            scores=score.ctypes.data,
-            score_type="float16" if scores.dtype == np.float16 else "float32",
-            outputs=Outputs(**{name: array.ctypes.data for name, array in outputs.items()}),
-            workspace=workspace.ctypes.data,
-        )
-        findings = [
-            f"output {name}: {words} words not written"
-            for name, array in outputs.items()
-            if (words := self.checker.emulator_unwritten(ctypes.c_void_p(array.ctypes.data)))
-        ]
-        return Result(**outputs), "\n".join([*findings, self.checker.emulator_findings().decode()]).strip()
+        try:
+            self.launch(
+                shape,
+                settings,
+                boxes=box.ctypes.data,
+                scores=score.ctypes.data,
+                score_type="float16" if scores.dtype == np.float16 else "float32",
+                outputs=Outputs(**{name: array.ctypes.data for name, array in outputs.items()}),
+                workspace=workspace.ctypes.data,
+            )
+            findings = [
+                f"output {name}: {words} words not written"
+                for name, array in outputs.items()
+                if (words := self.checker.emulator_unwritten(ctypes.c_void_p(array.ctypes.data)))
+            ]
+        finally:  # the memory may be another array's next time
+            seen = self.checker.emulator_findings().decode()
+        return Result(**outputs), "\n".join([*findings, seen]).strip()
+
+    def bytes_read(self, kernel: str) -> int:
+        """By a kernel of the last call, in global memory."""
+        return int(self.checker.emulator_bytes_read(KERNELS.index(kernel)))
+
+    def adds(self, kernel: str) -> int:
+        """Atomic additions by a kernel of the last call."""
+        return int(self.checker.emulator_adds(KERNELS.index(kernel)))
 
     def _watch(self, name: str, array: NDArray[Any], *, read_only: bool = False) -> NDArray[Any]:
         """A copy of the array that the checker watches, with unused memory on both sides."""
@@ -359,6 +373,34 @@ def test_impossible_settings_are_refused(nms: Emulated | OnGpu) -> None:
     ):
         with pytest.raises(LaunchError, match="invalid argument"):
             nms(boxes, scores, settings)
+
+
+# ---- what it takes, counted on the emulator --------------------------------------------------------------
+
+
+def far_apart(points: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Boxes of which no two meet, all in one class and above the threshold."""
+    boxes = np.tile(np.float32([0, 0, 8, 8, 0]), (1, points, 1))
+    boxes[0, :, 0] = np.arange(points) * 100
+    return boxes, np.linspace(0.9, 0.4, points, dtype=np.float32).reshape(1, points, 1)
+
+
+def test_of_a_rival_apart_only_its_bounds_are_read(emulated_kernels: Path) -> None:
+    """A candidate's own box was loaded again for every rival: twice the bytes."""
+    emulated, points = Emulated(emulated_kernels), 640
+    boxes, scores = far_apart(points)
+    check(emulated(boxes, scores, USUAL), boxes, scores, USUAL)
+    bounds_of_all_pairs = 16 * points * (points - 1) // 2
+    assert bounds_of_all_pairs <= emulated.bytes_read("suppress") < 1.25 * bounds_of_all_pairs
+
+
+def test_warps_draw_no_more_often_than_there_are_places(emulated_kernels: Path) -> None:
+    """64 warps run for 32 places: every warp that stays asks once more and hears that it is over."""
+    emulated = Emulated(emulated_kernels)
+    boxes, scores = far_apart(96)
+    scores[0, 3:] = 0
+    check(emulated(boxes, scores, USUAL), boxes, scores, USUAL)
+    assert emulated.adds("suppress") == 32 + 32
 
 
 # ---- on a GPU alone --------------------------------------------------------------------------------------

@@ -436,7 +436,9 @@ class EngineStandIn:
         return list(self.tensors)[index]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return self.tensors[name][0]
+        least, _, most = self.batch
+        shape = self.tensors[name][0]  # TensorRT makes an axis a number where a profile leaves no choice
+        return (least, *shape[1:]) if least == most else shape
 
     def get_tensor_dtype(self, name: str) -> _Name:
         return _Name[self.tensors[name][1]]

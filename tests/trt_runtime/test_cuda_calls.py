@@ -46,7 +46,7 @@ def test_cuda_takes_the_call_and_refuses_for_want_of_a_driver(name: str) -> None
     """A wrong name or type would be an AttributeError or TypeError. With a GPU these handles would crash."""
     pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-bindings: pip install cuda-bindings")
     if find_gpu() is not None:
-        pytest.skip("there is a GPU: the tests of the engine run these calls")
+        pytest.skip("there is a GPU: tests/plugins/test_engine_without_tensorrt.py runs these calls there")
     with pytest.raises(CudaError, match=rf"^{name}: .+ \(cudaError\w+\)") as caught:
         CALLS[name](Cuda())
     assert "--max-batch" not in str(caught.value)

@@ -780,10 +780,7 @@ def test_a_count_that_cannot_be_is_an_error(
 # --- the real thing --------------------------------------------------------------------------------------
 
 
-def engine_on_a_gpu(model: Path, out: Path, *flags: str) -> Path:
-    """Built by what is installed; skips where that cannot be."""
-    from rgfl.export import to_trt
-
+def skip_without_tensorrt_on_a_gpu() -> None:
     gpu = tensorrt_api.find_gpu()
     if gpu is None:
         pytest.skip("needs an NVIDIA GPU; this machine has none")
@@ -791,27 +788,37 @@ def engine_on_a_gpu(model: Path, out: Path, *flags: str) -> Path:
         pytest.skip("needs TensorRT: pip install 'rgfl[tensorrt]'")
     if not tensorrt_api._installed("tensorrt") and gpu.capability not in tensorrt_api.RTX_CAPABILITIES:
         pytest.skip(f"TensorRT for RTX does not run on {gpu}: pip install 'rgfl[tensorrt]'")
-    assert to_trt.main([str(model), "--out", str(out), "--max-batch", "4", *flags]) == 0
+
+
+@pytest.fixture
+def gpu_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Built by what is installed. Skips before it asks for the model, whose packages may be missing, too."""
+    skip_without_tensorrt_on_a_gpu()
+    from rgfl.export import to_trt
+
+    model = shutil.copy(request.getfixturevalue("tiny_onnx"), tmp_path / "model.onnx")
+    out = tmp_path / "model.engine"
+    assert to_trt.main([str(model), "--out", str(out), "--max-batch", "4"]) == 0
     return out
 
 
 def test_tensorrt_for_rtx_alone_is_no_failure_on_a_gpu_of_a_data_centre(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The tests below skip there, with what to install."""
     monkeypatch.setattr(tensorrt_api, "find_gpu", lambda: tensorrt_api.Gpu("NVIDIA H100", (9, 0)))
     monkeypatch.setattr(tensorrt_api, "_installed", lambda backend: backend == "rtx")
     with pytest.raises(pytest.skip.Exception, match=r"does not run on NVIDIA H100 .* 'rgfl\[tensorrt\]'"):
-        engine_on_a_gpu(tmp_path / "model.onnx", tmp_path / "model.engine")
+        skip_without_tensorrt_on_a_gpu()
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("batch", [1, 2, 4, 10])
 def test_on_a_gpu_it_finds_what_onnx_runtime_finds(
-    batch: int, tiny_onnx: Path, reference: Runner, tmp_path: Path
+    batch: int, gpu_engine: Path, request: pytest.FixtureRequest
 ) -> None:
-    model = Path(shutil.copy(tiny_onnx, tmp_path / "model.onnx"))
-    with load_runner(engine_on_a_gpu(model, tmp_path / "model.engine")) as runner:
+    reference = request.getfixturevalue("reference")
+    with load_runner(gpu_engine) as runner:
         assert isinstance(runner, EngineRunner)
         expected = reference(TILES[:batch])
         first = runner(TILES[:batch])
@@ -824,30 +831,26 @@ def test_on_a_gpu_it_finds_what_onnx_runtime_finds(
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_torch_tensors_are_read_where_they_are(tiny_onnx: Path, tmp_path: Path) -> None:
+def test_on_a_gpu_torch_tensors_are_read_where_they_are(gpu_engine: Path) -> None:
     torch = pytest.importorskip("torch")
-    model = Path(shutil.copy(tiny_onnx, tmp_path / "model.onnx"))
-    with load_runner(engine_on_a_gpu(model, tmp_path / "model.engine")) as runner:
+    with load_runner(gpu_engine) as runner:
         assert_equal(runner(torch.from_numpy(TILES[:2]).cuda()), runner(TILES[:2]))
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_pycuda_arrays_are_read_where_they_are(tiny_onnx: Path, tmp_path: Path) -> None:
+def test_on_a_gpu_pycuda_arrays_are_read_where_they_are(gpu_engine: Path) -> None:
     gpuarray = pytest.importorskip("pycuda.gpuarray", reason="needs PyCUDA: pip install 'rgfl[pycuda]'")
     pytest.importorskip("pycuda.autoprimaryctx")
-    model = Path(shutil.copy(tiny_onnx, tmp_path / "model.onnx"))
-    with load_runner(engine_on_a_gpu(model, tmp_path / "model.engine")) as runner:
+    with load_runner(gpu_engine) as runner:
         assert_equal(runner(gpuarray.to_gpu(TILES[:2])), runner(TILES[:2]))
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_the_parts_of_a_call_are_timed(tiny_onnx: Path, tmp_path: Path) -> None:
+def test_on_a_gpu_the_parts_of_a_call_are_timed(gpu_engine: Path, tmp_path: Path) -> None:
     from rgfl.trt_runtime import bench
 
-    model = Path(shutil.copy(tiny_onnx, tmp_path / "model.onnx"))
-    engine = engine_on_a_gpu(model, tmp_path / "model.engine")
     out = tmp_path / "bench.json"
-    command = ["--model", engine, "--batch", "1,4,8", "--repeat", 20, "--streamed", "--json", out]
+    command = ["--model", gpu_engine, "--batch", "1,4,8", "--repeat", 20, "--streamed", "--json", out]
     assert bench.main(list(map(str, command))) == 0
     for row in json.loads(out.read_text())["results"]:
         assert all(value["p50"] > 0 for value in row["device_ms"].values())
@@ -855,11 +858,9 @@ def test_on_a_gpu_the_parts_of_a_call_are_timed(tiny_onnx: Path, tmp_path: Path)
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_two_threads_and_nothing_left(tiny_onnx: Path, tmp_path: Path) -> None:
+def test_on_a_gpu_two_threads_and_nothing_left(gpu_engine: Path) -> None:
     from cuda.bindings import runtime
 
-    model = Path(shutil.copy(tiny_onnx, tmp_path / "model.onnx"))
-    engine = engine_on_a_gpu(model, tmp_path / "model.engine")
     free: list[int] = []
 
     def work(runner: Runner, found: list[list[Detections]]) -> None:
@@ -867,7 +868,7 @@ def test_on_a_gpu_two_threads_and_nothing_left(tiny_onnx: Path, tmp_path: Path) 
             found.append(runner(TILES[:4]))
 
     for _ in range(4):
-        with load_runner(engine) as first, first.fork() as second:  # type: ignore[attr-defined]
+        with load_runner(gpu_engine) as first, first.fork() as second:  # type: ignore[attr-defined]
             expected = first(TILES[:4])
             found: list[list[Detections]] = []
             threads = [threading.Thread(target=work, args=(runner, found)) for runner in (first, second)]

@@ -9,6 +9,7 @@
 //   - volatile and atomic accesses are strong: they do not race with each other.
 // Memory is looked at in words of four bytes. What it does not see: an access further than `red_zone` beyond
 // an array, and of shared memory, which has no beginning here that is known, its bounds and first values.
+// It also counts what a kernel reads and adds, since a result does not show what it took.
 #include <cxxabi.h>
 #include <dlfcn.h>
 #include <stddef.h>
@@ -67,7 +68,13 @@ struct Array {
     std::unique_ptr<Word[]> words;
 };
 
+struct Cost {
+    std::atomic<uint64_t> bytes_read{0}, adds{0};
+};
+
 std::vector<Array> arrays;
+Cost costs[16];  // of the launches since the first that touched a watched array
+std::atomic<unsigned> first_launch{0};
 std::atomic<bool> watching{false};
 std::mutex word_locks[64];
 std::mutex findings_lock;
@@ -78,6 +85,12 @@ std::string findings_text;
 thread_local std::unordered_map<uintptr_t, Word> shared_words;
 thread_local unsigned shared_launch = 0;
 thread_local int64_t shared_block = -1;
+
+Cost& cost_of(const Place& place) {
+    unsigned none = 0;
+    first_launch.compare_exchange_strong(none, place.launch);
+    return costs[(place.launch - first_launch) % 16];
+}
 
 std::string kernel_name(const Place& place) {
     Dl_info info{};
@@ -130,6 +143,9 @@ void look(const void* address, size_t bytes, Access access) {
             report(place, access.write ? "out of bounds, a write to" : "out of bounds, a read of", where);
             return;
         }
+        if (!access.write) {
+            cost_of(place).bytes_read += bytes;
+        }
         if (access.write && array.read_only) {
             report(place, "a write to the input", where);
         }
@@ -177,6 +193,12 @@ extern "C" const size_t emulator_red_zone = emulator::red_zone;
 extern "C" void emulator_watch(const char* name, void* memory, size_t bytes, bool input) {
     using namespace emulator;
     const auto begin = reinterpret_cast<uintptr_t>(memory);
+    if (!watching) {
+        for (Cost& cost : costs) {
+            cost.bytes_read = cost.adds = 0;
+        }
+        first_launch = 0;
+    }
     arrays.push_back({name, begin, begin + bytes, input, std::make_unique<Word[]>((bytes + 3) / 4)});
     if (input) {
         host_wrote(memory, bytes);
@@ -195,6 +217,10 @@ extern "C" size_t emulator_unwritten(const void* memory) {
     }
     return 0;
 }
+
+// Bytes of the watched arrays that the launch of this number, from 0, has read; and its 32-bit atomicAdds.
+extern "C" uint64_t emulator_bytes_read(unsigned launch) { return emulator::costs[launch].bytes_read; }
+extern "C" uint64_t emulator_adds(unsigned launch) { return emulator::costs[launch].adds; }
 
 // Ends the watch; the first findings, a line each.
 extern "C" const char* emulator_findings() {
@@ -225,6 +251,10 @@ extern "C" void __tsan_write_range(void* address, size_t bytes) { emulator::look
 extern "C" int __tsan_atomic32_fetch_add(int* address, int value, int) {
     emulator::look(address, 4, {false, true});
     emulator::look(address, 4, {true, true});
+    emulator::Place place{};
+    if (emulator::watching && emulator::find_place(address, place)) {
+        emulator::cost_of(place).adds += 1;
+    }
     return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
 }
 extern "C" uint64_t __tsan_atomic64_fetch_or(uint64_t* address, uint64_t value, int) {

@@ -3,7 +3,7 @@
 //
 // Each thread of a block is a fiber, blocks run side by side on a few OS threads, and a warp's lanes
 // meet at every warp operation. A lane that leaves while others wait aborts with a message. The
-// order of the fibers is shuffled by RGFL_EMULATOR_SEED, so that repeated runs see other schedules.
+// order of fibers and blocks is shuffled by RGFL_EMULATOR_SEED, so that repeated runs see other schedules.
 // checker.cpp looks at what they read and write.
 #pragma once
 

@@ -103,6 +103,9 @@ unsigned seed_of_process() {
 void launch(dim3 grid, dim3 threads, const void* address, const std::function<void()>& kernel) {
     static std::atomic<unsigned> launches{0};
     const unsigned number = ++launches, seed = seed_of_process() + 7919u * (number - 1);
+    std::vector<unsigned> blocks(grid.x);
+    std::iota(blocks.begin(), blocks.end(), 0u);
+    std::shuffle(blocks.begin(), blocks.end(), std::mt19937(seed));
     std::atomic<unsigned> next{0};
     const auto work = [&] {
         Block run;
@@ -112,8 +115,8 @@ void launch(dim3 grid, dim3 threads, const void* address, const std::function<vo
         run.fibers = std::vector<Fiber>(threads.x);
         gridDim = grid;
         for (unsigned i = next++; i < grid.x; i = next++) {
-            blockIdx = dim3(i);
-            run_block(run, seed + i);
+            blockIdx = dim3(blocks[i]);
+            run_block(run, seed + blocks[i]);
         }
     };
     std::vector<std::thread> workers;
