@@ -83,14 +83,22 @@ def map_pixels(
     """
     inverse = np.asarray(cv2.invertAffineTransform(affine), np.float64)
     corners = map_points(inverse, np.array([[0, 0], [size, 0], [size, size], [0, size]], np.float64))
+    low, high = corners.min(0), corners.max(0)
+    whole = _moves_whole_pixels(affine[:, :2], low)
+    margin = 0 if whole else 2  # what interpolation looks at beside the tile
     height, width = image.shape[:2]
-    x0, y0 = np.clip(np.floor(corners.min(0)).astype(int) - 2, 0, [width, height])
-    x1, y1 = np.clip(np.ceil(corners.max(0)).astype(int) + 2, 0, [width, height])
+    x0, y0 = np.clip(np.floor(low).astype(int) - margin, 0, [width, height])
+    x1, y1 = np.clip(np.ceil(high).astype(int) + margin, 0, [width, height])
     part = image[y0:y1, x0:x1]
     if part.size == 0:
         return np.full((size, size, 3), pad_value, np.uint8)
     if color is not None:
         part = np.asarray(cv2.transform(part, color), np.uint8)
+    if whole:
+        x, y = low.astype(int).tolist()
+        beside = (y0 - y, y + size - y1, x0 - x, x + size - x1)
+        moved = cv2.copyMakeBorder(part, *beside, borderType=cv2.BORDER_CONSTANT, value=pad_value)
+        return _turned(np.asarray(moved, np.uint8), affine[:, :2])
     # OpenCV's coordinates are those of pixel centres: x_cv = x − ½, in the part and in the tile.
     shifted = affine.copy()
     shifted[:, 2] = affine[:, 2] + affine[:, :2] @ np.array([x0 + 0.5, y0 + 0.5]) - 0.5
@@ -103,6 +111,23 @@ def map_pixels(
         borderValue=pad_value,
     )
     return np.asarray(tile, np.uint8)
+
+
+def _moves_whole_pixels(linear: NDArray[np.float64], corner: NDArray[np.float64]) -> bool:
+    """Whether a map is flips and right angles alone, and the tile's `corner` in the image between pixels."""
+    lengths = np.abs(linear)
+    flips = np.array_equal(lengths, [[1, 0], [0, 1]]) or np.array_equal(lengths, [[0, 1], [1, 0]])
+    return flips and np.array_equal(corner, np.floor(corner))
+
+
+def _turned(tile: NDArray[np.uint8], linear: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """A square tile turned about its middle by flips and right angles, several times as fast as by a warp."""
+    if linear[0, 0] == 0:
+        tile = np.asarray(cv2.transpose(tile), np.uint8)
+    mirrored, upside_down = linear.sum(1) < 0
+    if mirrored or upside_down:
+        tile = np.asarray(cv2.flip(tile, -1 if mirrored and upside_down else int(mirrored)), np.uint8)
+    return tile
 
 
 def random_color(rng: np.random.Generator, config: AugmentConfig) -> NDArray[np.float64] | None:

@@ -5,12 +5,13 @@
     DIR/classes.txt                                       optional: one class name a line
 
 Everything random about a tile is drawn from (seed, epoch, index), so neither the number of worker
-processes nor a restart changes what is trained on.
+processes nor a restart changes what is trained on. The order of an epoch comes from (seed, epoch) alone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import multiprocessing
@@ -19,7 +20,7 @@ import pickle
 import signal
 import threading
 import zlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection, resource_tracker
@@ -38,12 +39,16 @@ from rgfl.augment import about, map_pixels, map_points, map_round, random_color,
 from rgfl.dota import labels as dota_labels
 from rgfl.dota import tiff
 from rgfl.dota.images import ImageError, find_images, read_image
-from rgfl.dota.labels import Objects
+from rgfl.dota.labels import DIFFICULT_CUT, Objects, Unknown, quad_areas
 from rgfl.dota.tiling import clip_objects, windows
 from rgfl.nn.assign import Targets
 from rgfl.recipes import AugmentConfig, DataConfig
 
 Image.MAX_IMAGE_PIXELS = None  # satellite scenes are larger than what Pillow takes for an attack
+
+# The pixels of pictures whose windows are mixed with each other: 450 MB, which fit into the default of
+# --cache-mb with small pictures in between. They do not follow that flag, which must not change a result.
+GROUP_PIXELS = 150_000_000
 
 
 class DataError(ValueError):
@@ -83,6 +88,7 @@ class Dataset:
     classes: tuple[str, ...]
     train: list[Picture]
     val: list[Picture]
+    left_out: dict[str, int] = dataclasses.field(default_factory=dict)  # objects of ignored classes, by class
 
     def digest(self) -> str:
         """Twelve hex digits of classes, image names, sizes and labels: equal data give equal digits."""
@@ -95,7 +101,12 @@ class Dataset:
         return state.hexdigest()[:12]
 
 
-def read_dataset(root: Path | str, classes: str | Sequence[str] = "", with_val: bool = True) -> Dataset:
+def read_dataset(
+    root: Path | str,
+    classes: str | Sequence[str] = "",
+    with_val: bool = True,
+    unknown: Unknown = "error",
+) -> Dataset:
     """Read and check all labels of `root`, and the sizes of all images.
 
     Args:
@@ -103,9 +114,10 @@ def read_dataset(root: Path | str, classes: str | Sequence[str] = "", with_val: 
         classes: the names; or "1.0", "1.5", "2.0", a file, or names with commas; empty: root/classes.txt,
             else the names that occur in train's labels.
         with_val: False reads train/ only.
+        unknown: what an object of another class does: "error", or "ignore" it and count it in `left_out`.
 
     Raises:
-        DataError: a folder, image or label file is missing.
+        DataError: a folder, image or label file is missing, or all objects of train/ are to be ignored.
         LabelError: a label is wrong; the message begins with file:line.
     """
     root = Path(root)
@@ -117,11 +129,18 @@ def read_dataset(root: Path | str, classes: str | Sequence[str] = "", with_val: 
                     "images/ and labelTxt/" + ("" if split == "train" else " (--eval-every 0 needs no val/)")
                 )
     names = _class_names(root, classes) if isinstance(classes, str) else tuple(classes)
-    return Dataset(
-        names,
-        _read_split(root / "train", names),
-        _read_split(root / "val", names) if with_val else [],
-    )
+    train = _read_split(root / "train", names, unknown)
+    val = _read_split(root / "val", names, unknown) if with_val else []
+    left_out: Counter[str] = Counter()
+    if unknown == "ignore":
+        for split, pictures in (("train", train), ("val", val)):
+            left_out += _count_others(root / split / "labelTxt", pictures, names)
+        if left_out and not any(len(picture.objects) for picture in train):
+            raise DataError(
+                f"{root / 'train/labelTxt'}: no object of {', '.join(names)}; the labels hold "
+                f"{', '.join(sorted(left_out))}"
+            )
+    return Dataset(names, train, val, dict(left_out.most_common()))
 
 
 def _class_names(root: Path, classes: str) -> tuple[str, ...]:
@@ -139,9 +158,20 @@ def _class_names(root: Path, classes: str) -> tuple[str, ...]:
     raise DataError(f"{root / 'train/labelTxt'}: no object in any label file, so there is nothing to learn")
 
 
-def _read_split(folder: Path, classes: Sequence[str]) -> list[Picture]:
+def _count_others(folder: Path, pictures: Sequence[Picture], classes: Sequence[str]) -> Counter[str]:
+    """Objects in the label files of these pictures, already checked, of classes that are not in the list."""
+    others: Counter[str] = Counter()
+    for picture in pictures:
+        for line in (folder / f"{picture.name}.txt").read_text(encoding="utf-8-sig").split("\n"):
+            fields = line.split()
+            if len(fields) >= 9 and fields[8] not in classes:
+                others[fields[8]] += 1
+    return others
+
+
+def _read_split(folder: Path, classes: Sequence[str], unknown: Unknown) -> list[Picture]:
     images = find_images(folder / "images")
-    objects = dota_labels.read_label_folder(folder / "labelTxt", classes)
+    objects = dota_labels.read_label_folder(folder / "labelTxt", classes, unknown)
     if not images:
         raise DataError(f"{folder / 'images'}: no images")
     if without := sorted(set(images) - set(objects)):
@@ -172,9 +202,9 @@ def _image_size(path: Path) -> tuple[int, int]:
         ImageError: it is no image.
     """
     with contextlib.suppress(tiff.TiffError, OSError):
-        about = tiff.read_file(path)
-        turned = about.orientation in (5, 6, 7, 8)
-        return (about.width, about.height) if turned else (about.height, about.width)
+        header = tiff.read_file(path)
+        turned = header.orientation in (5, 6, 7, 8)
+        return (header.width, header.height) if turned else (header.height, header.width)
     try:
         with Image.open(path) as image:
             width, height = image.size
@@ -246,16 +276,58 @@ def list_windows(pictures: Sequence[Picture], config: DataConfig) -> list[Window
             count = max(1, round(picture.height * picture.width / size**2))
             listed += [Window(index, None)] * count
             continue
-        for x, y in windows(picture.height, picture.width, size, config.stride):
-            if config.empty_tiles or len(_visible(picture.objects, x, y, size, config)):
-                listed.append(Window(index, (x, y)))
+        corners = np.array(windows(picture.height, picture.width, size, config.stride))
+        if not config.empty_tiles:
+            corners = corners[_hold_any(picture.objects, corners, size, config)]
+        listed += [Window(index, (x, y)) for x, y in corners.tolist()]
     return listed
+
+
+def _hold_any(
+    objects: Objects, corners: NDArray[np.int64], size: int, config: DataConfig
+) -> NDArray[np.bool_]:
+    """(W,) whether `_visible` finds an object in the windows at `corners` (W, 2).
+
+    Most hold the whole of one, which needs no clipping; the others are asked about the objects that reach in.
+    """
+    objects = objects[objects.difficult < _too_difficult(config)]
+    points = objects.quads.reshape(-1, 4, 2)
+    (left, top), (right, bottom) = points.min(1).T, points.max(1).T
+    xs, ys = corners[:, :1], corners[:, 1:]
+    reaches_in = (right > xs) & (left < xs + size) & (bottom > ys) & (top < ys + size)  # (W, N)
+    # Next to no area is left to the clipping, whose rounding decides whether it is none.
+    solid = quad_areas(objects.quads) > 1e-3
+    whole = solid & (left >= xs) & (right <= xs + size) & (top >= ys) & (bottom <= ys + size)
+    found = whole.any(1)
+    config = dataclasses.replace(config, cut="whole")  # what they look like is not asked
+    for row in np.flatnonzero(reaches_in.any(1) & ~found):
+        x, y = corners[row].tolist()
+        found[row] = len(_visible(objects[reaches_in[row]], x, y, size, config)) > 0
+    return found
 
 
 def _visible(objects: Objects, x: float, y: float, size: int, config: DataConfig) -> Objects:
     """Objects to train on in the tile at (x, y), in its pixels."""
     clipped = clip_objects(objects, x, y, size, config.min_visible, cut=config.cut)
-    return clipped[clipped.difficult < (2 if config.train_difficult else 1)]
+    return clipped[clipped.difficult < _too_difficult(config)]
+
+
+def _too_difficult(config: DataConfig) -> int:
+    """The least `difficult` that is not trained on."""
+    return DIFFICULT_CUT if config.train_difficult else 1
+
+
+def _as_shown(picture: Picture, min_visible: float) -> Picture:
+    """The picture with labels as rgfl.dota.tiling gives them to a tile of its size: without the objects that
+    lie outside, and with difficult 2 where less than `min_visible` is inside.
+
+    A tile cannot tell: what a label says of the ground beside the picture would be learned as padding.
+    """
+    width, height = picture.width, picture.height
+    shown = clip_objects(picture.objects, 0, 0, width, min_visible, cut="whole", extent=(width, height))
+    if np.array_equal(shown.difficult, picture.objects.difficult):
+        return picture  # and no copy of its labels
+    return dataclasses.replace(picture, objects=shown)
 
 
 def to_boxes(quads: NDArray[np.float64], config: DataConfig) -> NDArray[np.float64]:
@@ -275,24 +347,54 @@ class Tiles:
         seed: int,
         cache_mb: int = 0,
     ) -> None:
-        self.pictures, self.data, self.augment, self.seed = list(pictures), data, augment, seed
+        self.pictures = [_as_shown(picture, data.min_visible) for picture in pictures]
+        self.data, self.augment, self.seed = data, augment, seed
         self._round = [label for label, name in enumerate(classes) if name in augment.round_classes]
         self.windows = list_windows(self.pictures, data)
         if not self.windows:
             raise DataError("no training window holds an object; look at --tile-size, or use --empty-tiles")
+        # The windows of picture p are those from _first[p] to _first[p + 1] − 1.
+        self._first = np.searchsorted(
+            [window.picture for window in self.windows], np.arange(len(self.pictures) + 1)
+        )
+        # A picture with a single window is decoded once an epoch wherever that comes, so a group has it free.
+        pixels = np.array([picture.height * picture.width for picture in self.pictures])
+        self._pixels_mixed = np.where(np.diff(self._first) > 1, pixels, 0)
+        self._groups_of: tuple[int, list[NDArray[np.int64]]] = (-1, [])  # an epoch, and its groups
         self._cache: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
-        self._cache_left = cache_mb * 10**6
+        self._cache_size = self._cache_left = cache_mb * 10**6
+        self._uncached: tuple[int, NDArray[np.uint8]] | None = None
 
-    def too_large_for_the_cache(self) -> list[Picture]:
-        """Pictures that are decoded anew for every window, the largest first; none if there is no cache."""
-        room = self._cache_left + sum(image.nbytes for image in self._cache.values())
-        large = [one for one in self.pictures if 0 < room < 3 * one.height * one.width]
-        return sorted(large, key=lambda one: -one.height * one.width)
+    def cache_wanted(self) -> int:
+        """MB of cache with which a process decodes a picture once an epoch at most, mosaics left aside."""
+        return -(-3 * min(int(self._pixels_mixed.sum()), GROUP_PIXELS) // 10**6)
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """Every window once: the order of this epoch.
+
+        Windows are mixed within groups of pictures that change from epoch to epoch; pictures of which no more
+        than a cache holds are one group. Mixed over all, nearly every tile would decode a picture.
+        """
+        rng = np.random.default_rng([self.seed, epoch])
+        return np.concatenate([rng.permutation(group) for group in self._groups(rng)])
+
+    def _groups(self, rng: np.random.Generator) -> list[NDArray[np.int64]]:
+        """The windows of random groups of pictures, each group of `GROUP_PIXELS` at most or one picture."""
+        if self._pixels_mixed.sum() <= GROUP_PIXELS:
+            return [np.arange(len(self.windows))]
+        groups: list[list[NDArray[np.int64]]] = []
+        room = -1
+        for picture in rng.permutation(len(self.pictures)).tolist():
+            if self._pixels_mixed[picture] > room:
+                groups.append([])
+                room = GROUP_PIXELS
+            groups[-1].append(np.arange(self._first[picture], self._first[picture + 1]))
+            room -= self._pixels_mixed[picture]
+        return [np.concatenate(group) for group in groups]
 
     def __getstate__(self) -> dict[str, Any]:
         """For worker processes: a few large arrays in place of many small ones, and no pixels."""
         objects = [picture.objects for picture in self.pictures]
-        cached = sum(image.nbytes for image in self._cache.values())
         return {
             **self.__dict__,
             "pictures": (
@@ -304,8 +406,10 @@ class Tiles:
                 np.concatenate([part.difficult for part in objects]),
             ),
             "windows": [(picture, *(corner or ())) for picture, corner in self.windows],
+            "_groups_of": (-1, []),
             "_cache": OrderedDict(),
-            "_cache_left": self._cache_left + cached,
+            "_cache_left": self._cache_size,
+            "_uncached": None,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -341,7 +445,7 @@ class Tiles:
         size = self.data.tile_size
         name = self.pictures[self.windows[index].picture].name
         if rng.random() < self.augment.mosaic:
-            image, objects = self._mosaic(rng, index)
+            image, objects = self._mosaic(rng, epoch, index)
         else:
             image, objects = self._render(rng, self.windows[index], size)
         found = to_boxes(objects.quads, self.data)
@@ -386,12 +490,14 @@ class Tiles:
             start = np.round(start)  # whole pixels are copied, not resampled
         return start + extent / 2
 
-    def _mosaic(self, rng: np.random.Generator, index: int) -> tuple[NDArray[np.uint8], Objects]:
-        """Four views of half the size, this window's and three others', side by side."""
+    def _mosaic(self, rng: np.random.Generator, epoch: int, index: int) -> tuple[NDArray[np.uint8], Objects]:
+        """Four views of half the size, this window's and three others' of its group, side by side."""
         half = self.data.tile_size // 2
         image = np.empty((2 * half, 2 * half, 3), np.uint8)
         parts = []
-        for place, window in enumerate([index, *rng.integers(len(self.windows), size=3).tolist()]):
+        group = self._group_with(epoch, index)
+        others = group[rng.integers(len(group), size=3)].tolist()
+        for place, window in enumerate([index, *others]):
             y, x = half * (place // 2), half * (place % 2)
             image[y : y + half, x : x + half], part = self._render(rng, self.windows[window], half)
             parts.append(Objects(part.quads + [x, y] * 4, part.labels, part.difficult))
@@ -401,34 +507,50 @@ class Tiles:
             np.concatenate([part.difficult for part in parts]),
         )
 
+    def _group_with(self, epoch: int, index: int) -> NDArray[np.int64]:
+        """The windows that this one is mixed with in an epoch, itself among them."""
+        if self._groups_of[0] != epoch:
+            self._groups_of = epoch, self._groups(np.random.default_rng([self.seed, epoch]))
+        return next(group for group in self._groups_of[1] if index in group)
+
     def _pixels(self, index: int) -> NDArray[np.uint8]:
-        """Pixels of a picture; the latest used stay in memory as far as the cache goes."""
+        """Pixels of a picture. The latest used stay in memory as far as the cache goes; where one goes beyond
+        all of it, it stays beside what is there until the next is read."""
+        if self._uncached is not None and self._uncached[0] == index:
+            return self._uncached[1]
         if index in self._cache:
             self._cache.move_to_end(index)
             return self._cache[index]
-        image = self.pictures[index].read()
-        while self._cache and image.nbytes > self._cache_left:
+        picture = self.pictures[index]
+        # Room is made first: what goes and what comes need not be in memory together.
+        self._uncached = None
+        size = 3 * picture.height * picture.width
+        if size > self._cache_size:
+            image = picture.read()
+            if self._cache_size:
+                self._uncached = index, image
+            return image
+        while size > self._cache_left:
             self._cache_left += self._cache.popitem(last=False)[1].nbytes
-        if image.nbytes <= self._cache_left:
-            self._cache[index] = image
-            self._cache_left -= image.nbytes
+        self._cache[index] = image = picture.read()
+        self._cache_left -= image.nbytes
         return image
 
 
 def batches(
-    count: int, batch: int, seed: int, start: int, stop: int, rank: int = 0, ranks: int = 1
+    tiles: Tiles, batch: int, start: int, stop: int, rank: int = 0, ranks: int = 1
 ) -> Iterator[list[tuple[int, int]]]:
-    """Keys of `Tiles` for the steps `start` to `stop`: each epoch a new order, the last odd ones left out.
+    """Keys of `tiles` for the steps `start` to `stop`: each epoch a new order, the last odd ones left out.
 
     Of `ranks` processes each gets an equal share of every batch, so that together they see what one would.
     """
-    share = batch // ranks
+    count, share = len(tiles), batch // ranks
     per_epoch = steps_per_epoch(count, batch)
     order, ordered = None, -1
     for step in range(start, stop):
         epoch, position = divmod(step, per_epoch)
         if order is None or epoch != ordered:
-            order, ordered = np.random.default_rng([seed, epoch]).permutation(count), epoch
+            order, ordered = tiles.order(epoch), epoch
         # With fewer windows than a batch holds, some come again: drawn anew, by an index beyond the last.
         first = position * batch + rank * share
         repeat, chosen = np.divmod(np.arange(first, first + share), count)

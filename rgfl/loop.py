@@ -17,7 +17,6 @@ import copy
 import dataclasses
 import errno
 import math
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,18 +33,20 @@ from rgfl.data import Batch, DataError, Loader, Tiles, batches, read_dataset, st
 from rgfl.detections import Detections
 from rgfl.devices import choose_device, device_name, expect_own_gpu, mixed_precision, peak_memory_mb
 from rgfl.dota.images import ImageError
-from rgfl.dota.labels import LabelError
+from rgfl.dota.labels import LabelError, Unknown
+from rgfl.dota.tiling import are_tiles
 from rgfl.nn.backbone import WeightsError
 from rgfl.nn.batchnorm import statistics_kept, synchronise, training_batchnorms
 from rgfl.nn.decode import Raw
 from rgfl.nn.detector import Detector, build_detector
 from rgfl.nn.fake_int8 import fake_int8
 from rgfl.nn.loss import summed_over_replicas
+from rgfl.processes import usable_cores
 from rgfl.ranks import Ranks, SharedError
-from rgfl.recipes import Recipe, ScheduleConfig, learning_rate
+from rgfl.recipes import Recipe, ScheduleConfig, learning_rate, schedule_warnings
 from rgfl.run_folder import RunFolder, read_last
 from rgfl.seen import Evaluation
-from rgfl.spec import SpecError
+from rgfl.spec import DetectorSpec, SpecError
 from rgfl.stop import TIME_IS_UP, Stop, reason
 from rgfl.training_error import TrainingError
 from rgfl.validate import find, over_labels, score, without_truth
@@ -55,6 +56,9 @@ WAITING_SHARE = 0.05
 # Under FP16 the scaler halves its factor at each gradient that is not finite, and skips the step. Where the
 # gradients as they are do not fit either, the fault is another, and every further step would be skipped too.
 LEAST_SCALE = 1.0
+
+# What helps where whole images are too much.
+CUT_TRAIN = "cut train/ with rgfl.dota.tiling, not val/ (AP on tiles is not the official one)"
 
 # What `main` prints as one line; anything else is a bug and shows its traceback.
 ERRORS = (
@@ -70,10 +74,22 @@ ERRORS = (
 )
 
 
-def train(recipe: Recipe, root: Path, out: Path, classes: str = "", resume: bool = True) -> int:
+def train(
+    recipe: Recipe,
+    root: Path,
+    out: Path,
+    classes: str = "",
+    resume: bool = True,
+    unknown: Unknown = "error",
+) -> int:
     """Train to the end of the schedule, or until Ctrl-C, SIGTERM or --max-minutes.
 
     Under torchrun every process calls this with the same arguments.
+
+    Args:
+        root, classes, unknown: as `read_dataset` takes them.
+        out: folder of the run.
+        resume: go on from its last.pt; else it is replaced.
 
     Returns:
         0 at the end of the schedule or of --max-minutes, or 128 + the signal that stopped the run; last.pt
@@ -84,7 +100,7 @@ def train(recipe: Recipe, root: Path, out: Path, classes: str = "", resume: bool
     with Ranks(device) as ranks:
         expect_own_gpu(device, ranks)
         try:
-            return Training(recipe, root, out, classes, resume, device, ranks, started).run()
+            return Training(recipe, root, out, classes, resume, unknown, device, ranks, started).run()
         except torch.OutOfMemoryError as error:
             raise TrainingError(
                 f"out of GPU memory with --batch {recipe.schedule.batch} tiles of --tile-size "
@@ -103,6 +119,7 @@ class Training:
         out: Path,
         classes: str,
         resume: bool,
+        unknown: Unknown,
         device: torch.device,
         ranks: Ranks,
         started: float,
@@ -123,7 +140,7 @@ class Training:
         torch.manual_seed(schedule.seed)
 
         with ranks.together(ERRORS):
-            self._read_data(root, classes)
+            self._read_data(root, classes, unknown)
             self.amp = mixed_precision(schedule.amp, device)
             last = read_last(out, recipe, self.dataset) if resume else None
             said = self._build_model(last)
@@ -145,10 +162,10 @@ class Training:
 
     # ---- before the first step --------------------------------------------------------------------------
 
-    def _read_data(self, root: Path, classes: str) -> None:
+    def _read_data(self, root: Path, classes: str, unknown: Unknown) -> None:
         """The tiles to train on, the images to evaluate on, and the numbers of steps that follow."""
         recipe = self.recipe
-        self.dataset = read_dataset(root, classes, with_val=self.evaluating)
+        self.dataset = read_dataset(root, classes, with_val=self.evaluating, unknown=unknown)
         self.spec = recipe.spec(self.dataset.classes)
         self.tiles = Tiles(
             self.dataset.train,
@@ -159,6 +176,8 @@ class Training:
             recipe.run.cache_mb,
         )
         self.val = self.dataset.val[: recipe.evaluation.eval_images or None]
+        tiles = are_tiles(picture.name for picture in self.val)
+        self.unit = "unmerged tiles (not the official AP)" if tiles else "full images"
         self.epoch = steps_per_epoch(len(self.tiles), recipe.schedule.batch)
         self.total = max(1, round(recipe.schedule.epochs * self.epoch))
         self.evaluation_steps = self.total
@@ -183,7 +202,10 @@ class Training:
         anew = checkpoint.start_from(self.model, begins)
         more = f", and {len(anew) - 4} more" if len(anew) > 4 else ""
         said = f"; begin anew: {', '.join(anew[:4])}{more}" if anew else ""
-        return [f"starting from {begins}, {len(self.model.state_dict()) - len(anew)} tensors{said}"]
+        return [
+            f"starting from {begins}, {len(self.model.state_dict()) - len(anew)} tensors{said}",
+            *_seen_otherwise(begins, self.spec),
+        ]
 
     def _place_model(self) -> None:
         """The model on its device, with what learns it and what is kept of it."""
@@ -235,18 +257,16 @@ class Training:
         """What works and is likely not meant, one sentence each."""
         recipe, ranks, run = self.recipe, self.ranks, self.recipe.run
         batch = recipe.schedule.batch
-        warnings = recipe.warnings()
+        warnings = [*recipe.warnings(), *schedule_warnings(self.total, self.epoch, recipe.schedule)]
         if self.evaluating and (absent := without_truth(self.val, self.spec)):
             warnings.append(
                 f"val has no object that counts of {', '.join(absent)}: AP 0 in the means, by the official "
                 "rule"
             )
-        if large := self.tiles.too_large_for_the_cache():
-            size = 3e-6 * large[0].height * large[0].width
+        if 0 < run.cache_mb < (wanted := self.tiles.cache_wanted()):
             warnings.append(
-                f"{len(large)} of the images do not fit into --cache-mb {run.cache_mb}, such as "
-                f"{large[0].name} with {size:.1f} MB: each is decoded anew for every window; cut them first, "
-                "by rgfl.dota.tiling"
+                f"--cache-mb {run.cache_mb} does not hold the images whose windows are mixed, and they are "
+                f"decoded again and again: {wanted} do, in each of the --workers"
             )
         if training_batchnorms(self.model) and not ranks.alone and not self.on_cuda:
             warnings.append(
@@ -291,6 +311,9 @@ class Training:
             f"{'' if ranks.alone else f'{ranks.size} × '}{device_name(self.device)}, "
             f"{str(self.amp or torch.float32)[6:]}, {self.workers} workers"
         )
+        if dataset.left_out:
+            counts = ", ".join(f"{count:,} {name}" for name, count in dataset.left_out.items())
+            self.say(f"left out, as their classes are not asked for: {counts}")
         for line in more:
             self.say(line)
         if self.step:
@@ -340,8 +363,8 @@ class Training:
         recipe, run, ranks = self.recipe, self.recipe.run, self.ranks
         if self._evaluation_is_due():  # killed between the last step of an epoch and its evaluation
             self.evaluate()
-        batch, seed = recipe.schedule.batch, recipe.schedule.seed
-        keys = batches(len(self.tiles), batch, seed, self.step, self.total, ranks.rank, ranks.size)
+        batch = recipe.schedule.batch
+        keys = batches(self.tiles, batch, self.step, self.total, ranks.rank, ranks.size)
         loader = self.loader = Loader(
             self.tiles, keys, self.model.assigner, self.workers, pin_memory=self.on_cuda
         )
@@ -510,7 +533,7 @@ class Training:
         self.save_last()
         shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         self.say(
-            f"epoch {self.step / self.epoch:g}: {shown} on {len(self.val)} full images in {seconds:.0f} s"
+            f"epoch {self.step / self.epoch:g}: {shown} on {len(self.val)} {self.unit} in {seconds:.0f} s"
             f"{'  (best)' if self.best == values['map'] else ''}"
         )
         if measured is not None:
@@ -562,8 +585,8 @@ class Training:
             if self.loader is not None and self.loader.lost():
                 raise TrainingError(
                     f"a process that prepares tiles has ended ({' '.join(str(error).split())}): was there no "
-                    "memory left? Use fewer --workers, a smaller --cache-mb, or cut the images with "
-                    "rgfl.dota.tiling; the same command goes on from last.pt"
+                    "memory left? Use fewer --workers or a smaller --cache-mb, and the same command goes on "
+                    f"from last.pt; or {CUT_TRAIN}"
                 ) from error
             if not self.ranks.lost(error):
                 raise
@@ -574,6 +597,22 @@ class Training:
             raise TrainingError(
                 f"{self.out}: {error.strerror}; with room made, the same command goes on from last.pt"
             ) from error
+
+
+# ---- the start --------------------------------------------------------------------------------------------
+
+
+def _seen_otherwise(path: str, spec: DetectorSpec) -> list[str]:
+    """A warning if a checkpoint to start from was trained on other input values than this detector gets."""
+    stored = DetectorSpec.from_json(checkpoint.load(path)["spec"])
+    names = [name for name in ("mean", "std", "pad_value") if getattr(stored, name) != getattr(spec, name)]
+    if not names:
+        return []
+    flags = " ".join(
+        f"--{name.replace('_', '-')} {','.join(f'{value:g}' for value in getattr(stored, name))}"
+        for name in names
+    )
+    return [f"warning: {path} was trained with {flags}: without them its weights see values new to them"]
 
 
 # ---- the parts of a step ----------------------------------------------------------------------------------
@@ -676,14 +715,13 @@ class _Waiting:
         self._told = True
         return (
             f"{self.share:.0%} of the time goes into waiting for tiles (data_wait_s in log.jsonl): use more "
-            f"--workers (now {self._workers}), a larger --cache-mb, or cut the images with rgfl.dota.tiling"
+            f"--workers (now {self._workers}), a larger --cache-mb, or {CUT_TRAIN}"
         )
 
 
 def _workers(on_cuda: bool, processes: int) -> int:
     """A GPU needs as many tiles as half the cores make; a CPU that trains has one core to spare at most."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores = max(1, cores // processes)  # all processes of a machine share its cores
+    cores = max(1, usable_cores() // processes)  # all processes of a machine share its cores
     return min(8, max(1, cores // 2)) if on_cuda else min(1, cores - 1)
 
 

@@ -67,6 +67,11 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Recipe, argparse.Namespace
         "[classes.txt in --data if there, else the names in train's labels]",
     )
     parser.add_argument(
+        "--ignore-unknown",
+        action="store_true",
+        help="leave out objects of other classes, which are then background; else they are an error",
+    )
+    parser.add_argument(
         "--resume",
         action=argparse.BooleanOptionalAction,
         default=True,
@@ -90,7 +95,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rgfl.ranks import SharedError, first_rank
 
     try:
-        return train(recipe, arguments.data, arguments.out, arguments.classes, arguments.resume)
+        return train(
+            recipe,
+            arguments.data,
+            arguments.out,
+            arguments.classes,
+            arguments.resume,
+            "ignore" if arguments.ignore_unknown else "error",
+        )
     except ERRORS as error:
         if first_rank() or not isinstance(error, SharedError):
             print(f"error: {error}", file=sys.stderr)

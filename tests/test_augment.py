@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rgfl import boxes
+from rgfl import augment, boxes
 from rgfl.augment import about, map_pixels, map_points, map_round, random_color, random_turn
 from rgfl.recipes import AugmentConfig
 
@@ -73,6 +73,51 @@ def test_flips_and_right_angles_move_whole_pixels(linear, expected):
     image = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
     affine = about(np.array(linear, float), np.array([64.0, 64.0]), 128)
     np.testing.assert_array_equal(map_pixels(image, affine, 128, (0, 0, 0)), expected(image))
+
+
+@settings(max_examples=120, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_flips_and_right_angles_give_what_a_warp_gives(seed):
+    """They are a copy, since the warp was three quarters of what a tile from the cache cost."""
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(1, 400, 2).tolist()
+    image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    size = int(rng.choice([64, 128, 256]))
+    turn = random_turn(rng, AugmentConfig(flip_horizontal=0.5, flip_vertical=0.5, right_angle=0.7))
+    corner = rng.integers(-size - 3, [width + 3, height + 3])
+    affine = about(turn.linear, corner + size / 2, size)
+    color = random_color(rng, AugmentConfig(brightness=0.3, contrast=0.3, saturation=0.3, hue=9))
+    for arguments in ((affine, size, (3, 2, 1)), (affine, size, (3, 2, 1), color)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cv2, "warpAffine", None)
+            moved = map_pixels(image, *arguments)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(augment, "_moves_whole_pixels", lambda *_: False)
+            np.testing.assert_array_equal(moved, map_pixels(image, *arguments))
+
+
+@pytest.mark.parametrize(
+    "affine",
+    [
+        about(np.eye(2), np.array([64.5, 64.0]), 128),  # half a pixel beside
+        about(np.diag([1.0, 0.5]), np.array([64.0, 64.0]), 128),
+        about(np.array([[0.6, -0.8], [0.8, 0.6]]), np.array([64.0, 64.0]), 128),
+        about(np.array([[1.0, 1.0], [0.0, 1.0]]), np.array([64.0, 64.0]), 128),
+    ],
+)
+def test_other_maps_are_no_copies(affine, monkeypatch):
+    image = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    expected = map_pixels(image, affine, 128, (0, 0, 0))
+    monkeypatch.setattr(augment, "_moves_whole_pixels", lambda *_: False)
+    np.testing.assert_array_equal(map_pixels(image, affine, 128, (0, 0, 0)), expected)
+
+
+@pytest.mark.parametrize("linear", [[[1, 0], [0, 1]], [[-1, 0], [0, 1]], [[0, 1], [1, 0]]])
+def test_a_tile_shares_no_memory_with_its_image(linear):
+    image = np.zeros((128, 128, 3), np.uint8)
+    tile = map_pixels(image, about(np.array(linear, float), np.array([64.0, 64.0]), 128), 128, (0, 0, 0))
+    assert not np.shares_memory(tile, image)
+    assert tile.flags.c_contiguous
 
 
 def test_a_window_of_a_larger_image_is_copied_and_padded():

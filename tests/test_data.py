@@ -14,17 +14,23 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiff_bytes import tiff_bytes
 from tiny_training import PATIENCE
 
 from rgfl import boxes
+from rgfl import data as rgfl_data
 from rgfl.data import (
+    GROUP_PIXELS,
     Batch,
     DataError,
     Loader,
     Picture,
     Tiles,
+    Window,
     _Sent,
+    _visible,
     batches,
     collate,
     list_windows,
@@ -33,8 +39,9 @@ from rgfl.data import (
 )
 from rgfl.dota.images import ImageError, read_image
 from rgfl.dota.labels import LabelError, Objects
+from rgfl.dota.tiling import TileSettings, split, windows
 from rgfl.nn.assign import Assigner, Targets
-from rgfl.recipes import AugmentConfig, DataConfig
+from rgfl.recipes import AugmentConfig, DataConfig, RunConfig
 
 PLAIN = AugmentConfig()
 SMALL = DataConfig(tile_size=128, stride=64)
@@ -247,6 +254,28 @@ def test_digest_sees_labels_and_classes_and_not_the_place(folder, tmp_path_facto
     assert read_dataset(moved).digest() != before
 
 
+def test_classes_that_are_not_asked_for_are_left_out_and_counted(folder):
+    """A detector of ships alone could not be trained on data with planes."""
+    with pytest.raises(LabelError, match="unknown class 'plane'"):
+        read_dataset(folder, "ship")
+    (folder / "train/labelTxt/._tile.txt").write_bytes(b"\xff\xfe")  # a Mac's own file is no label file
+    (folder / "val/labelTxt/v.txt").write_bytes(b"\xef\xbb\xbf" + f"{SQUARE} car/truck 0\r\n".encode())
+    ships = read_dataset(folder, "ship", unknown="ignore")
+    assert ships.classes == ("ship",)
+    assert [picture.objects.labels.tolist() for picture in ships.train] == [[], [0], [0]]
+    assert [len(picture.objects) for picture in ships.val] == [0]
+    assert ships.left_out == {"plane": 2, "car/truck": 1}
+    assert read_dataset(folder, "ship", with_val=False, unknown="ignore").left_out == {"plane": 2}
+    whole = read_dataset(folder, "plane,ship", with_val=False, unknown="ignore")
+    assert whole.left_out == {}
+    assert whole.digest() != ships.digest()
+
+
+def test_a_class_that_no_label_has_is_no_training(folder):
+    with pytest.raises(DataError, match=r"train/labelTxt: no object of shpi; the labels hold plane, ship"):
+        read_dataset(folder, "shpi", unknown="ignore")
+
+
 # ------------------------------------------------------------------------------------------------ tiles
 
 
@@ -262,6 +291,106 @@ def test_grid_windows_are_those_with_objects(folder):
     assert corners == [(x, y) for y in (128, 172) for x in (128, 192)]
     everything = DataConfig(tile_size=128, stride=64, windows="grid", empty_tiles=True)
     assert len(list_windows(pictures, everything)) == 4 * 6 + 2
+
+
+def squares(*corners):
+    """Objects of 20 pixels a side, upper left corners given."""
+    quads = np.array([[x, y, x + 20, y, x + 20, y + 20, x, y + 20] for x, y in corners], float)
+    return Objects(quads, np.zeros(len(quads), np.int32), np.zeros(len(quads), np.int32))
+
+
+def drawn_objects(rng, count, extent):
+    """Quads of any kind in and around a picture, many with corners where windows end, some of no area."""
+    corners = rng.uniform(-40, extent + 40, (count, 1, 2)) + rng.uniform(-60, 60, (count, 4, 2))
+    kind = rng.integers(4, size=count)
+    corners[kind == 1] = np.round(corners[kind == 1] / 16) * 16
+    corners[kind == 2, 2:] = corners[kind == 2, :2]  # there and back: a line
+    upright = kind == 3
+    low, high = corners[upright].min(1), corners[upright].max(1)
+    corners[upright] = np.stack([low, np.stack([high[:, 0], low[:, 1]], 1), high,
+                                 np.stack([low[:, 0], high[:, 1]], 1)], 1)  # fmt: skip
+    difficult = rng.integers(3, size=count).astype(np.int32)
+    return Objects(corners.reshape(-1, 8), np.zeros(count, np.int32), difficult)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_grid_windows_are_those_in_which_clipping_leaves_an_object(seed):
+    rng = np.random.default_rng(seed)
+    pictures = [
+        Picture(str(count), Path("P.png"), *rng.integers(40, 500, 2).tolist(), drawn_objects(rng, count, 500))
+        for count in (0, 1, 3, 12)
+    ]
+    for cut in ("whole", "clipped"):
+        for train_difficult in (True, False):
+            grid = DataConfig(
+                tile_size=128, stride=96, windows="grid", cut=cut, train_difficult=train_difficult,
+                min_visible=float(rng.choice([0.0, 0.3, 0.7, 1.0])),
+            )  # fmt: skip
+            expected = [
+                Window(index, (x, y))
+                for index, picture in enumerate(pictures)
+                for x, y in windows(picture.height, picture.width, 128, 96)
+                if len(_visible(picture.objects, x, y, 128, grid))
+            ]
+            assert list_windows(pictures, grid) == expected
+
+
+def test_a_window_that_holds_the_whole_of_an_object_is_not_clipped(folder, monkeypatch):
+    """To list the windows of 2,000 images with 200 objects each took up to 24 s at every start."""
+    clipped, honest = [], rgfl_data.clip_objects
+
+    def clip(objects, *place, **more):
+        clipped.append(len(objects))
+        return honest(objects, *place, **more)
+
+    monkeypatch.setattr(rgfl_data, "clip_objects", clip)
+    everywhere = squares(*[(x, y) for x in range(0, 980, 40) for y in range(0, 980, 40)])
+    grid = DataConfig(tile_size=128, stride=64, windows="grid")
+    for objects, held, asked in (
+        (everywhere, 15 * 15, []),
+        (squares((0, 0)), 1, []),
+        (squares((0, 0), (50, 50)), 1, [1, 1, 1]),  # the windows at 64 hold 6 of its 20 pixels a side
+    ):
+        clipped.clear()
+        assert len(list_windows([Picture("P", Path("P.png"), 1000, 1000, objects)], grid)) == held
+        assert clipped == asked
+
+
+BESIDE = "\n".join([
+    "20 20 60 20 60 50 20 50 ship 0",
+    "60 10 90 10 90 40 60 40 ship 0",  # two thirds of it in the picture, 80 pixels wide
+    "70 30 90 30 90 50 70 50 ship 0",  # half of it
+    "85 10 125 10 125 50 85 50 ship 0",  # beside the picture: black in every tile
+])  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["grid", "random"])
+@pytest.mark.parametrize("turned", [PLAIN, AugmentConfig(rotate=1.0, flip_horizontal=0.5, right_angle=0.5)])
+def test_what_lies_beside_the_picture_is_not_learned_as_padding(folder, kind, turned):
+    """rgfl.dota.tiling leaves it out; training on the same image whole took it for an object."""
+    (folder / "train/labelTxt/small.txt").write_text(BESIDE)  # 60 × 80
+    data = DataConfig(tile_size=128, stride=64, windows=kind, min_visible=0.6)
+    tiles = tiles_of(folder, data, turned)
+    for index, window in enumerate(tiles.windows):
+        tile = tiles.tile(0, index)
+        if tiles.pictures[window.picture].name == "small":
+            sides = np.round(tile.boxes[:, 2:4]).tolist()
+            assert sides == [[40, 30], [30, 30]][: len(sides)]
+            if turned is PLAIN:
+                assert len(sides) == 2
+    images = {"small": folder / "train/images/small.png"}
+    split(
+        images, folder / "train/labelTxt", folder / "cut", TileSettings(size=128, stride=64, min_visible=0.6)
+    )
+    (label,) = (folder / "cut/labelTxt").iterdir()
+    assert [line.split()[-1] for line in label.read_text().splitlines()] == ["0", "0", "2"]
+
+
+def test_pictures_whose_objects_are_inside_are_taken_as_they_are(folder):
+    pictures = read_dataset(folder).train
+    tiles = Tiles(pictures, ("plane", "ship"), SMALL, PLAIN, 0)
+    assert all(ours is theirs for ours, theirs in zip(tiles.pictures, pictures, strict=True))
 
 
 def test_a_picture_of_the_tiles_size_is_used_unchanged(folder):
@@ -363,32 +492,186 @@ def test_the_cache_keeps_what_fits(folder):
     none = Tiles(tiles.pictures, ("plane", "ship"), SMALL, PLAIN, 0, cache_mb=0)
     none.tile(0, 0)
     assert not none._cache
-    assert not none.too_large_for_the_cache()  # nothing fits, as was asked for
-    assert not tiles.too_large_for_the_cache()
-    tiles.pictures[1] = dataclasses.replace(tiles.pictures[1], height=600, width=600)  # 1.08 MB
-    assert [picture.name for picture in tiles.too_large_for_the_cache()] == ["small"]
+    assert none._uncached is None  # nothing is kept, as was asked for
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The names of the pictures that were decoded, in their order; of pictures without files."""
+    names = []
+
+    def read(self):
+        names.append(self.name)
+        return np.full((self.height, self.width, 3), len(names), np.uint8)
+
+    monkeypatch.setattr(Picture, "read", read)
+    return names
+
+
+def pictures_of(*sizes):
+    """Pictures of (height, width) without files, an object in each."""
+    square = squares((45, 45))
+    return [Picture(f"P{index}", Path(f"P{index}.png"), *size, square) for index, size in enumerate(sizes)]
+
+
+def test_a_picture_beyond_the_cache_leaves_what_is_there_and_stays_until_the_next(reads):
+    """It emptied the cache and was then found not to fit, and was decoded anew for every window."""
+    sizes = (300, 400), (300, 400), (700, 700), (9, 9)
+    tiles = Tiles(pictures_of(*sizes), ("a",), SMALL, PLAIN, 0, cache_mb=1)
+    for index in (0, 1, 2, 2, 2):
+        tiles._pixels(index)
+    assert list(tiles._cache) == [0, 1]
+    assert reads == ["P0", "P1", "P2"]
+    tiles._pixels(0)
+    tiles._pixels(2)
+    assert reads == ["P0", "P1", "P2"]
+    tiles._pixels(3)
+    assert reads[3:] == ["P3"]
+    assert tiles._uncached is None
+    assert pickle.loads(pickle.dumps(tiles))._cache_left == 10**6
+
+
+def test_room_is_made_before_a_picture_is_read(monkeypatch):
+    tiles = Tiles(pictures_of(*[(400, 400)] * 4), ("a",), SMALL, PLAIN, 0, cache_mb=1)  # holds two
+    most = []
+
+    def read(self):
+        most.append(sum(image.nbytes for image in tiles._cache.values()) + 3 * self.height * self.width)
+        return np.zeros((self.height, self.width, 3), np.uint8)
+
+    monkeypatch.setattr(Picture, "read", read)
+    for index in range(4):
+        tiles._pixels(index)
+    assert max(most) <= 10**6
+
+
+# ------------------------------------------------------------------------------- the order of an epoch
+
+
+def in_order(tiles, epoch):
+    for index in tiles.order(epoch):
+        tiles.tile(epoch, int(index))
+
+
+@pytest.mark.parametrize("mosaic", [0.0, 1.0])
+@pytest.mark.parametrize("kind", ["random", "grid"])
+def test_an_epoch_decodes_each_picture_once(reads, monkeypatch, kind, mosaic):
+    """Windows came in an order over all pictures, and of scenes of 4000² nearly every tile decoded one."""
+    monkeypatch.setattr(rgfl_data, "GROUP_PIXELS", 3 * 256 * 256)
+    data = DataConfig(tile_size=128, stride=64, windows=kind, empty_tiles=True)
+    tiles = Tiles(pictures_of(*[(256, 256)] * 12), ("a",), data, AugmentConfig(mosaic=mosaic), 0, cache_mb=1)
+    for epoch in range(2):
+        reads.clear()
+        in_order(tiles, epoch)
+        kept = 5 if epoch else 0  # 1 MB of the epoch before
+        assert 12 - kept <= len(reads) <= 12
+        assert len(set(reads)) == len(reads)
+
+
+def test_a_picture_larger_than_a_group_is_decoded_once_an_epoch(reads, monkeypatch):
+    monkeypatch.setattr(rgfl_data, "GROUP_PIXELS", 300_000)
+    tiles = Tiles(pictures_of((700, 700), (256, 256), (256, 256), (800, 800)), ("a",), SMALL, PLAIN, 0, 1)
+    in_order(tiles, 0)
+    assert sorted(reads) == ["P0", "P1", "P2", "P3"]
+
+
+def picture_of(tiles, order):
+    return [tiles.windows[index].picture for index in order]
+
+
+def test_windows_are_mixed_within_groups_that_change_from_epoch_to_epoch(monkeypatch):
+    monkeypatch.setattr(rgfl_data, "GROUP_PIXELS", 3 * 256 * 256)
+    tiles = Tiles(pictures_of(*[(256, 256)] * 12), ("a",), SMALL, PLAIN, 0)  # 4 windows a picture
+    together = []
+    for epoch in range(3):
+        order = tiles.order(epoch)
+        assert sorted(order) == list(range(48))
+        pictures = picture_of(tiles, order)
+        groups = [pictures[first : first + 12] for first in range(0, 48, 12)]
+        assert all(len(set(group)) == 3 for group in groups)
+        assert any(group != sorted(group, key=group.index) for group in groups)  # not picture after picture
+        together.append({frozenset(group) for group in groups})
+        np.testing.assert_array_equal(order, tiles.order(epoch))
+    assert together[0] != together[1] != together[2]
+
+
+def test_the_order_of_pictures_that_a_cache_holds_is_one_over_all_windows():
+    """Runs of small data keep the order that they had before there were groups."""
+    tiles = Tiles(pictures_of(*[(300, 400)] * 5, (128, 128)), ("a",), SMALL, PLAIN, 7)
+    for epoch in range(3):
+        np.testing.assert_array_equal(tiles.order(epoch), np.random.default_rng([7, epoch]).permutation(36))
+
+
+def test_pictures_of_one_window_are_mixed_with_all(monkeypatch):
+    """Tiles that were cut beforehand are decoded once an epoch in any order, and gain nothing by groups."""
+    monkeypatch.setattr(rgfl_data, "GROUP_PIXELS", 256 * 256)
+    cut = Tiles(pictures_of(*[(128, 128)] * 50, (256, 256)), ("a",), SMALL, PLAIN, 3)
+    np.testing.assert_array_equal(cut.order(1), np.random.default_rng([3, 1]).permutation(54))
+    both = Tiles(pictures_of(*[(128, 128)] * 50, *[(256, 256)] * 5), ("a",), SMALL, PLAIN, 3)
+    order = both.order(0)
+    assert sorted(order) == list(range(70))
+    large = [picture for picture in picture_of(both, order) if picture >= 50]
+    assert all(len(set(large[first : first + 4])) == 1 for first in range(0, 20, 4))
+    small = [place for place, picture in enumerate(picture_of(both, order)) if picture < 50]
+    assert np.ptp(small) > 60  # among the others
+
+
+def test_pictures_without_a_window_are_in_no_group(monkeypatch):
+    monkeypatch.setattr(rgfl_data, "GROUP_PIXELS", 256 * 256)
+    pictures = pictures_of(*[(256, 256)] * 6)
+    pictures[::2] = [dataclasses.replace(picture, objects=Objects.empty()) for picture in pictures[::2]]
+    grid = DataConfig(tile_size=128, stride=16, windows="grid")
+    tiles = Tiles(pictures, ("a",), grid, PLAIN, 0)
+    assert {window.picture for window in tiles.windows} == {1, 3, 5}
+    pictures = picture_of(tiles, tiles.order(0))
+    assert len(pictures) == 48
+    assert all(len(set(pictures[first : first + 16])) == 1 for first in range(0, 48, 16))
+
+
+def test_the_cache_that_groups_want(monkeypatch):
+    assert RunConfig().cache_mb * 10**6 > 3 * GROUP_PIXELS
+    one = Tiles(pictures_of((700, 700), (128, 128)), ("a",), SMALL, PLAIN, 0)
+    assert one.cache_wanted() == 2  # MB; the small picture has one window
+    monkeypatch.setattr(rgfl_data, "GROUP_PIXELS", 300_000)
+    assert one.cache_wanted() == 1
+    assert Tiles(pictures_of((128, 128)), ("a",), SMALL, PLAIN, 0).cache_wanted() == 0
 
 
 # -------------------------------------------------------------------------------------------- batches
 
 
+def one_each(count, seed):
+    """Tiles of so many windows."""
+    return Tiles(pictures_of(*[(128, 128)] * count), ("a",), SMALL, PLAIN, seed)
+
+
+@pytest.fixture
+def grouped(monkeypatch):
+    """Tiles of 11 windows in groups of some."""
+    monkeypatch.setattr(rgfl_data, "GROUP_PIXELS", 256 * 256)
+    return Tiles(pictures_of((256, 256), (256, 256), (128, 128), (128, 256)), ("a",), SMALL, PLAIN, 4)
+
+
 def test_each_epoch_sees_every_window_once_in_a_new_order():
-    keys = list(batches(10, 5, seed=0, start=0, stop=4))
+    keys = list(batches(one_each(10, seed=0), 5, start=0, stop=4))
     for epoch in range(2):
         seen = [key for batch in keys[2 * epoch : 2 * epoch + 2] for key in batch]
         assert sorted(seen) == [(epoch, index) for index in range(10)]
     assert [index for _, index in keys[0]] != [index for _, index in keys[2]]
 
 
-def test_batches_from_the_middle_are_those_of_the_whole():
-    whole = list(batches(11, 3, seed=4, start=0, stop=20))
-    for start in (1, 3, 7, 19):
-        assert list(batches(11, 3, seed=4, start=start, stop=20)) == whole[start:]
+def test_batches_from_the_middle_are_those_of_the_whole(grouped):
+    for tiles in (one_each(11, seed=4), grouped):
+        assert len(tiles) == 11
+        whole = list(batches(tiles, 3, start=0, stop=20))
+        for start in (1, 3, 7, 19):
+            there = pickle.loads(pickle.dumps(tiles))
+            assert list(batches(there, 3, start=start, stop=20)) == whole[start:]
 
 
 def test_fewer_windows_than_a_batch_repeat():
     assert steps_per_epoch(3, 8) == 1
-    (keys,) = batches(3, 8, seed=0, start=5, stop=6)
+    (keys,) = batches(one_each(3, seed=0), 8, start=5, stop=6)
     assert len(keys) == 8
     assert {index % 3 for _, index in keys} == {0, 1, 2}
     assert {epoch for epoch, _ in keys} == {5}
@@ -398,7 +681,7 @@ def test_fewer_windows_than_a_batch_repeat():
 def test_a_window_that_repeats_is_drawn_anew(folder):
     """With fewer windows than --batch, a batch held equal tiles."""
     tiles = tiles_of(folder, augment=BUSY)
-    (keys,) = batches(len(tiles), 2 * len(tiles), seed=0, start=0, stop=1)
+    (keys,) = batches(tiles, 2 * len(tiles), start=0, stop=1)
     drawn = [tiles[key] for key in keys]
     for index, (first, again) in enumerate(zip(drawn[: len(tiles)], drawn[len(tiles) :], strict=True)):
         assert keys[index + len(tiles)] == (0, keys[index][1] + len(tiles))
@@ -408,11 +691,12 @@ def test_a_window_that_repeats_is_drawn_anew(folder):
 
 
 @pytest.mark.parametrize("count", [11, 3])
-def test_ranks_see_together_what_one_sees(count):
-    whole = list(batches(count, 6, seed=4, start=2, stop=9))
-    shares = [list(batches(count, 6, seed=4, start=2, stop=9, rank=rank, ranks=3)) for rank in range(3)]
-    for step, keys in enumerate(zip(*shares, strict=True)):
-        assert [key for share in keys for key in share] == whole[step]
+def test_ranks_see_together_what_one_sees(count, grouped):
+    for tiles in (one_each(count, seed=4), grouped):
+        whole = list(batches(tiles, 6, start=2, stop=9))
+        shares = [list(batches(tiles, 6, start=2, stop=9, rank=rank, ranks=3)) for rank in range(3)]
+        for step, keys in enumerate(zip(*shares, strict=True)):
+            assert [key for share in keys for key in share] == whole[step]
 
 
 def assert_same_targets(found, expected):
@@ -470,6 +754,15 @@ def test_a_batch_travels_from_a_worker_as_one_tensor(counts):
     assert torch.equal(there.images, batch.images)
     assert there.names == batch.names
     assert_same_targets(there.targets, batch.targets)
+
+
+def test_tiles_of_groups_are_the_same_in_a_worker(reads, grouped):
+    """A mosaic's partners come from the group of its window, which a worker finds by itself."""
+    mosaics = Tiles(grouped.pictures, ("a",), SMALL, AugmentConfig(mosaic=1.0), 4, cache_mb=1)
+    mosaics.tile(0, 0)
+    there = pickle.loads(pickle.dumps(mosaics))
+    for key in [(3, 10), (0, 1), (3, 2), (3, 13)]:
+        np.testing.assert_array_equal(mosaics.tile(*key).boxes, there.tile(*key).boxes)
 
 
 def test_tiles_travel_to_a_worker_without_pixels_and_are_the_same_there(folder):

@@ -77,14 +77,48 @@ def test_classes_that_val_lacks_are_named_before_the_first_step(data, tmp_path, 
     assert "warning: val has no object that counts of ship, harbor: AP 0 in the means" in printed
 
 
-def test_images_too_large_for_the_cache_are_told(data, tmp_path, capsys):
+def test_a_cache_that_is_too_small_is_told(data, tmp_path, capsys):
     train = shutil.copytree(data, tmp_path / "data")
     assert cv2.imwrite(str(train / "train" / "images" / "0.png"), np.full((600, 700, 3), 60, np.uint8))
-    assert run(train, tmp_path / "out", "--epochs", "0.25", "--eval-every", "0", "--cache-mb", "1") == 0
-    told = (
-        "warning: 1 of the images do not fit into --cache-mb 1, such as 0 with 1.3 MB: each is decoded anew"
-    )
-    assert told in capsys.readouterr().out
+    flags = ["--epochs", "0.1", "--eval-every", "0", "--no-resume"]
+    told = "warning: --cache-mb 1 does not hold the images whose windows are mixed, and they are decoded"
+    assert run(train, tmp_path / "out", *flags, "--cache-mb", "1") == 0
+    assert f"{told} again and again: 2 do, in each of the --workers" in capsys.readouterr().out
+    for enough in ("2", "0"):  # without a cache nothing is kept, as was asked for
+        assert run(train, tmp_path / "out", *flags, "--cache-mb", enough) == 0
+        assert "--cache-mb" not in capsys.readouterr().out
+
+
+def test_classes_that_are_not_asked_for_are_left_out_and_told(data, tmp_path, capsys):
+    flags = ["--classes", "ship", "--epochs", "0.5", "--eval-every", "0.5"]
+    assert run(data, tmp_path, *flags) == 1
+    assert "unknown class 'plane'" in capsys.readouterr().err
+    assert run(data, tmp_path, *flags, "--ignore-unknown") == 0
+    planes = sum(path.read_text().count(" plane 0") for path in data.glob("*/labelTxt/*.txt"))
+    told = capsys.readouterr().out
+    assert f"left out, as their classes are not asked for: {planes} plane\n" in told
+    assert "on 2 full images in" in told
+    assert records(tmp_path, "eval")[0]["classes"].keys() == {"ship"}
+    assert run(data, tmp_path, "--epochs", "0.5", "--eval-every", "0.5") == 1
+    assert "was trained on other images, labels or classes" in capsys.readouterr().err
+
+
+def test_the_ap_of_tiles_is_not_called_that_of_full_images(data, tmp_path, capsys):
+    train = shutil.copytree(data, tmp_path / "data")
+    for path in [*(train / "val").glob("*/*.png"), *(train / "val").glob("*/*.txt")]:
+        path.rename(path.with_stem(f"{path.stem}__1__0___0"))
+    assert run(train, tmp_path / "out", "--epochs", "0.5", "--eval-every", "0.5") == 0
+    assert "on 2 unmerged tiles (not the official AP) in" in capsys.readouterr().out
+
+
+def test_a_start_from_weights_that_saw_other_values_is_warned_of(data, whole, tmp_path, capsys):
+    flags = ["--epochs", "0.25", "--eval-every", "0", "--start", str(whole / "best.pt")]
+    assert run(data, tmp_path / "same", *flags) == 0
+    assert "warning" not in capsys.readouterr().out
+    other = ["--mean", "0,0,0", "--std", "255,255,255", "--pad-value", "9,9,9"]
+    assert run(data, tmp_path / "other", *flags, *other) == 0
+    told = "was trained with --mean 127,127,127 --std 128,128,128 --pad-value 0,0,0: without them its weights"
+    assert f"warning: {whole / 'best.pt'} {told}" in capsys.readouterr().out
 
 
 def test_the_detector_of_a_run_is_slim_and_finds_through_its_spec(whole):
@@ -447,6 +481,7 @@ def test_waiting_for_tiles_is_told_once_with_what_helps(data, tmp_path, capsys, 
     told = capsys.readouterr().out
     assert told.count("of the time goes into waiting for tiles (data_wait_s in log.jsonl): use more") == 1
     assert "--workers (now 0)" in told
+    assert "cut train/ with rgfl.dota.tiling, not val/ (AP on tiles is not the official one)" in told
 
 
 def test_a_little_waiting_is_not_told():

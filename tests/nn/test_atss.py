@@ -81,6 +81,27 @@ def test_nearest_cells_equal_a_full_search(offset: float) -> None:
         torch.testing.assert_close(actual, expected, atol=1e-3, rtol=1e-6)
 
 
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+@pytest.mark.parametrize("count", [2, 9, 14])
+def test_nearest_cells_are_those_of_a_stable_sort(offset: float, count: int) -> None:
+    """Equal distances go to the lower index: with centres on points, edges and corners most are equal."""
+    rng = np.random.default_rng(count)
+    centres = torch.tensor(rng.uniform(-300, 600, (400, 2)), dtype=torch.float32)
+    centres[:200] = (centres[:200] / 4).round() * 4
+    centres[200:202] = torch.tensor([[float("nan"), 50.0], [1e30, 50.0]])
+    for level in LEVELS:
+        some = min(count, level.height * level.width)
+        index, exists = nearest_cells(centres, level, offset, some)
+        # In cells, as a multiple of the stride rounds otherwise.
+        x, y = torch.arange(level.width), torch.arange(level.height)
+        away = centres / level.stride - offset
+        squares = (y - away[:, 1:]).square()[:, :, None] + (x - away[:, :1]).square()[:, None]
+        ranked = squares.flatten(1).sort(dim=1, stable=True)
+        there = ranked.values[:, :some].isfinite()
+        assert torch.equal(exists, there)
+        assert torch.equal(index, ranked.indices[:, :some].masked_fill(~there, 0))
+
+
 def test_nothing_to_assign() -> None:
     for boxes in ([], [torch.zeros(0, 5)], [torch.zeros(0, 5)] * 3):
         found = atss(boxes, LEVELS, grids(0.5), offset=0.5, anchor_scale=8, topk=9)
