@@ -51,9 +51,12 @@ setup(
         "rgfl.plugins",
         "rgfl.trt_runtime",
     ],
+    # These and no others: by default setuptools takes along all that the sdist holds, and warns of each
+    # folder of C++ that it could be a package.
+    include_package_data=False,
     package_data={
         "rgfl": ["py.typed", "_core.pyi"],
-        "rgfl.plugins": ["lib/*.so", "core/*.hpp", "cuda/*", "tensorrt/*", "CMakeLists.txt"],
+        "rgfl.plugins": ["core/*.hpp", "cuda/*", "tensorrt/*", "CMakeLists.txt"],
     },
     ext_modules=[
         Pybind11Extension(

@@ -5,6 +5,7 @@ All histograms of a calibration are kept in a file, which serves only the very s
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import math
@@ -242,7 +243,20 @@ def calibration_key(model_bytes: bytes, images: Mapping[str, Path], tensors: Seq
 
 
 def load_cache(path: Path, key: str) -> tuple[dict[str, Histogram], int] | None:
-    """Histograms of exactly this calibration, or None: another one, damaged or absent."""
+    """Histograms of exactly this calibration, or None: another one, damaged or absent.
+
+    Raises:
+        InputError: the file is none of `save_cache`, which would replace it.
+    """
+    try:
+        with path.open("rb") as file:
+            foreign = file.read(2) not in (b"PK", b"")
+        with contextlib.suppress(ValueError, EOFError, zipfile.BadZipFile), np.load(path) as stored:
+            foreign |= "key" not in stored
+    except OSError:
+        return None
+    if foreign:
+        raise errors.InputError(f"{path}: no cache of export/quantize.py; give --cache another name")
     try:
         with np.load(path, allow_pickle=False) as stored:
             if str(stored["key"]) != key:

@@ -138,25 +138,38 @@ def load(path: Path, *, weights: bool = True) -> onnx.ModelProto:
     if not model.graph.node:
         raise ModelError(f"{path}: no ONNX model (it has no nodes)")
     if weights:
-        _load_weights(model, path)
+        load_weights(model, path)
     return model
 
 
-def _load_weights(model: onnx.ModelProto, path: Path) -> None:
-    """Read weights that lie beside `path` into `model`."""
-    import onnx
+def weight_files(model: onnx.ModelProto, path: Path) -> list[Path]:
+    """Files beside `path` that hold weights which are not yet loaded into `model`; by name."""
     from onnx import external_data_helper as external
 
     outside = [tensor for tensor in model.graph.initializer if external.uses_external_data(tensor)]
-    for name in sorted({external.ExternalDataInfo(tensor).location for tensor in outside}):
-        if not (path.parent / name).is_file():
-            raise ModelError(
-                f"{path}: its weights lie in {path.parent / name}, which is missing; copy it there"
-            )
+    return [
+        path.parent / name
+        for name in sorted({external.ExternalDataInfo(tensor).location for tensor in outside})
+    ]
+
+
+def load_weights(model: onnx.ModelProto, path: Path) -> None:
+    """Read weights that lie beside `path` into `model`; ModelError as in `load`."""
+    import onnx
+    from onnx import external_data_helper as external
+
+    for file in weight_files(model, path):
+        if not file.is_file():
+            raise ModelError(f"{path}: its weights lie in {file}, which is missing; copy it there")
     try:
         external.load_external_data_for_model(model, str(path.parent))
     except (onnx.checker.ValidationError, ValueError) as error:
         raise ModelError(f"{path}: its weights cannot be read ({errors.one_line(error)})") from error
+
+
+def input_shape(model: onnx.ModelProto) -> tuple[int, ...]:
+    """Of `images`, without the batch: (H, W, 3) of uint8, or (3, H, W) of float32."""
+    return tuple(dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim)[1:]
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
@@ -661,8 +674,10 @@ def edit(arguments: argparse.Namespace) -> int:
         raise errors.InputError("nothing to do; give --fp16, --rounding, --nms or --no-nms")
     if arguments.out.suffix.lower() != ".onnx":
         raise errors.InputError(f"--out {arguments.out}: expected a file name that ends in .onnx")
-    errors.new_file(arguments.out, "--out")
-    model = load(arguments.model)
+    errors.new_file(arguments.out, "--out", [arguments.model])
+    model = load(arguments.model, weights=False)
+    errors.none_of(arguments.out, "--out", weight_files(model, arguments.model))
+    load_weights(model, arguments.model)
     try:
         read_spec(model)
         keep = [pattern for pattern in arguments.keep_fp32.split(",") if pattern]

@@ -113,7 +113,7 @@ def convert(arguments: argparse.Namespace) -> int:
     """The command behind `main`, with parsed arguments."""
     if arguments.out.suffix.lower() != ".onnx":
         raise errors.InputError(f"--out {arguments.out}: expected a name that ends in .onnx")
-    errors.new_file(arguments.out, "--out")
+    errors.new_file(arguments.out, "--out", [arguments.checkpoint])
     from rgfl.trt_runtime.pipeline import find_scenes
     from rgfl.trt_runtime.runners import recognise
 

@@ -173,36 +173,71 @@ class Built:
     timing_cache: bytes | None = None
 
 
-def build_plan(
+@dataclass(frozen=True)
+class Workshop:
+    """TensorRT ready to build: what it refuses of the options alone is refused when this is made.
+
+    Attributes:
+        api: the TensorRT that builds.
+        options: batch sizes and switches.
+        plugin: library of RotatedNMS, for models with such a node.
+        log, builder, config: TensorRT's objects.
+    """
+
+    api: Api
+    options: BuildOptions
+    plugin: Path | None
+    log: Any
+    builder: Any
+    config: Any
+
+
+def open_workshop(
     api: Api,
-    model: onnx.ModelProto,
     options: BuildOptions,
+    input_shape: tuple[int, ...],
     *,
     plugin: Path | None = None,
     gpu: Gpu | None = None,
     verbose: bool = False,
-) -> Built:
+) -> Workshop:
+    """What `build_plan` builds with.
+
+    Args:
+        api, options, plugin: as in `Workshop`.
+        input_shape: of the model's input, without the batch.
+        gpu: the one that will run the engine, where it is here.
+        verbose: TensorRT's whole log to stderr.
+
+    Raises:
+        ModelError: TensorRT makes no builder here, or cannot load `plugin`.
+        InputError: it does not take the options, such as a timing cache of another version.
+    """
+    from rgfl.export import tensorrt_api
+
+    log = api.new_logger(verbose)
+    builder = tensorrt_api.made(api, log, "a builder", lambda: api.trt.Builder(log))
+    if plugin is not None:
+        tensorrt_api.load_plugin(api, builder.get_plugin_registry(), plugin)
+    config = tensorrt_api.configure(api, builder, options, input_shape, plugin, gpu)
+    return Workshop(api, options, plugin, log, builder, config)
+
+
+def build_plan(workshop: Workshop, model: onnx.ModelProto) -> Built:
     """The engine, which is yet to be written.
 
     Args:
-        api: the TensorRT that builds.
-        model: typed; with a RotatedNMS node where `plugin` is given.
-        options: batch sizes and switches.
-        plugin: library of RotatedNMS.
-        gpu: the one that will run it, where it is here.
-        verbose: TensorRT's whole log to stderr.
+        workshop: opened for the shape of `model`'s input.
+        model: typed; with a RotatedNMS node where the workshop has the plugin.
 
     Raises:
         ModelError: TensorRT refuses the model, or the engine does not carry the spec.
     """
     from rgfl.export import graph, tensorrt_api
 
+    api, log, config = workshop.api, workshop.log, workshop.config
     spec = graph.read_spec(model)
-    log = api.new_logger(verbose)
-    builder = tensorrt_api.made(api, log, "a builder", lambda: api.trt.Builder(log))
-    if plugin is not None:
-        tensorrt_api.load_plugin(api, builder.get_plugin_registry(), plugin)
-    network = api.new_network(builder)
+    network = api.new_network(workshop.builder)
     parser = api.trt.OnnxParser(network, log)
     if not parser.parse(model.SerializeToString()):
         raise ModelError(f"{api} cannot read the graph: {_parser_errors(parser)}")
@@ -210,21 +245,19 @@ def build_plan(
     network.name = spec.to_json()
     if network.name != spec.to_json():
         raise ModelError(f"{api} does not take the spec as the network's name: {log.errors()}")
-    shape = tuple(dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim)[1:]
-    config = tensorrt_api.configure(api, builder, options, shape, plugin, gpu)
     progress = api.new_progress()
     config.progress_monitor = progress
     layers = tensorrt_api.network_layers(network)
 
-    plan = _interruptible(progress, lambda: builder.build_serialized_network(network, config))
+    plan = _interruptible(progress, lambda: workshop.builder.build_serialized_network(network, config))
     if plan is None:
         raise ModelError(f"{api} cannot build the engine: {log.errors()}")
     data = bytes(plan)
     timing = None
-    if options.timing_cache is not None:
+    if workshop.options.timing_cache is not None:
         timing = bytes(config.get_timing_cache().serialize())
     if api.name == "tensorrt":
-        return Built(data, _read_back(api, log, data, spec, options, plugin), timing)
+        return Built(data, _read_back(workshop, data, spec) or layers, timing)
     if spec.to_json().encode() not in data:  # reading it back through an engine needs a GPU
         raise ModelError(f"{api} left the spec out of the engine; nothing was written")
     layers.generated = tensorrt_api.generated_kernels(data)
@@ -263,15 +296,15 @@ def _parser_errors(parser: Any) -> str:
     )
 
 
-def _read_back(
-    api: Api, log: Any, data: bytes, spec: DetectorSpec, options: BuildOptions, plugin: Path | None
-) -> Layers:
-    """The layers of the engine in `data`, whose name and outputs must be right. Needs a GPU."""
+def _read_back(workshop: Workshop, data: bytes, spec: DetectorSpec) -> Layers | None:
+    """The layers of the engine in `data`, whose name and outputs must be right; None where the inspector's
+    answer cannot be read, which costs no engine. Needs a GPU."""
     from rgfl.export import tensorrt_api
     from rgfl.trt_runtime.runners import INPUT_NAME, NMS_OUTPUTS
 
+    api, log, plugin = workshop.api, workshop.log, workshop.plugin
     runtime = tensorrt_api.made(api, log, "a runtime", lambda: api.trt.Runtime(log))
-    if options.version_compatible:  # the engine brings its plugin along
+    if workshop.options.version_compatible:  # the engine brings its plugin along
         runtime.engine_host_code_allowed = True
     elif plugin is not None:  # a runtime has a registry of its own, which knows nothing of the builder's
         tensorrt_api.load_plugin(api, runtime.get_plugin_registry(), plugin)
@@ -283,7 +316,10 @@ def _read_back(
     names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
     if names != {INPUT_NAME, *NMS_OUTPUTS}:
         raise ModelError(f"the engine's tensors are {sorted(names)}; nothing was written")
-    return tensorrt_api.engine_layers(api, engine)
+    try:
+        return tensorrt_api.engine_layers(api, engine)
+    except ValueError:
+        return None
 
 
 # --- command ---------------------------------------------------------------------------------------------
@@ -371,11 +407,11 @@ def convert(arguments: argparse.Namespace) -> int:
     out = arguments.out or _default_out(path, arguments)
     if out.suffix.lower() not in (".engine", ".plan"):
         raise InputError(f"--out {out}: expected a file name that ends in .engine")
-    errors.new_file(out, "--out")
+    errors.new_file(out, "--out", [path])
     if options.timing_cache is not None:
-        errors.cache_file(options.timing_cache, "--timing-cache")
+        errors.cache_file(options.timing_cache, "--timing-cache", [path, out])
     try:
-        model = graph.load(path)
+        model = graph.load(path, weights=False)
         graph.read_spec(model)
     except ValueError as error:
         raise ModelError(_named(path, error)) from error
@@ -391,20 +427,21 @@ def convert(arguments: argparse.Namespace) -> int:
         for note in tensorrt_api.rtx_notes(gpu, arguments.int8):
             print(f"note: {note}")
     plugin = rgfl.plugins.library() if api.has_plugins else None
-    if plugin is not None:
-        tensorrt_api.map_plugin(plugin)
 
     keep = [pattern for pattern in arguments.keep_fp32.split(",") if pattern]
     try:
         if api.has_plugins and not graph.has_nms(model):
             graph.check_outputs(model)
+        workshop = open_workshop(
+            api, options, graph.input_shape(model), plugin=plugin, gpu=gpu, verbose=arguments.verbose
+        )
         model = typed_model(
             path, fp16=arguments.fp16 or arguments.int8, calibration=arguments.calib, keep_fp32=keep
         )
         if api.has_plugins:
             model = graph.add_nms(model)
         started = time.perf_counter()
-        built = build_plan(api, model, options, plugin=plugin, gpu=gpu, verbose=arguments.verbose)
+        built = build_plan(workshop, model)
     except ModelError as error:
         raise ModelError(_named(path, error)) from error
     seconds = time.perf_counter() - started

@@ -478,6 +478,7 @@ def detection_tiles(spec: DetectorSpec, count: int, images: Path | None) -> NDAr
         places = windows(image.shape[0], image.shape[1], size, default_stride(size))
         share = -(-(count - len(cut)) // (len(paths) - index))  # of what is left, rounded up
         cut += [crop(image, x, y, size, spec.pad_value) for x, y in places[:share]]
+        del image  # before the next one is read
     return np.stack(cut)
 
 

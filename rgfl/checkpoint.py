@@ -24,12 +24,12 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from rgfl.nn.config import ModelConfig
 from rgfl.spec import DetectorSpec, SpecError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch takes seconds to import: not for --help
+    import torch
+
     from rgfl.nn.detector import Detector
 
 FORMAT = "rgfl-checkpoint 1"
@@ -52,6 +52,8 @@ def save(
 
     `training` may hold tensors, numbers, strings, None, and lists, tuples and dicts of them.
     """
+    import torch
+
     path = Path(path)
     # The weights are here, so nobody who reads the file needs to fetch ImageNet's.
     model = dataclasses.replace(model, pretrained=False, weights="")
@@ -67,11 +69,15 @@ def save(
     path.parent.mkdir(parents=True, exist_ok=True)
     # A fixed hidden name: what a kill leaves behind, the next save overwrites.
     temporary = path.with_name(f".{path.name}.partial")
-    with open(temporary, "wb") as file:
-        torch.save(record, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(record, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def load(path: Path | str, map_location: str | torch.device = "cpu") -> dict[str, Any]:
@@ -80,6 +86,8 @@ def load(path: Path | str, map_location: str | torch.device = "cpu") -> dict[str
     Raises:
         CheckpointError: no such file, not a checkpoint, cut off, foreign, or of another version.
     """
+    import torch
+
     path = Path(path)
     if path.is_dir():
         raise CheckpointError(f"{path}: is a folder; expected a checkpoint such as {path / 'best.pt'}")

@@ -435,7 +435,7 @@ def look(run: Path, data: Path, weights: Path, images: int | None, device: str) 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 drawn, 1 cannot (one line says why)."""
+    """Exit code: 0 drawn, 2 cannot (one line says why), 130 on Ctrl-C."""
     parser = argparse.ArgumentParser(
         prog="python -m rgfl.page",
         description="Draw a training as one HTML file, RUN/page.html. Without --data from its log alone; "
@@ -453,24 +453,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.images is not None and arguments.images < 0:
         parser.error(f"--images: expected 0 (all) or more, got {arguments.images}")
-    if not arguments.data:
-        try:
-            print(write(arguments.run))
-        except (PageError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-        return 0
-
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see rgfl/train.py
-    from rgfl.loop import ERRORS
-
+    told: tuple[type[Exception], ...] = (PageError, OSError)
+    evaluation = None
     try:
-        weights = arguments.weights or arguments.run / "best.pt"
-        evaluation = look(arguments.run, arguments.data, weights, arguments.images, arguments.device)
+        read_log(arguments.run)
+        if not os.access(arguments.run, os.W_OK):
+            raise PageError(f"{arguments.run / PAGE}: the folder cannot be written to")
+        if arguments.data:
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see rgfl/train.py
+            from rgfl.loop import ERRORS
+
+            told += ERRORS
+            weights = arguments.weights or arguments.run / "best.pt"
+            evaluation = look(arguments.run, arguments.data, weights, arguments.images, arguments.device)
         print(write(arguments.run, evaluation))
-    except (*ERRORS, PageError, OSError) as error:
+    except KeyboardInterrupt:
+        print("interrupted; the page is as it was", file=sys.stderr)
+        return 130
+    except ModuleNotFoundError as error:
+        print(f"error: --data needs {error.name}: pip install 'rgfl[train]'", file=sys.stderr)
+        return 2
+    except told as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     return 0
 
 

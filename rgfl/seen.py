@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from rgfl import boxes, geometry
 from rgfl.detections import Detections
 from rgfl.dota import mistakes
-from rgfl.dota.images import read_image
 from rgfl.dota.mistakes import Verdicts
 
 if TYPE_CHECKING:  # both import torch
@@ -230,7 +229,7 @@ def _render(
     """A figure for each scene, in their order; every image is read once."""
     figures: dict[int, str] = {}
     for name in dict.fromkeys(scene.image for scene in scenes):
-        image = read_image(pictures[name].path)
+        image = pictures[name].read()
         for place, scene in enumerate(scenes):
             if scene.image == name:
                 x, y, width, height = scene.window

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from rgfl.data import Picture
 from rgfl.detections import Detections, Infer
 from rgfl.dota.average_precision import Result, evaluate_detections
-from rgfl.dota.images import read_image
 from rgfl.dota.labels import version_of
 from rgfl.dota.merge import NotFiniteError, detect
 from rgfl.recipes import EvaluationConfig
@@ -33,15 +32,15 @@ def find(
 
     Raises:
         TrainingError: a detection in an image is NaN or infinite.
+        ImageError: an image cannot be read, or is not of the size that its labels were read for.
     """
     found = {}
     for picture in pictures:
         if stopped():
             return None
-        image = read_image(picture.path)
         try:
             found[picture.name] = detect(
-                image,
+                picture.read(),  # without a name of its own: it goes before the next one is read
                 infer,
                 size=config.test_size,
                 stride=config.test_stride,
@@ -68,7 +67,7 @@ def without_truth(pictures: Sequence[Picture], spec: DetectorSpec) -> list[str]:
 
 def over_labels(picture: Picture, found: Detections, classes: Sequence[str]) -> NDArray[np.uint8]:
     """What was found over what is labelled, for a look while training: at most 1024 pixels a side."""
-    drawn = draw_picture(read_image(picture.path), found, tuple(classes), truth=picture.objects)
+    drawn = draw_picture(picture.read(), found, tuple(classes), truth=picture.objects)
     scale = LONGEST_SIDE / max(drawn.shape[:2])
     if scale >= 1:
         return drawn

@@ -112,6 +112,7 @@ def test_a_save_that_fails_leaves_the_old_file(path, detector):
         save(path, SPEC, CONFIG, detector.state_dict(), result={"function": lambda: 0})
     assert path.read_bytes() == before
     assert load_detector(path)
+    assert list(path.parent.iterdir()) == [path]  # no half of a new one
 
 
 def test_a_kill_while_saving_leaves_a_whole_file(path):

@@ -1,9 +1,12 @@
 """Files of the original repository become checkpoints, number by number, and nothing in them runs."""
 
 import dataclasses
+import functools
 import os
 import pickle
 import re
+import subprocess
+import sys
 from collections import OrderedDict
 
 import numpy as np
@@ -203,3 +206,45 @@ def test_classes_are_dota_s_where_the_file_is_silent(state, tmp_path):
     imported = foreign.import_detector(write(tmp_path / "x.pth", state, {}))
     assert imported.detector.spec.classes == CLASSES["1.0"]
     assert imported.unused == imported.stand_ins == []
+
+
+def test_what_keeps_a_checkpoint_from_being_written_is_one_line(detector, tmp_path, capsys):
+    file = write(tmp_path / "a.pth", their_state(detector))
+    (tmp_path / "folder.pt").mkdir()
+    before = sorted(tmp_path.iterdir())
+    for source, out, message in (
+        (file, tmp_path / "folder.pt", "expected a file, this is a directory"),
+        (tmp_path / "none.pth", tmp_path / "folder.pt" / "o.pt", "none.pth: cannot be read"),
+        (file, file / "o.pt", str(file)),
+    ):
+        assert foreign.main(["import", str(source), "--out", str(out)]) == 2
+        shown = capsys.readouterr().err
+        assert message in shown
+        assert shown.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_ctrl_c_is_one_line(tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(foreign, "import_detector", interrupted)
+    assert foreign.main(["import", "a.pth", "--out", str(tmp_path / "o.pt")]) == 130
+    assert capsys.readouterr().err == "interrupted; nothing was written\n"
+
+
+def test_help_needs_no_torch():
+    """It took seconds, and without torch it was a traceback."""
+    code = (
+        "import runpy, sys\n"
+        "sys.modules['torch'] = None\n"
+        "sys.argv = ['rgfl.checkpoint', 'import', {}]\n"
+        "runpy.run_module('rgfl.checkpoint', run_name='__main__')\n"
+    )
+    run = functools.partial(subprocess.run, capture_output=True, text=True, check=False)
+    done = run([sys.executable, "-c", code.format("'--help'")])
+    assert done.returncode == 0, done.stderr
+    assert "best.pt" in done.stdout
+    done = run([sys.executable, "-c", code.format("'a.pth', '--out', 'o.pt'")])
+    assert done.returncode == 2
+    assert done.stderr == "error: this needs torch: pip install 'rgfl[train]'\n"

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import tracemalloc
 import warnings
 
 import cv2
@@ -278,6 +279,22 @@ def test_the_directory_from_the_file_alone(tmp_path, order, big):
     for broken in (b"", b"II", b"II*\0", b"\x89PNG\r\n"):
         with pytest.raises(tiff.TiffError):
             tiff.read_file(written(tmp_path, broken))
+
+
+@pytest.mark.parametrize(("depth", "planar", "most"), [(8, 1, 2), (16, 1, 2.5), (16, 2, 3)])
+def test_a_large_tiff_is_not_copied(tmp_path, depth, planar, most):
+    """With a directory in front of OpenCV's there was a second copy of the file: 1.2 GB of a large scene."""
+    pixels = noise(3, depth, size=(800, 900))
+    path = written(tmp_path, tiff_bytes(pixels, 1, planar=planar, rows=64))
+    read_image(path)
+    tracemalloc.start()
+    try:
+        assert read_image(path).nbytes == pixels.size
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # The file, the image; of 16 bits also what becomes of it, or a band that is read as three.
+    assert peak < 1.1 * most * pixels.nbytes
 
 
 def test_a_name_that_is_no_text_is_refused(tmp_path):

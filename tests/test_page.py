@@ -390,13 +390,32 @@ def test_the_command_evaluates_and_draws(tmp_path, tiny_checkpoint, tiny_scenes,
 
 
 def test_a_folder_without_a_log_is_told_in_one_line(tmp_path, capsys):
-    assert page.main([str(tmp_path)]) == 1
+    assert page.main([str(tmp_path)]) == 2
     assert capsys.readouterr().err == (
         f"error: {tmp_path / 'log.jsonl'}: no such file; expected the folder of a training (its --out)\n"
     )
     make_log(tmp_path)
-    assert page.main([str(tmp_path), "--data", str(tmp_path)]) == 1
+    assert page.main([str(tmp_path), "--data", str(tmp_path)]) == 2
     assert "best.pt: cannot be read" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_an_evaluation(tmp_path, capsys, monkeypatch):
+    make_log(tmp_path)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    monkeypatch.setattr(page, "look", lambda *_: pytest.fail("evaluated first"))
+    assert page.main([str(tmp_path), "--data", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == (f"error: {tmp_path / 'page.html'}: the folder cannot be written to\n")
+
+
+def test_ctrl_c_is_one_line(tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    make_log(tmp_path)
+    monkeypatch.setattr(page, "look", interrupted)
+    assert page.main([str(tmp_path), "--data", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "interrupted; the page is as it was\n"
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_drawing_from_the_log_needs_no_torch(tmp_path):

@@ -226,14 +226,13 @@ def benchmark(arguments: argparse.Namespace) -> int:
         if getattr(arguments, flag) < least:
             raise errors.InputError(f"--{flag} {getattr(arguments, flag)}: expected {least} or more")
     batches = errors.positive_integers(arguments.batch, "--batch")
+    keep = list(arguments.model)
     for flag in ("json", "markdown"):  # told now and not after minutes of timing
         if path := getattr(arguments, flag):
-            errors.new_file(path, f"--{flag}")
-    busy = machine.hardware().get("load_average", 0.0)
-    if busy > 1:
-        print(f"bench: note: the machine is busy (load {busy:g} before the start)", file=sys.stderr)
+            keep.append(errors.new_file(path, f"--{flag}", keep))
     if arguments.images:
         errors.existing_directory(arguments.images, "--images")
+    busy = machine.hardware().get("load_average", 0.0)
 
     from rgfl.trt_runtime.runners import load_runner
 
@@ -243,6 +242,8 @@ def benchmark(arguments: argparse.Namespace) -> int:
         for path in arguments.model:
             runners.append(load_runner(path, device=arguments.device, threads=arguments.threads))
             print(f"{runners[-1].name}: {runners[-1].reason}", file=sys.stderr)
+        if busy > 1:
+            print(f"bench: note: the machine is busy (load {busy:g} before the start)", file=sys.stderr)
         results = measure(
             runners,
             batches,

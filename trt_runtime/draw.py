@@ -53,10 +53,11 @@ def picture(
     from rgfl.boxes import to_quads
 
     scale = min(1.0, LONGEST_SIDE / max(image.shape[:2]))
-    canvas = image.copy()
     if scale < 1:
         size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
         canvas = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+    else:
+        canvas = image.copy()
     thickness = 1 if max(canvas.shape[:2]) < 1200 else 2
     colours = palette(len(classes))
     if truth is not None:

@@ -139,7 +139,8 @@ class Engine:
         for index in range(self._engine.num_io_tensors):
             name = self._engine.get_tensor_name(index)
             kind = self._engine.get_tensor_dtype(name).name
-            shape = tuple(map(int, self._engine.get_tensor_shape(name)))
+            # The batch is a number here where the profile allows no other; `batch` says which it allows.
+            shape = (-1, *map(int, self._engine.get_tensor_shape(name)[1:]))
             tensors[name] = Tensor(shape, TYPES.get(kind, kind.lower()))
         return tensors
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from rgfl import atomic
@@ -17,6 +17,18 @@ class ModelError(ValueError):
 
 class InputError(ValueError):
     """Images, labels or flags that do not fit together."""
+
+
+# What an installation without the extra lacks, by the name that is imported.
+EXTRAS = {
+    "torch": "train",
+    "timm": "train",
+    "matplotlib": "train",
+    "onnx": "export",
+    "onnx_graphsurgeon": "export",
+    "onnxruntime": "export",
+    "onnxscript": "export",
+}
 
 
 def user_errors() -> tuple[type[Exception], ...]:
@@ -37,6 +49,14 @@ def run(program: str, command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print(f"\n{program}: interrupted", file=sys.stderr)
         return 130
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        if name not in EXTRAS:
+            raise
+        print(
+            f"{program}: error: {name} is not installed: pip install 'rgfl[{EXTRAS[name]}]'", file=sys.stderr
+        )
+        return 2
     except Exception as error:
         if not isinstance(error, user_errors()):
             raise
@@ -60,17 +80,33 @@ def existing_directory(path: Path, flag: str) -> Path:
     return path
 
 
-def new_file(path: Path, flag: str) -> Path:
-    """`path`, under which a file can be written; asked before hours of work, not after."""
+def new_file(path: Path, flag: str, keep: Iterable[Path] = ()) -> Path:
+    """`path`, under which a file can be written; asked before hours of work, not after.
+
+    Args:
+        keep: files that the command reads, or writes besides: `path` must be none of them.
+    """
     if path.is_dir():
         raise InputError(f"{flag} {path}: expected a file, this is a directory")
     new_directory(path.parent, flag)
+    return none_of(path, flag, keep)
+
+
+def none_of(path: Path, flag: str, keep: Iterable[Path]) -> Path:
+    """`path`, under which none of the files `keep` lies: not by another spelling, nor through a link."""
+    for other in keep:
+        linked = path.exists() and other.exists() and path.samefile(other)
+        if linked or os.path.realpath(path) == os.path.realpath(other):
+            raise InputError(
+                f"{flag} {path}: the same file as {other}, which this command reads or writes too; "
+                "choose another name"
+            )
     return path
 
 
-def cache_file(path: Path, flag: str) -> Path:
-    """`path`, which can be read, or a file can be written under it."""
-    return path if path.is_file() else new_file(path, flag)
+def cache_file(path: Path, flag: str, keep: Iterable[Path] = ()) -> Path:
+    """`path`, which can be read, or a file can be written under it; none of `keep`."""
+    return none_of(path, flag, keep) if path.is_file() else new_file(path, flag, keep)
 
 
 def write_cache(path: Path, data: bytes, cost: str) -> None:
@@ -92,6 +128,20 @@ def new_directory(path: Path, flag: str) -> Path:
                 raise InputError(f"{flag} {path}: {folder} cannot be written to")
             break
     return path
+
+
+def picture_directory(path: Path, flag: str, images: Path) -> Path:
+    """`path`, a directory for pictures that are called after images, of which none may replace one.
+
+    Args:
+        images: the folder that they are read from, or one of them.
+    """
+    folder = images if images.is_dir() else images.parent
+    if os.path.realpath(path) == os.path.realpath(folder):
+        raise InputError(
+            f"{flag} {path}: the images lie there, and pictures could replace them; choose another"
+        )
+    return new_directory(path, flag)
 
 
 def positive_integers(text: str, flag: str) -> list[int]:

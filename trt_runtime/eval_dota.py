@@ -90,11 +90,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """The command behind `main`, with parsed arguments."""
+    keep = [arguments.model] if arguments.model else []
     for flag in ("json", "submission"):
         if path := getattr(arguments, flag):
-            errors.new_file(path, f"--{flag}")
-    if arguments.draw:
-        errors.new_directory(arguments.draw, "--draw")
+            keep.append(errors.new_file(path, f"--{flag}", keep))
+    if arguments.draw and arguments.images:
+        errors.picture_directory(arguments.draw, "--draw", arguments.images)
     return evaluate_files(arguments) if arguments.task1 else evaluate_model(arguments)
 
 
@@ -156,6 +157,8 @@ def evaluate_model(arguments: argparse.Namespace) -> int:
         raise errors.InputError(f"--draw-limit {arguments.draw_limit}: expected 0 or more")
     check_model_arguments(arguments)
     images = find_scenes(arguments.images)
+    if arguments.labels:
+        errors.existing_directory(arguments.labels, "--labels")
 
     from rgfl.trt_runtime import machine
     from rgfl.trt_runtime.runners import load_runner

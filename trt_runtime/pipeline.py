@@ -3,8 +3,9 @@
     python trt_runtime/pipeline.py --model model.onnx --images scenes/ --out found/
 
 Tiles of several scenes share a batch, so small images fill it too. Memory is bounded: the reader
-stops when two batches wait, and a scene is let go when its last tile is merged. The result is that of
-rgfl.dota.merge.detect.
+stops when two batches wait, and a scene's pixels are let go when the next scene is asked for. Of large
+scenes two are held at a time: the one that is inferred or drawn, and the one that is being read. The result
+is that of rgfl.dota.merge.detect.
 """
 
 from __future__ import annotations
@@ -75,13 +76,14 @@ class Scene:
 
     Attributes:
         name: file name without extension.
-        image: (H, W, 3) uint8 RGB.
+        image: (H, W, 3) uint8 RGB; empty once the next scene is asked for.
+        windows: tiles that it is cut into.
         detections: merged, in pixels of the image; set when the scene is done.
     """
 
     name: str
     image: NDArray[np.uint8]
-    windows: int
+    windows: int = 0
     detections: Detections = field(default_factory=Detections.empty)
     parts: list[Any] = field(default_factory=list)
 
@@ -150,6 +152,7 @@ def stream(
                     timing.images += 1
                     timing.total = time.perf_counter() - started
                     yield scene
+                    scene.image = np.empty((0, 0, 3), np.uint8)  # whoever still holds the scene
 
     try:
         with ThreadPoolExecutor(1, "rgfl-nms") as pool:
@@ -213,12 +216,12 @@ def _read(
     try:
         for name, path in images.items():
             reading = time.perf_counter()
-            image = read_image(path)
+            scene = Scene(name, read_image(path))
             timing.read += time.perf_counter() - reading
-            places = windows(image.shape[0], image.shape[1], size, stride)
-            scene = Scene(name, image, len(places))
+            places = windows(scene.image.shape[0], scene.image.shape[1], size, stride)
+            scene.windows = len(places)
             for x, y in places:
-                tiles.append(crop(image, x, y, size, runner.spec.pad_value))
+                tiles.append(crop(scene.image, x, y, size, runner.spec.pad_value))
                 owners.append((scene, x, y))
                 if len(tiles) == batch and not flush():
                     return
@@ -380,6 +383,7 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
     check_names(scenes)
     places = find_places(scenes)
     errors.new_directory(arguments.out, "--out")
+    pictures = errors.picture_directory(arguments.out / "pictures", "--out", arguments.images)
 
     from tqdm import tqdm
 
@@ -395,8 +399,8 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
         say_places(scenes, places)
         print(f"{runner.name}: {runner.reason}", file=sys.stderr)
         done = stream(runner, scenes, stride=arguments.stride, batch=arguments.batch, timing=timing)
-        (arguments.out / "geojson").mkdir(parents=True, exist_ok=True)
         for scene in tqdm(done, total=len(scenes), unit="scene"):
+            (arguments.out / "geojson").mkdir(parents=True, exist_ok=True)
             found[scene.name] = scene.detections
             collection = geojson(scene.name, scene.detections, classes)
             atomic.write_text(arguments.out / "geojson" / f"{scene.name}.geojson", json.dumps(collection))
@@ -408,7 +412,7 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
             counts[scene.name] = {name: n for name, n in zip(classes, numbers, strict=True) if n}
             if arguments.pictures:
                 picture = draw.picture(scene.image, scene.detections, classes, min_score=arguments.score)
-                draw.save(picture, arguments.out / "pictures" / f"{scene.name}.jpg")
+                draw.save(picture, pictures / f"{scene.name}.jpg")
         write_task1(arguments.out, found, classes)
         record = {
             "model": runner.describe(),

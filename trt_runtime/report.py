@@ -123,7 +123,10 @@ def plot(rows: list[Row], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+    if path.suffix.lower().removeprefix(".") not in FigureCanvasAgg.get_supported_filetypes():
+        raise errors.InputError(f"--plot {path}: expected a file name that ends in .png, .svg or .pdf")
     points: dict[str, tuple[float, float, int]] = {}
     for row in rows:
         if row.score and row.speed:
@@ -192,6 +195,10 @@ def report(arguments: argparse.Namespace) -> int:
     """The command behind `main`, with parsed arguments."""
     if not (arguments.eval or arguments.bench or arguments.engine):
         raise errors.InputError("nothing to report: give --eval and --bench files")
+    keep = [*arguments.eval, *arguments.bench, *arguments.engine]
+    keep.append(errors.new_file(arguments.out, "--out", keep))
+    if arguments.plot:
+        errors.new_file(arguments.plot, "--plot", keep)
     evaluations = [_read(path, ("model", "ap50"), "eval_dota.py --model") for path in arguments.eval]
     benchmarks = [_read(path, ("results", "hardware"), "bench.py") for path in arguments.bench]
     rows = merge(evaluations, benchmarks, [_engine(path) for path in arguments.engine])

@@ -205,13 +205,21 @@ class OnnxRunner(Runner):
         # ONNX Runtime's own default, but named, so that a result file can say it.
         self._threads = threads or physical_cores()
         options.intra_op_num_threads = self._threads
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # ONNX Runtime raises its own classes, one per status code
-            raise ModelError(
-                f"{path}: ONNX Runtime cannot load it ({_shortened(error)}); "
-                "write it anew with export/to_onnx.py"
-            ) from error
+
+        def load() -> Any:
+            try:
+                return onnxruntime.InferenceSession(str(path), options, providers=providers)
+            except Exception as error:  # ONNX Runtime raises its own classes, one per status code
+                raise ModelError(
+                    f"{path}: ONNX Runtime cannot load it ({_shortened(error)}); "
+                    "write it anew with export/to_onnx.py"
+                ) from error
+
+        self._session = load()
+        if self._session.get_modelmeta().custom_metadata_map.get("rgfl_precision") == "int8-fp16":
+            # Its integer kernels get scales of FP16 wrong (ONNX Runtime 1.32: scores of .3 for .99).
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
+            self._session = load()
         self.device = "cuda" if self._session.get_providers()[0].startswith("CUDA") else "cpu"
         if len(providers) > 1 and self.device == "cpu":  # ONNX Runtime only logs what keeps it from the GPU
             lacks = "ONNX Runtime's CUDA provider does not load here, for want of CUDA, cuDNN or a GPU"
@@ -245,6 +253,12 @@ class OnnxRunner(Runner):
         if isinstance(count, int) and count != len(self.spec.classes):
             raise ModelError(
                 f"{self.path}: the graph scores {count} classes, its spec names {len(self.spec.classes)}; "
+                "write it anew with export/to_onnx.py"
+            )
+        batch = self._session.get_inputs()[0].shape[0]
+        if isinstance(batch, int):
+            raise ModelError(
+                f"{self.path}: its batch is fixed at {batch}, expected any size; "
                 "write it anew with export/to_onnx.py"
             )
         return inputs[INPUT_NAME] == "tensor(uint8)"

@@ -51,6 +51,6 @@ def image_tiles(
     tiles = np.empty((count, *size, 3), np.uint8)
     tiles[:] = pad_value
     for index in range(len(paths)):
-        corner = read_image(paths[index])[: size[0], : size[1]]
+        corner = read_image(paths[index])[: size[0], : size[1]].copy()  # the scene itself is let go
         tiles[index, : corner.shape[0], : corner.shape[1]] = corner
     return tiles[np.arange(count) % len(paths)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,9 @@ def read_image(path: Path | str) -> NDArray[np.uint8]:
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = bytearray(os.fstat(file.fileno()).st_size)
+            del data[file.readinto(data) :]
     except OSError as error:
         raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from error
     if not data:
@@ -73,7 +76,7 @@ def read_image(path: Path | str) -> NDArray[np.uint8]:
     return _decode(path, data, cv2.IMREAD_COLOR)
 
 
-def _decode(path: Path, data: bytes, flags: int) -> NDArray[Any]:
+def _decode(path: Path, data: bytearray, flags: int) -> NDArray[Any]:
     """Pixels (H, W, 3) RGB, uint8, or uint16 where `flags` allow.
 
     Raises:
@@ -90,7 +93,7 @@ def _decode(path: Path, data: bytes, flags: int) -> NDArray[Any]:
         raise ImageError(f"{path}: not a readable image: {' '.join(str(error).split())}") from error
     if image is None:
         raise ImageError(
-            f"{path}: not an image that OpenCV reads, or a damaged one (it begins with {data[:8]!r})"
+            f"{path}: not an image that OpenCV reads, or a damaged one (it begins with {bytes(data[:8])!r})"
         )
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image))
 
@@ -111,7 +114,8 @@ def _to_8_bit(path: Path, image: NDArray[Any]) -> NDArray[np.uint8]:
             ImageWarning,
             stacklevel=4,
         )
-    return (image >> 8).astype(np.uint8)
+    image >>= 8
+    return image.astype(np.uint8)
 
 
 _warned_of: list[Path] = []
@@ -120,7 +124,7 @@ _warned_of: list[Path] = []
 # ------------------------------------------------------------------------------------------------ TIFF
 
 
-def _read_tiff(path: Path, data: bytes) -> NDArray[np.uint8]:
+def _read_tiff(path: Path, data: bytearray) -> NDArray[np.uint8]:
     """`read_image` of a TIFF, whose directory says more than OpenCV heeds."""
     try:
         about = tiff.read(data)
@@ -138,7 +142,7 @@ def _read_tiff(path: Path, data: bytes) -> NDArray[np.uint8]:
     return _turned(_to_8_bit(path, image), about.orientation)
 
 
-def _decode_tiff(path: Path, data: bytes, about: tiff.Tiff) -> NDArray[Any]:
+def _decode_tiff(path: Path, data: bytearray, about: tiff.Tiff) -> NDArray[Any]:
     """Pixels (H, W, 3) RGB of uint8 or uint16, not yet turned.
 
     OpenCV's way to 8 bit takes bands that are called grey for one band, and scrambles 16 bit grey at the
@@ -149,13 +153,17 @@ def _decode_tiff(path: Path, data: bytes, about: tiff.Tiff) -> NDArray[Any]:
     deep = about.bits[0] == 16 and (called_grey or about.photometric == 2) and about.samples != 2
     flags = cv2.IMREAD_COLOR | (cv2.IMREAD_ANYDEPTH if deep else 0)
     if deep and about.planar == 2 and about.samples > 1:
-        bands = [_decode(path, tiff.for_decoding(data, about, 1, band), flags)[:, :, 0] for band in range(3)]
-        return np.stack(bands, axis=2)
+        image = _decode(path, tiff.for_decoding(data, about, 1, 0), flags)
+        for band in (1, 2):
+            image[:, :, band] = _decode(path, tiff.for_decoding(data, about, 1, band), flags)[:, :, 0]
+        return image
     if called_grey and about.samples >= 3:
         return _decode(path, tiff.for_decoding(data, about, 2), flags)
     image = _decode(path, tiff.for_decoding(data, about, 1 if about.photometric is None else None), flags)
     # Grey of which white is zero is turned round on the way to 8 bit only.
-    return 65535 - image if image.dtype == np.uint16 and about.photometric == 0 else image
+    if image.dtype == np.uint16 and about.photometric == 0:
+        np.subtract(65535, image, out=image)
+    return image
 
 
 def _check_tiff(path: Path, about: tiff.Tiff) -> None:
@@ -198,7 +206,7 @@ def _turned(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 # -------------------------------------------------------------------------------------------- cut off
 
 
-def _is_cut_off(data: bytes) -> bool:
+def _is_cut_off(data: bytearray) -> bool:
     """Whether a PNG, JPEG or BMP ends before its end: the decoder would fill up with grey and say nothing."""
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         position = 8

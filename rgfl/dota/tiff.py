@@ -1,7 +1,7 @@
 """The first directory of a TIFF file: what its pixels are and where they lie on earth. It decodes none.
 
 OpenCV decodes, but reads many files wrongly and says nothing: it takes colours for grey where the file calls
-them so, and multiplies them by alpha. `for_decoding` is the file with such tags put right. Classic TIFF and
+them so, and multiplies them by alpha. `for_decoding` puts such tags right. Classic TIFF and
 BigTIFF of both byte orders; every offset is checked against the file's size before it is followed.
 """
 
@@ -38,6 +38,9 @@ COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # samples that are colours
 PRIVATE, LERC_PARAMETERS = 32768, 50674
 
 
+Buffer = bytes | bytearray | mmap.mmap
+
+
 class TiffError(ValueError):
     """The bytes are no TIFF, or one whose directory leads out of the file; the message names no file."""
 
@@ -68,6 +71,8 @@ class Tiff:
         tiled: pixels lie in tiles, not strips.
         values: tag → numbers, of all tags in READ that the file has.
         texts: the same for the tags that hold text.
+        entries: tag → where its values stand, of all tags.
+        size: bytes of the file.
     """
 
     height: int
@@ -82,9 +87,11 @@ class Tiff:
     tiled: bool
     values: Mapping[int, tuple[float, ...]]
     texts: Mapping[int, str]
+    entries: Mapping[int, Entry]
+    size: int
 
 
-def is_tiff(head: bytes) -> bool:
+def is_tiff(head: bytes | bytearray) -> bool:
     """Whether a file that begins with these four bytes or more is a TIFF."""
     return head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -103,7 +110,7 @@ def read_file(path: Path) -> Tiff:
             return read(data)
 
 
-def read(data: bytes | mmap.mmap) -> Tiff:
+def read(data: Buffer) -> Tiff:
     """The first directory of a TIFF.
 
     Raises:
@@ -142,17 +149,18 @@ def read(data: bytes | mmap.mmap) -> Tiff:
         TILE_OFFSETS in entries,
         values,
         texts,
+        entries,
+        len(data),
     )
 
 
-def missing_bytes(data: bytes, about: Tiff) -> int:
+def missing_bytes(data: Buffer, about: Tiff) -> int:
     """How many bytes of pixels the directory places beyond the end of the file; 0 for a whole one.
 
     Raises:
         TiffError: as `read`.
     """
-    layout = _Layout.of(data)
-    entries = layout.entries(data)
+    layout, entries = _Layout.of(data), about.entries
     end = 0
     for offsets, lengths in ((STRIP_OFFSETS, STRIP_BYTES), (TILE_OFFSETS, TILE_BYTES)):
         if offsets in entries and lengths in entries:
@@ -174,23 +182,23 @@ def _strip_bytes(about: Tiff) -> int | None:
     return rows * -(-values * about.bits[0] // 8)
 
 
-def for_decoding(data: bytes, about: Tiff, photometric: int | None, band: int | None = None) -> bytes:
-    """The file with a directory of its own at the end, from which OpenCV decodes the samples as they are.
+def for_decoding(data: bytearray, about: Tiff, photometric: int | None, band: int | None = None) -> bytearray:
+    """`data` with a directory of its own at the end, from which OpenCV decodes the samples as they are.
 
     Orientation and private tags (GeoTIFF's, GDAL's) are left out, samples beyond the colours are
     unspecified, so that nothing is multiplied by them, and there is no second image.
 
     Args:
-        data: a TIFF.
-        about: what `read` reads in it.
+        data: a TIFF, changed in place, since a copy of a large scene takes a gigabyte; it may have been
+            through here before.
+        about: what `read` read in it before that.
         photometric: put in place of the file's own; None keeps that.
         band: of a file whose bands lie apart, the only one to be seen.
 
     Raises:
         TiffError: as `read`, or a classic TIFF has no room for 4 GB and a directory.
     """
-    layout = _Layout.of(data)
-    entries = layout.entries(data)
+    layout, entries = _Layout.of(data), about.entries
     samples = about.samples if band is None else 1
     raws = {tag: entry.raw for tag, entry in entries.items() if tag < PRIVATE or tag == LERC_PARAMETERS}
     raws.pop(ORIENTATION, None)
@@ -207,15 +215,15 @@ def for_decoding(data: bytes, about: Tiff, photometric: int | None, band: int | 
             raws[tag] = layout.shorts(tag, [value])
         for tag in entries.keys() & {STRIP_OFFSETS, STRIP_BYTES, TILE_OFFSETS, TILE_BYTES}:
             raws[tag] = layout.part(data, tag, entries[tag], band, about.samples)
-    start = len(data) + len(data) % 2
+    start = about.size + about.size % 2
     if not layout.big and start >= 1 << 32:
         raise TiffError("a classic TIFF of 4 GB")
     directory = layout.pack("Q" if layout.big else "H", len(raws))
     directory += b"".join(raw for _, raw in sorted(raws.items())) + bytes(layout.wide)
-    pointer = layout.pack(layout.offset, start)
     place = 8 if layout.big else 4
-    rest = memoryview(data)[place + len(pointer) :]
-    return b"".join((data[:place], pointer, rest, bytes(len(data) % 2), directory))
+    data[place : place + layout.wide] = layout.pack(layout.offset, start)
+    data[about.size :] = bytes(start - about.size) + directory
+    return data
 
 
 class _Layout(NamedTuple):
@@ -225,7 +233,7 @@ class _Layout(NamedTuple):
     big: bool  # BigTIFF: offsets and counts of 8 bytes
 
     @classmethod
-    def of(cls, data: bytes | mmap.mmap) -> _Layout:
+    def of(cls, data: Buffer) -> _Layout:
         head = bytes(data[:8])
         if not is_tiff(head):
             raise TiffError("not a TIFF")
@@ -247,7 +255,7 @@ class _Layout(NamedTuple):
     def pack(self, form: str, *values: int) -> bytes:
         return struct.pack(self.order + form, *values)
 
-    def unpack(self, data: bytes | mmap.mmap, position: int, form: str) -> tuple[int, ...]:
+    def unpack(self, data: Buffer, position: int, form: str) -> tuple[int, ...]:
         """Numbers at a position.
 
         Raises:
@@ -258,7 +266,7 @@ class _Layout(NamedTuple):
             raise TiffError(f"byte {position:,} of its directory is beyond the {len(data):,} of the file")
         return struct.unpack(self.order + form, data[position : position + size])
 
-    def entries(self, data: bytes | mmap.mmap) -> dict[int, Entry]:
+    def entries(self, data: Buffer) -> dict[int, Entry]:
         """Entries of the first directory by tag; of a tag that comes twice, the first."""
         (start,) = self.unpack(data, 8 if self.big else 4, self.offset)
         (count,) = self.unpack(data, start, "Q" if self.big else "H")
@@ -277,7 +285,7 @@ class _Layout(NamedTuple):
             found.setdefault(tag, Entry(kind, values, place, raw))
         return found
 
-    def numbers(self, data: bytes | mmap.mmap, tag: int, entry: Entry, most: int = MOST_VALUES) -> np.ndarray:
+    def numbers(self, data: Buffer, tag: int, entry: Entry, most: int = MOST_VALUES) -> np.ndarray:
         """A tag's values, (count,) of its own type.
 
         Raises:
@@ -291,7 +299,7 @@ class _Layout(NamedTuple):
             raise TiffError(f"the {entry.length:,} values of tag {tag} are beyond the end of the file")
         return np.frombuffer(bytes(data[entry.position : end]), kind)
 
-    def part(self, data: bytes, tag: int, entry: Entry, part: int, parts: int) -> bytes:
+    def part(self, data: Buffer, tag: int, entry: Entry, part: int, parts: int) -> bytes:
         """An entry of the values of one of several equal parts, which stay where they are."""
         length = entry.length // parts
         if length * parts != entry.length or entry.kind not in NUMPY_TYPES:

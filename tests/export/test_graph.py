@@ -421,6 +421,40 @@ def test_the_place_of_the_file_is_looked_at_first(
     assert f"--out {path}: {path} is a file" in capsys.readouterr().err
 
 
+def test_the_model_itself_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """`--out` that was the model took its place, and the FP32 file was gone."""
+    path, link = tmp_path / "model.onnx", tmp_path / "link.onnx"
+    graph.save(small_model(), path)
+    before = path.read_bytes()
+    link.symlink_to(path)
+    (tmp_path / "folder").mkdir()
+    for model, out in (
+        (path, path),
+        (path, tmp_path / "folder" / ".." / "model.onnx"),
+        (path, link),
+        (link, path),
+    ):
+        assert graph.main([str(model), "--fp16", "--out", str(out)]) == 2
+        message = capsys.readouterr().err
+        assert f"graph: error: --out {out}: the same file as {model}" in message
+        assert message.count("\n") == 1
+    assert path.read_bytes() == before
+    assert link.is_symlink()
+
+
+def test_the_weights_beside_a_model_are_not_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path, weights = tmp_path / "model.onnx", tmp_path / "weights.onnx"
+    onnx.save(small_model(), path, save_as_external_data=True, location=weights.name, size_threshold=0)
+    before = weights.read_bytes()
+    assert graph.main([str(path), "--fp16", "--out", str(weights)]) == 2
+    assert f"--out {weights}: the same file as {weights}" in capsys.readouterr().err
+    assert weights.read_bytes() == before
+    assert graph.main([str(path), "--fp16", "--out", str(tmp_path / "half.onnx")]) == 0
+    assert weights.read_bytes() == before
+
+
 def test_bad_input_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     model = small_model()
     good, bare = tmp_path / "good.onnx", tmp_path / "bare.onnx"

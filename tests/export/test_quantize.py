@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from rgfl import atomic  # noqa: E402
 from rgfl.export import calibration, cpu_int8, graph, placement, qdq, quantize, verify  # noqa: E402
 from rgfl.spec import DetectorSpec  # noqa: E402
-from rgfl.trt_runtime import draw  # noqa: E402
+from rgfl.trt_runtime import draw, errors  # noqa: E402
 from rgfl.trt_runtime.machine import has_vnni  # noqa: E402
 from rgfl.trt_runtime.sample_tiles import patterned_tiles  # noqa: E402
 
@@ -487,8 +487,16 @@ def test_a_cache_of_another_calibration_is_never_used(detector: Path, tmp_path: 
     weights[0] ^= 1  # the last bit of a weight
     (tmp_path / "weights.bin").write_bytes(weights)
     assert not again(tmp_path / "outside.onnx").cached
-    cache.write_bytes(b"damaged")
+    cache.write_bytes(cache.read_bytes()[:500])
     assert not again().cached
+    for foreign in (b"my notes", detector.read_bytes()):
+        cache.write_bytes(foreign)
+        with pytest.raises(errors.InputError, match="no cache of export/quantize.py"):
+            again()
+        assert cache.read_bytes() == foreign
+    np.savez(cache, other=np.zeros(3))
+    with pytest.raises(errors.InputError, match="no cache"):
+        again()
 
 
 def test_paths_are_looked_at_before_calibration(

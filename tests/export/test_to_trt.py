@@ -13,6 +13,7 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -164,7 +165,7 @@ def test_ctrl_c_ends_a_build_and_leaves_nothing(model: Path, monkeypatch: pytest
     with pytest.raises(
         ModelError, match="cannot build the engine"
     ):  # TensorRT gives no plan where it was cancelled
-        to_trt.build_plan(RTX, graph.load(model), BuildOptions())
+        to_trt.build_plan(to_trt.open_workshop(RTX, BuildOptions(), (128, 128, 3)), graph.load(model))
     assert progress.steps > 0
     assert list(model.parent.iterdir()) == [model]
 
@@ -278,6 +279,45 @@ def test_what_can_be_refused_is_refused_before_calibration(
     wide.graph.output.append(onnx.helper.make_tensor_value_info("uncertainty", 1, ["batch", 185, 5]))
     graph.save(wide, model)
     assert "without --uncertainty" in error_of(command, capsys)
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_a_timing_cache_of_another_version_is_refused_before_calibration(
+    damaged: bool,
+    model: Path,
+    calibration: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """The builder alone knows, and it was made when all else was done."""
+    use_standard(monkeypatch, H200)
+    config = Mock(**{"add_optimization_profile.return_value": 0, "set_timing_cache.return_value": False})
+    config.create_timing_cache.return_value = None if damaged else object()
+    builder = Mock(**{"create_builder_config.return_value": config})
+    monkeypatch.setattr(tensorrt_api, "made", lambda *_: builder)
+    monkeypatch.setattr(tensorrt_api, "load_plugin", lambda *_: None)
+    monkeypatch.setattr(rgfl.plugins, "library", lambda: Path(rgfl._core.__file__))
+    monkeypatch.setattr(to_trt, "_quantised", lambda *_: pytest.fail("calibrated first"))
+    cache = model.with_name("t.cache")
+    cache.write_bytes(b"timed by TensorRT 10.9")
+    command = [str(model), "--int8", "--calib", str(calibration), "--timing-cache", str(cache)]
+    assert f"--timing-cache {cache}: TensorRT 10.16.1.11 cannot use it" in error_of(command, capsys)
+    assert cache.read_bytes() == b"timed by TensorRT 10.9"
+
+
+def test_an_engine_replaces_no_file_of_its_own_command(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    before = model.read_bytes()
+    strange = model.with_suffix(".plan")  # a model under an engine's name
+    model.rename(strange)
+    assert "the same file as" in error_of([str(strange), "--backend", "rtx", "--out", str(strange)], capsys)
+    use_standard(monkeypatch, H200)
+    out = model.with_suffix(".engine")
+    timing = ["--out", str(out), "--timing-cache", str(out)]
+    assert f"--timing-cache {out}: the same file as {out}" in error_of([str(strange), *timing], capsys)
+    assert strange.read_bytes() == before
+    assert list(model.parent.iterdir()) == [strange]
 
 
 def test_a_plugin_that_tensorrt_cannot_load_is_named(tmp_path: Path) -> None:

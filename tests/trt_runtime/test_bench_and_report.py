@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -225,6 +226,23 @@ def files(tmp_path: Path) -> dict[str, str]:
     }
 
 
+def test_results_do_not_take_the_place_of_the_model(
+    tiny_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """`--json model.onnx` left three lines of JSON of it."""
+    model = Path(shutil.copy(tiny_onnx, tmp_path / "model.onnx"))
+    command = ["--model", str(model), "--repeat", "1", "--warmup", "0"]
+    both = str(tmp_path / "both")
+    for flags in (["--json", str(model)], ["--json", both, "--markdown", both]):
+        assert bench.main([*command, *flags]) == 2
+        message = capsys.readouterr().err
+        assert message.startswith("bench: error: --")
+        assert "the same file as" in message
+        assert message.count("\n") == 1
+    assert model.read_bytes() == tiny_onnx.read_bytes()
+    assert not (tmp_path / "both").exists()
+
+
 def test_report_joins_files_of_the_same_model(files: dict[str, str], tmp_path: Path) -> None:
     out, plot = tmp_path / "out" / "report.md", tmp_path / "out" / "pareto.png"
     command = ["--eval", files["a"], "--eval", files["b"], "--bench", files["bench"], "--out", str(out)]
@@ -270,8 +288,13 @@ def test_report_says_what_is_wrong(
         (["--eval", str(broken)], "no JSON"),
         (["--eval", files["bench"]], "eval_dota.py --model --json writes"),
         (["--eval", files["b"], "--plot", str(tmp_path / "p.png")], "both evaluated and timed"),
+        (["--eval", files["a"], "--plot", str(tmp_path / "p")], "ends in .png, .svg or .pdf"),
+        (["--eval", files["a"], "--plot", str(tmp_path / "p.xyz")], "ends in .png, .svg or .pdf"),
+        (["--eval", files["a"], "--plot", str(tmp_path)], "expected a file, this is a directory"),
+        (["--eval", files["a"], "--plot", str(tmp_path / "r.md")], "the same file as"),
+        (["--eval", files["a"], "--out", files["a"]], "the same file as"),
     ):
-        assert report.main([*flags, *out]) == 2
+        assert report.main([*out, *flags]) == 2
         message = capsys.readouterr().err
         assert message.startswith("report: error: ")
         assert expected in message

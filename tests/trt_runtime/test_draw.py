@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -44,3 +46,14 @@ def test_colours_differ() -> None:
 def test_any_size_of_image(size: tuple[int, int]) -> None:
     drawn = draw.picture(np.zeros((*size, 3), np.uint8), one_box(), ("plane",))
     assert max(drawn.shape) <= draw.LONGEST_SIDE
+
+
+def test_a_large_scene_is_not_copied_to_be_shrunk() -> None:
+    image = np.zeros((2 * draw.LONGEST_SIDE, 1000, 3), np.uint8)
+    tracemalloc.start()
+    try:
+        draw.picture(image, one_box(), ("plane",))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < image.nbytes / 2

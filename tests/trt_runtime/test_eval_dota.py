@@ -232,6 +232,17 @@ def test_where_to_write_is_asked_before_the_work(case: Case, capsys: pytest.Capt
     assert f"--json {case.root}: expected a file" in case.fails(capsys, json=case.root, **task1)
 
 
+def test_results_do_not_take_the_place_of_what_is_read(case: Case, capsys: pytest.CaptureFixture) -> None:
+    """Pictures are called after images, and replaced them where these were JPEG."""
+    model = shutil.copy(case.model, case.root / "model.onnx")
+    assert "the same file as" in case.fails(capsys, model=model, json=model)
+    both = case.root / "both.zip"
+    assert "the same file as" in case.fails(capsys, json=both, submission=both)
+    assert "--draw" in (message := case.fails(capsys, draw=case.images))
+    assert "the images lie there" in message
+    assert {path.suffix for path in case.images.iterdir()} == {".png"}
+
+
 def test_an_image_name_of_two_words(case: Case, capsys: pytest.CaptureFixture) -> None:
     (case.images / "P0001.png").rename(case.images / "P 1.png")
     (case.labels / "P0001.txt").rename(case.labels / "P 1.txt")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
 import time
+import weakref
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -103,6 +105,30 @@ def test_the_reader_waits_for_the_network(tmp_path: Path) -> None:
     assert runner.prepared <= pipeline.WAITING_BATCHES + 4
     scenes.close()  # type: ignore[attr-defined]
     assert "rgfl-reader" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_the_pixels_of_one_scene_are_held_while_the_next_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scene of 20,000 × 20,000 pixels is 1.2 GB, and three lay side by side."""
+    images = write_scenes(tmp_path, [(400, 400)] * 4)
+    seen: list[weakref.ref] = []
+    held = []
+
+    class Pixels(np.ndarray):
+        pass
+
+    def counted(path: Path) -> np.ndarray:
+        gc.collect()
+        held.append(sum(one() is not None for one in seen))
+        pixels = read_image(path).view(Pixels)
+        seen.append(weakref.ref(pixels))
+        return pixels
+
+    monkeypatch.setattr("rgfl.dota.images.read_image", counted)
+    for scene in stream(BrightSpots(), images, stride=100):
+        assert scene.image.shape == (400, 400, 3)
+    assert held == [0, 1, 1, 1]
 
 
 def test_a_bad_image_ends_the_stream_where_it_stands(tmp_path: Path) -> None:
@@ -338,13 +364,18 @@ def test_wrong_paths_are_one_line(tiny_onnx: Path, tmp_path: Path, capsys: pytes
     (tmp_path / "file").touch()
     (tmp_path / "spaced").mkdir()
     (tmp_path / "spaced" / "two words.png").touch()
+    (tmp_path / "out" / "pictures").mkdir(parents=True)
+    (tmp_path / "out" / "pictures" / "a.jpg").touch()
     for images, out, expected in (
         (tmp_path / "none", tmp_path / "out", "no such file or directory"),
         (tmp_path, tmp_path / "out", "no image in this folder"),
         (tmp_path / "file", tmp_path / "file", "is a file, expected a directory"),
         (tmp_path / "spaced", tmp_path / "out", "white space in an image's name"),
+        (tmp_path / "out" / "pictures", tmp_path / "out", "the images lie there"),
+        (tmp_path / "out" / "pictures", tmp_path / "none", "a.jpg: the file is empty"),
     ):
         assert pipeline.main(["--model", str(tiny_onnx), "--images", str(images), "--out", str(out)]) == 2
-        message = capsys.readouterr().err
+        message = capsys.readouterr().err.splitlines()[-1]
         assert message.startswith("pipeline: error: ")
         assert expected in message
+    assert not (tmp_path / "none").exists()

@@ -10,7 +10,7 @@ import pytest
 from rgfl.trt_runtime import runners
 from rgfl.trt_runtime.errors import ModelError
 from rgfl.trt_runtime.runners import load_runner, recognise
-from rgfl.trt_runtime.sample_tiles import sample_tiles
+from rgfl.trt_runtime.sample_tiles import patterned_tiles, sample_tiles
 
 
 def test_the_suffix_decides_and_content_must_agree(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -135,3 +135,36 @@ def test_precise_integer_kernels_only_where_the_others_saturate(
                 options.get_session_config_entry("session.x64quantprecision")
         else:
             assert options.get_session_config_entry("session.x64quantprecision") == "1"
+
+
+def test_a_graph_of_a_fixed_batch_is_refused(tiny_onnx: Path, tmp_path: Path) -> None:
+    import onnx
+
+    model = onnx.load(tiny_onnx)
+    axis = model.graph.input[0].type.tensor_type.shape.dim[0]
+    axis.Clear()
+    axis.dim_value = 1
+    onnx.save(model, tmp_path / "fixed.onnx")
+    with pytest.raises(ModelError, match="its batch is fixed at 1"):
+        load_runner(tmp_path / "fixed.onnx")
+
+
+def test_int8_with_fp16_scales_is_computed_as_written(tiny_onnx: Path, tmp_path: Path) -> None:
+    """ONNX Runtime's integer kernels get such scales wrong; engines are built from these very files."""
+    from rgfl.export import calibration, graph, placement, qdq
+
+    model = graph.load(tiny_onnx)
+    spec = graph.read_spec(model)
+    tiles = patterned_tiles(spec, 2)
+    place = placement.place(model)
+    found, _ = calibration.collect(model, place.tensors, iter([tiles[:1], tiles[1:]]), spec, progress=False)
+    limits = {name: one.threshold("max") for name, one in found.items()}
+    int8 = qdq.insert(model, place, limits)
+    graph.write_spec(int8, spec, precision="int8")
+    graph.save(int8, tmp_path / "int8.onnx")
+    graph.save(graph.to_fp16(int8)[0], tmp_path / "mixed.onnx")
+    graph.save(graph.to_rounded(int8)[0], tmp_path / "rounded.onnx")
+    with load_runner(tmp_path / "mixed.onnx") as mixed, load_runner(tmp_path / "rounded.onnx") as rounded:
+        assert mixed.precision == "int8-fp16"
+        scores = [runner.infer(runner.prepare(tiles))[1] for runner in (mixed, rounded)]
+    np.testing.assert_allclose(scores[0], scores[1], atol=0.02)

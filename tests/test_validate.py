@@ -1,0 +1,64 @@
+"""Evaluation while training: images are those that the labels were read for, and one is held at a time."""
+
+import weakref
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="needs PyTorch: pip install 'rgfl[train]'")
+
+from rgfl.data import Picture
+from rgfl.detections import Detections
+from rgfl.dota import images
+from rgfl.dota.images import ImageError
+from rgfl.dota.labels import Objects
+from rgfl.recipes import EvaluationConfig
+from rgfl.spec import DetectorSpec
+from rgfl.validate import find, over_labels
+
+SPEC = DetectorSpec(classes=("plane",), image_size=(128, 128))
+CONFIG = EvaluationConfig(test_size=128, test_stride=128)
+
+
+def nothing(tiles):
+    return [Detections.empty() for _ in tiles]
+
+
+def picture(folder, name="P1", height=60, width=80):
+    path = folder / f"{name}.png"
+    assert cv2.imwrite(str(path), np.zeros((height, width, 3), np.uint8))
+    return Picture(name, path, height, width, Objects.empty())
+
+
+def test_an_image_of_another_size_than_its_labels_is_an_error(tmp_path):
+    """It was evaluated, against labels of other pixels."""
+    replaced = picture(tmp_path)
+    assert find(nothing, [replaced], SPEC, CONFIG)["P1"] is not None
+    assert cv2.imwrite(str(replaced.path), np.zeros((80, 60, 3), np.uint8))
+    for look in (
+        lambda: find(nothing, [replaced], SPEC, CONFIG),
+        lambda: over_labels(replaced, Detections.empty(), SPEC.classes),
+    ):
+        with pytest.raises(ImageError, match=r"its header says 60 × 80 .*, its pixels are 80 × 60"):
+            look()
+
+
+def test_one_image_is_held_at_a_time(tmp_path, monkeypatch):
+    """A scene of 20,000 × 20,000 pixels is 1.2 GB, and the one before it lay beside it."""
+    seen: list[weakref.ref] = []
+    held = []
+    read = images.read_image
+
+    class Pixels(np.ndarray):
+        pass
+
+    def counted(path):
+        held.append(sum(one() is not None for one in seen))
+        pixels = read(path).view(Pixels)
+        seen.append(weakref.ref(pixels))
+        return pixels
+
+    monkeypatch.setattr("rgfl.data.read_image", counted)
+    find(nothing, [picture(tmp_path, name) for name in ("P1", "P2", "P3")], SPEC, CONFIG)
+    assert held == [0, 0, 0]

@@ -1,0 +1,50 @@
+"""What every command refuses in the same words: files that would take each other's place, missing extras."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from rgfl.trt_runtime import errors
+from rgfl.trt_runtime.errors import InputError
+
+
+def test_an_output_is_none_of_the_files_that_are_read(tmp_path: Path) -> None:
+    model, folder = tmp_path / "m.onnx", tmp_path / "folder"
+    model.write_bytes(b"weights")
+    folder.mkdir()
+    (tmp_path / "link.onnx").symlink_to(model)
+    (tmp_path / "way").symlink_to(folder)
+    os.link(model, tmp_path / "twin.onnx")
+    same = ("m.onnx", "folder/../m.onnx", "link.onnx", "twin.onnx")
+    for name in same:
+        for check in (errors.new_file, errors.cache_file):
+            with pytest.raises(InputError, match=r"--out .*: the same file as .*m\.onnx, which this command"):
+                check(tmp_path / name, "--out", [model])
+    # Two outputs, neither of which is there yet.
+    with pytest.raises(InputError, match="the same file as"):
+        errors.new_file(tmp_path / "way" / "a.json", "--json", [model, folder / "a.json"])
+    for name in ("other.onnx", "folder/m.onnx"):
+        assert errors.new_file(tmp_path / name, "--out", [model]) == tmp_path / name
+
+
+def test_pictures_do_not_go_where_the_images_are(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "P1.jpg").touch()
+    for read in (images, images / "P1.jpg"):
+        with pytest.raises(InputError, match=r"--draw .*: the images lie there"):
+            errors.picture_directory(tmp_path / "images" / ".", "--draw", read)
+        assert errors.picture_directory(tmp_path / "drawn", "--draw", read) == tmp_path / "drawn"
+
+
+def test_a_package_of_an_extra_is_named_with_its_extra(capsys: pytest.CaptureFixture) -> None:
+    def needs(name: str) -> int:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    assert errors.run("graph", lambda: needs("onnx.helper")) == 2
+    assert capsys.readouterr().err == "graph: error: onnx is not installed: pip install 'rgfl[export]'\n"
+    with pytest.raises(ModuleNotFoundError):  # of which nobody can say what to do
+        errors.run("graph", lambda: needs("rgfl.grpah"))
