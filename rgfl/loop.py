@@ -326,6 +326,7 @@ class Training:
             device=device_name(self.device),
             root=str(root),
             train_images=len(dataset.train),
+            left_out=dataset.left_out,
             total=self.total,
             **self.recipe.result_fields(),
         )
