@@ -491,7 +491,7 @@ def test_a_cache_of_another_calibration_is_never_used(detector: Path, tmp_path: 
     assert not again().cached
     for foreign in (b"my notes", detector.read_bytes()):
         cache.write_bytes(foreign)
-        with pytest.raises(errors.InputError, match="no cache of export/quantize.py"):
+        with pytest.raises(errors.InputError, match=r"no cache of export/quantize\.py"):
             again()
         assert cache.read_bytes() == foreign
     np.savez(cache, other=np.zeros(3))
