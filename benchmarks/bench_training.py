@@ -1,4 +1,5 @@
-"""What a crowded tile costs a training step: 1,000 objects against 10, as ratios measured in one run.
+"""What a crowded tile costs a training step, 1,000 objects against 10, and a tile of large scenes in the
+order of training, as ratios measured in one run.
 
     python benchmarks/bench_training.py --out benchmarks
 
@@ -8,22 +9,31 @@ the median over neighbours. A step is all that a tile's objects cost: their assi
 network, losses and optimiser. A training does the assignment in the processes that prepare tiles, on one
 thread of the CPU each, while the device computes; here it runs before the rest, on one thread too, and is
 counted in. "Losses" is forward and backward to the head's outputs.
+
+Tiles of large scenes are made as one worker makes them, with the default cache, in the order of training, which
+mixes windows within groups of scenes, and in one that mixes the windows of all.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
+import os
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
 
 from rgfl import boxes
+from rgfl.data import GROUP_PIXELS, Tiles, read_dataset
+from rgfl.dota.synthetic import Settings, generate
 from rgfl.nn.assign import Targets
 from rgfl.nn.detector import Detector, build_detector
 from rgfl.recipes import RECIPES
@@ -32,6 +42,8 @@ from rgfl.trt_runtime import machine
 FEW, MANY, LIMIT = 10, 1000, 2.0
 CLASSES = tuple(f"class-{index}" for index in range(15))  # as many as DOTA 1.0 has
 RECIPE_NAMES = ("rgfl_r50_dota_1x", "gfl_r50_dota_1x")
+SCENE = 4000  # pixels a side
+TILED = ("gfl_r50_dota_1x", "gfl_lite")  # the grid's windows, and random ones with mosaics
 
 
 def crowd(count: int, size: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,6 +140,51 @@ def measure(name: str, backbone: str, size: int, repeats: int, device: torch.dev
     }
 
 
+def write_scenes(folder: Path, count: int) -> None:
+    """Training data of so many large scenes, which are one file: what a tile costs does not depend on more."""
+    generate(folder, large=1, settings=Settings(large_size=(SCENE, SCENE)), progress=False)
+    for kind in ("images", "labelTxt"):
+        (scene,) = (folder / "large" / kind).iterdir()
+        (folder / "train" / kind).mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            os.link(scene, folder / "train" / kind / f"{index}{scene.suffix}")
+
+
+def measure_tiles(name: str, folder: Path, scenes: int) -> dict[str, Any]:
+    """Milliseconds a tile, in the order of training over one group of scenes and in one over all windows."""
+    recipe, dataset = RECIPES[name](), read_dataset(folder, with_val=False)
+    cv2.setNumThreads(1)
+
+    def milliseconds(order: str, warm_up: int, count: int | None) -> float:
+        tiles = Tiles(
+            dataset.train,
+            dataset.classes,
+            recipe.data,
+            recipe.augment,
+            recipe.schedule.seed,
+            recipe.run.cache_mb,
+        )
+        keys = iter(
+            (tiles.order(0) if order == "groups" else np.random.default_rng(0).permutation(len(tiles)))
+        )
+        count = count or len(tiles) // scenes * (GROUP_PIXELS // SCENE**2)
+        for index in itertools.islice(keys, warm_up):
+            tiles.tile(0, int(index))
+        start = time.perf_counter()
+        for index in itertools.islice(keys, count):
+            tiles.tile(0, int(index))
+        return 1e3 * (time.perf_counter() - start) / count
+
+    # A whole group from an empty cache; of all, tiles once the cache is full.
+    within, over_all = milliseconds("groups", 0, None), milliseconds("all", 20, 40)
+    return {
+        "recipe": name,
+        "groups_ms": round(within, 1),
+        "all_ms": round(over_all, 1),
+        "ratio": round(over_all / within, 1),
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -136,6 +193,9 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=1024, help="side of the tile, a multiple of 128")
     parser.add_argument(
         "--repeats", type=int, default=7, help="steps of each kind, of which the median counts"
+    )
+    parser.add_argument(
+        "--scenes", type=int, default=24, help=f"scenes of {SCENE}² to time tiles of; 0: none"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="folder for the dated result files; none by default")
@@ -146,6 +206,11 @@ def main() -> int:
     results = [
         measure(name, options.backbone, options.size, options.repeats, device) for name in RECIPE_NAMES
     ]
+    with tempfile.TemporaryDirectory() as folder:
+        tiles = []
+        if options.scenes:
+            write_scenes(Path(folder), options.scenes)
+            tiles = [measure_tiles(name, Path(folder), options.scenes) for name in TILED]
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     hardware, versions = machine.hardware(), machine.versions()
     report = {
@@ -160,6 +225,8 @@ def main() -> int:
         "objects": [FEW, MANY],
         "statistic": f"median of {options.repeats} steps of each kind, interleaved, after one to warm up",
         "results": results,
+        "scenes": options.scenes,
+        "tiles": tiles,
     }
     text = "\n".join(
         [
@@ -186,6 +253,22 @@ def main() -> int:
             "Ratio of steps: median over neighbouring steps. Assignment and losses (forward and backward to",
             "the head's outputs) are parts of the step. A training does the assignment in the processes that",
             "prepare tiles, on one thread of the CPU each, while the device computes; here it is counted in.",
+            *(
+                [
+                    "",
+                    f"Tiles of {options.scenes} scenes of {SCENE}² by one process, with the default cache:",
+                    "",
+                    "| recipe | windows mixed over all scenes | within groups, as in training | ratio |",
+                    "| --- | ---: | ---: | ---: |",
+                    *(
+                        f"| `{row['recipe']}` | {row['all_ms']:,.0f} ms a tile "
+                        f"| {row['groups_ms']:,.0f} ms a tile | {row['ratio']:.1f} |"
+                        for row in tiles
+                    ),
+                ]
+                if tiles
+                else []
+            ),
         ]
     )
     print(text)
