@@ -10,15 +10,14 @@ network, losses and optimiser. A training does the assignment in the processes t
 thread of the CPU each, while the device computes; here it runs before the rest, on one thread too, and is
 counted in. "Losses" is forward and backward to the head's outputs.
 
-Tiles of large scenes are made as one worker makes them, with the default cache, in the order of training, which
-mixes windows within groups of scenes, and in one that mixes the windows of all.
+Tiles of large scenes are made as one worker makes them, with the default cache, in the order of training,
+which mixes windows within groups of scenes, and in one that mixes the windows of all.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import itertools
 import os
 import statistics
 import sys
@@ -32,7 +31,7 @@ import numpy as np
 import torch
 
 from rgfl import boxes
-from rgfl.data import GROUP_PIXELS, Tiles, read_dataset
+from rgfl.data import GROUP_PIXELS, Tiles, list_windows, read_dataset
 from rgfl.dota.synthetic import Settings, generate
 from rgfl.nn.assign import Targets
 from rgfl.nn.detector import Detector, build_detector
@@ -141,8 +140,8 @@ def measure(name: str, backbone: str, size: int, repeats: int, device: torch.dev
 
 
 def write_scenes(folder: Path, count: int) -> None:
-    """Training data of so many large scenes, which are one file: what a tile costs does not depend on more."""
-    generate(folder, large=1, settings=Settings(large_size=(SCENE, SCENE)), progress=False)
+    """Training data of so many large scenes, all of them one file: what a tile costs is the same."""
+    generate(folder, train=0, val=0, large=1, settings=Settings(large_size=(SCENE, SCENE)), progress=False)
     for kind in ("images", "labelTxt"):
         (scene,) = (folder / "large" / kind).iterdir()
         (folder / "train" / kind).mkdir(parents=True, exist_ok=True)
@@ -151,11 +150,11 @@ def write_scenes(folder: Path, count: int) -> None:
 
 
 def measure_tiles(name: str, folder: Path, scenes: int) -> dict[str, Any]:
-    """Milliseconds a tile, in the order of training over one group of scenes and in one over all windows."""
+    """Milliseconds a tile, over a group of scenes in the order of training and in one over all windows."""
     recipe, dataset = RECIPES[name](), read_dataset(folder, with_val=False)
     cv2.setNumThreads(1)
 
-    def milliseconds(order: str, warm_up: int, count: int | None) -> float:
+    def milliseconds(over_all: bool, skipped: int, count: int) -> float:
         tiles = Tiles(
             dataset.train,
             dataset.classes,
@@ -164,24 +163,21 @@ def measure_tiles(name: str, folder: Path, scenes: int) -> dict[str, Any]:
             recipe.schedule.seed,
             recipe.run.cache_mb,
         )
-        keys = iter(
-            (tiles.order(0) if order == "groups" else np.random.default_rng(0).permutation(len(tiles)))
-        )
-        count = count or len(tiles) // scenes * (GROUP_PIXELS // SCENE**2)
-        for index in itertools.islice(keys, warm_up):
-            tiles.tile(0, int(index))
-        start = time.perf_counter()
-        for index in itertools.islice(keys, count):
-            tiles.tile(0, int(index))
+        order = np.random.default_rng(0).permutation(len(tiles)) if over_all else tiles.order(0)
+        start = 0.0
+        for place, index in enumerate(order[: skipped + count].tolist()):
+            start = time.perf_counter() if place == skipped else start
+            tiles.tile(0, index)
         return 1e3 * (time.perf_counter() - start) / count
 
-    # A whole group from an empty cache; of all, tiles once the cache is full.
-    within, over_all = milliseconds("groups", 0, None), milliseconds("all", 20, 40)
+    # All of a group, from an empty cache; of the other order, tiles once the cache is full.
+    windows = len(list_windows(dataset.train, recipe.data)) // scenes * (GROUP_PIXELS // SCENE**2)
+    groups, over_all = milliseconds(False, 0, windows), milliseconds(True, 20, 40)
     return {
         "recipe": name,
-        "groups_ms": round(within, 1),
+        "groups_ms": round(groups, 1),
         "all_ms": round(over_all, 1),
-        "ratio": round(over_all / within, 1),
+        "ratio": round(over_all / groups, 1),
     }
 
 
