@@ -406,6 +406,7 @@ def look(run: Path, data: Path, weights: Path, images: int | None, device: str) 
     from rgfl import checkpoint
     from rgfl.data import read_dataset
     from rgfl.devices import choose_device
+    from rgfl.dota.labels import Unknown
     from rgfl.nn.fake_int8 import fake_int8
     from rgfl.validate import find, score
 
@@ -418,7 +419,8 @@ def look(run: Path, data: Path, weights: Path, images: int | None, device: str) 
     detector = checkpoint.load_detector(weights).to(choose_device(device))
     if settings.get("fake_int8"):  # the training's own evaluations rounded too
         fake_int8(detector)
-    dataset = read_dataset(data, detector.spec.classes)
+    unknown: Unknown = "ignore" if settings.get("left_out") else "error"  # as the training had it
+    dataset = read_dataset(data, detector.spec.classes, unknown=unknown)
     chosen = dataset.val[: (config.eval_images if images is None else images) or None]
     with tqdm(total=len(chosen), unit="image", dynamic_ncols=True) as bar:
 

@@ -94,6 +94,7 @@ def test_classes_that_are_not_asked_for_are_left_out_and_told(data, tmp_path, ca
     assert run(data, tmp_path, *flags) == 1
     assert "unknown class 'plane'" in capsys.readouterr().err
     assert run(data, tmp_path, *flags, "--ignore-unknown") == 0
+    assert page.main([str(tmp_path), "--data", str(data), "--device", "cpu"]) == 0  # it leaves them out too
     planes = sum(path.read_text().count(" plane 0") for path in data.glob("*/labelTxt/*.txt"))
     told = capsys.readouterr().out
     assert f"left out, as their classes are not asked for: {planes} plane\n" in told
