@@ -5,7 +5,6 @@ All histograms of a calibration are kept in a file, which serves only the very s
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import math
@@ -250,21 +249,18 @@ def load_cache(path: Path, key: str) -> tuple[dict[str, Histogram], int] | None:
     """
     try:
         with path.open("rb") as file:
-            foreign = file.read(2) not in (b"PK", b"")
-        with contextlib.suppress(ValueError, EOFError, zipfile.BadZipFile), np.load(path) as stored:
-            foreign |= "key" not in stored
-    except OSError:
-        return None
-    if foreign:
-        raise errors.InputError(f"{path}: no cache of export/quantize.py; give --cache another name")
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            if str(stored["key"]) != key:
-                return None
-            rows = zip(stored["names"], stored["counts"], stored["peaks"], strict=True)
-            return {str(n): Histogram(c, float(p)) for n, c, p in rows}, int(stored["tiles"])
+            ours = file.read(2) in (b"PK", b"")
+        if ours:
+            with np.load(path, allow_pickle=False) as stored:
+                ours = "key" in stored
+                if ours and str(stored["key"]) == key:
+                    rows = zip(stored["names"], stored["counts"], stored["peaks"], strict=True)
+                    return {str(n): Histogram(c, float(p)) for n, c, p in rows}, int(stored["tiles"])
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
         return None
+    if not ours:
+        raise errors.InputError(f"{path}: no cache of export/quantize.py; give --cache another name")
+    return None
 
 
 def save_cache(path: Path, key: str, histograms: Mapping[str, Histogram], tiles: int) -> None:

@@ -202,7 +202,7 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
     """Of a node, or `default`."""
     import onnx
 
-    for attribute in node.attribute:
-        if attribute.name == name:
-            return onnx.helper.get_attribute_value(attribute)
+    for found in node.attribute:
+        if found.name == name:
+            return onnx.helper.get_attribute_value(found)
     return default

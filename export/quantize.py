@@ -445,6 +445,7 @@ def command(arguments: argparse.Namespace) -> int:
     """The command behind `main`, with parsed arguments."""
     cache = arguments.cache or arguments.out.with_suffix(".calibration.npz")
     written = {"--out": arguments.out, "--cpu-variant": arguments.cpu_variant, "--cache": cache}
+    keep = [arguments.model]
     for flag, path in written.items():
         if path is None:
             continue
@@ -453,9 +454,7 @@ def command(arguments: argparse.Namespace) -> int:
         if path.resolve() == arguments.model.resolve():
             raise errors.InputError(f"{flag} {path}: this is the FP32 model; choose another name")
         check = errors.cache_file if flag == "--cache" else errors.new_file
-        check(path, flag)
-    if arguments.cpu_variant is not None and arguments.cpu_variant.resolve() == arguments.out.resolve():
-        raise errors.InputError(f"--cpu-variant {arguments.cpu_variant}: the same file as --out")
+        keep.append(check(path, flag, keep))
     if arguments.cpu_exact and arguments.cpu_variant is None:
         raise errors.InputError("--cpu-exact goes with --cpu-variant FILE")
     try:

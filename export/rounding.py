@@ -30,10 +30,8 @@ if TYPE_CHECKING:
     from rgfl.spec import DetectorSpec
 
 TILES = 64  # looked at
-POSITIONS, PER_WEIGHT = (
-    4096,
-    4,
-)  # of a layer's output, over all tiles: so many at least, and a weight of a row
+# Positions of a layer's output that are looked at, over all tiles: so many at least, and a weight of a row.
+POSITIONS, PER_WEIGHT = 4096, 4
 EXACT = 1024  # so many products of two int8 add up in float32 without rounding
 MEMORY = 2**30  # bytes of covariances at once; a network that needs more looks at the tiles several times
 DAMPING = 0.01  # of the mean variance, added to each: what hardly occurs decides nothing
@@ -97,8 +95,7 @@ def round_weights(
     layers = _layers(model, placement)
     result = {}
     with tqdm(total=len(layers), unit="layer", desc="round", disable=None if progress else True) as bar:
-        for names in _in_memory(layers):
-            group = {name: layers[name] for name in names}
+        for group in _in_memory(layers):
             sums = _look_at(model, group, placement, thresholds, tiles, spec)
             for name, layer in group.items():
                 result[name] = _round_layer(layer, *sums.pop(name))
@@ -122,15 +119,15 @@ def _layers(model: onnx.ModelProto, placement: Placement) -> dict[str, _Layer]:
     return layers
 
 
-def _in_memory(layers: Mapping[str, _Layer]) -> Iterator[list[str]]:
-    """Names in runs whose covariances fit into MEMORY; a run has one at least."""
-    run: list[str] = []
+def _in_memory(layers: Mapping[str, _Layer]) -> Iterator[dict[str, _Layer]]:
+    """Layers in runs whose covariances fit into MEMORY; a run has one at least."""
+    run: dict[str, _Layer] = {}
     used = 0
     for name, layer in layers.items():
         if run and used + layer.bytes > MEMORY:
             yield run
-            run, used = [], 0
-        run.append(name)
+            run, used = {}, 0
+        run[name] = layer
         used += layer.bytes
     if run:
         yield run

@@ -133,8 +133,8 @@ def read_dataset(
     val = _read_split(root / "val", names, unknown) if with_val else []
     left_out: Counter[str] = Counter()
     if unknown == "ignore":
-        for split, pictures in (("train", train), ("val", val)):
-            left_out += _count_others(root / split / "labelTxt", pictures, names)
+        for split in ("train", "val") if with_val else ("train",):
+            left_out += dota_labels.count_others(root / split / "labelTxt", names)
         if left_out and not any(len(picture.objects) for picture in train):
             raise DataError(
                 f"{root / 'train/labelTxt'}: no object of {', '.join(names)}; the labels hold "
@@ -156,17 +156,6 @@ def _class_names(root: Path, classes: str) -> tuple[str, ...]:
     if names := dota_labels.find_classes(root / "train/labelTxt"):
         return names
     raise DataError(f"{root / 'train/labelTxt'}: no object in any label file, so there is nothing to learn")
-
-
-def _count_others(folder: Path, pictures: Sequence[Picture], classes: Sequence[str]) -> Counter[str]:
-    """Objects in the label files of these pictures, already checked, of classes that are not in the list."""
-    others: Counter[str] = Counter()
-    for picture in pictures:
-        for line in (folder / f"{picture.name}.txt").read_text(encoding="utf-8-sig").split("\n"):
-            fields = line.split()
-            if len(fields) >= 9 and fields[8] not in classes:
-                others[fields[8]] += 1
-    return others
 
 
 def _read_split(folder: Path, classes: Sequence[str], unknown: Unknown) -> list[Picture]:

@@ -34,7 +34,6 @@ from rgfl.detections import Detections
 from rgfl.devices import choose_device, device_name, expect_own_gpu, mixed_precision, peak_memory_mb
 from rgfl.dota.images import ImageError
 from rgfl.dota.labels import LabelError, Unknown
-from rgfl.dota.tiling import are_tiles
 from rgfl.nn.backbone import WeightsError
 from rgfl.nn.batchnorm import statistics_kept, synchronise, training_batchnorms
 from rgfl.nn.decode import Raw
@@ -176,8 +175,6 @@ class Training:
             recipe.run.cache_mb,
         )
         self.val = self.dataset.val[: recipe.evaluation.eval_images or None]
-        tiles = are_tiles(picture.name for picture in self.val)
-        self.unit = "unmerged tiles (not the official AP)" if tiles else "full images"
         self.epoch = steps_per_epoch(len(self.tiles), recipe.schedule.batch)
         self.total = max(1, round(recipe.schedule.epochs * self.epoch))
         self.evaluation_steps = self.total
@@ -532,12 +529,14 @@ class Training:
                 self.folder.show(f"val/{picture.name}", drawn, self.step)
         self.evaluated = self.step
         self.save_last()
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-        self.say(
-            f"epoch {self.step / self.epoch:g}: {shown} on {len(self.val)} {self.unit} in {seconds:.0f} s"
-            f"{'  (best)' if self.best == values['map'] else ''}"
-        )
         if measured is not None:
+            shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+            tiles = measured.result.unit == "tile"
+            unit = "unmerged tiles (not the official AP)" if tiles else "full images"
+            self.say(
+                f"epoch {self.step / self.epoch:g}: {shown} on {len(self.val)} {unit} in {seconds:.0f} s"
+                f"{'  (best)' if self.best == values['map'] else ''}"
+            )
             self.say(page.draw(self.out, measured))
 
     def _found_in_share(self) -> dict[str, Detections] | None:

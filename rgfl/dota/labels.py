@@ -19,6 +19,7 @@ import math
 import re
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
@@ -240,6 +241,20 @@ def find_classes(directory: Path | str) -> tuple[str, ...]:
             text = f"{directory}: classes {name!r} and {other!r} differ in case alone; taken for two"
             warnings.warn(text, LabelWarning, stacklevel=2)
     return in_order(names)
+
+
+def count_others(directory: Path | str, classes: Collection[str]) -> Counter[str]:
+    """Objects in a folder of labelTxt files whose class is none of these, by class.
+
+    Raises:
+        LabelError: a line has other separators than white space.
+    """
+    found = (
+        fields[8]
+        for path in _label_files(directory)
+        for _, fields in _label_lines(path, _read_text(path), warn=False)
+    )
+    return Counter(name for name in found if name not in classes)
 
 
 # ---------------------------------------------------------------------------------------------

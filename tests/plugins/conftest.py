@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -50,3 +51,11 @@ def built_library() -> Path:
         return rgfl.plugins.library()
     except FileNotFoundError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def dynamic_section(built_library: Path) -> str:
+    """What the library asks of the loader, as readelf prints it."""
+    if sys.platform != "linux":
+        pytest.skip("reads ELF files")
+    return subprocess.run(["readelf", "-d", built_library], capture_output=True, text=True, check=True).stdout
