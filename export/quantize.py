@@ -2,10 +2,11 @@
 
     python export/quantize.py model.onnx --calib train/images --out model-int8.onnx
 
-In the order of the work: placement.py chooses what is quantised, calibration.py how far, rounding.py to
-which steps the weights go, qdq.py writes it into the graph, and cpu_int8.py rewrites that for ONNX Runtime's
-integer kernels (--cpu-variant). Symmetric int8: one scale a tensor, one an output channel for weights, zero
-points 0. Weights are stored as int8, a fourth of the file.
+In the order of the work: placement.py chooses what is quantised, equalisation.py lets channels fill their
+grids, calibration.py says how far those reach, rounding.py to which steps the weights go, qdq.py writes it
+into the graph, and cpu_int8.py rewrites that for ONNX Runtime's integer kernels (--cpu-variant). Symmetric
+int8: one scale a tensor, one an output channel for weights, zero points 0. Weights are stored as int8, a
+fourth of the file. A block that alone causes much of the error stays in float (--float-above).
 
 Why this is not onnxruntime.quantization or nvidia-modelopt: the first places Q/DQ for its own
 kernels, at every convolution's output, which TensorRT does not fuse, and holds the activations of all
@@ -42,6 +43,7 @@ from rgfl.export.calibration import (
     tiles_of,
 )
 from rgfl.export.cpu_int8 import cpu_variant
+from rgfl.export.equalisation import equalise
 from rgfl.export.placement import OUTPUT_MODULES, QUANTISED_MODULES, float_outputs, module_of, place
 from rgfl.export.qdq import Rounded, checked, insert
 from rgfl.export.rounding import TILES, round_weights
@@ -52,7 +54,10 @@ if TYPE_CHECKING:
     import onnx
 
 IMAGES = 64
-SCAN_TILES = 8
+SCAN_TILES = 4
+# Of the error. The light detector's first depthwise convolution causes .4 to .6 of it: the 127 steps of a
+# ReLU6 are few there.
+FLOAT_ABOVE = 1 / 3
 
 EXAMPLES = """\
 examples:
@@ -103,14 +108,19 @@ class Report:
     bytes_before: int = 0
     bytes_after: int = 0
 
-    def text(self) -> str:
-        """A few lines; the scan as a table, the most sensitive block first."""
+    def text(self, with_scan: bool = False) -> str:
+        """A few lines; the scan as a table if wanted, the most sensitive block first."""
         source = "cached" if self.cached else "collected"
+        shares = {block.name: block.gain / (self.error or 1) for block in self.scan}
+        in_float = [
+            f"{name} (in INT8 {shares[name]:.0%} of the error)" if name in shares else name
+            for name in self.float_blocks
+        ]
         lines = [
             f"{len(self.quantised)} layers in INT8, {self.method} over {self.tiles} tiles ({source}); "
-            "in float: " + (", ".join(self.float_blocks) or "no block")
+            "in float: " + (", ".join(in_float) or "no block")
         ]
-        if self.scan:
+        if self.scan and with_scan:
             lines.append(f"relative error of the head's outputs {self.error:.2e}; without a block in INT8:")
             lines += [f"  {block.gain:+.2e}  {block.layers:3d} layers  {block.name}" for block in self.scan]
         if self.ap_float is not None and self.ap_int8 is not None:
@@ -262,6 +272,7 @@ def quantize(
     percentile: float = PERCENTILE,
     images: int = IMAGES,
     keep_float: Sequence[str] = (),
+    float_above: float = FLOAT_ABOVE,
     scan_blocks: bool = False,
     max_ap_drop: float | None = None,
     labels: Path | str | None = None,
@@ -278,7 +289,10 @@ def quantize(
         method: how the greatest representable activation is chosen.
         percentile: of the method of that name.
         keep_float: blocks that stay in float.
-        scan_blocks: measure what each block costs, for the report.
+        float_above: blocks that cause more than this share of the error of the head's outputs stay in float
+            too; 1 for none. Not in `cpu_variant`, unless it is to be exact: its grids behind a ReLU are twice
+            as fine.
+        scan_blocks: report what each block costs, even if nothing else asks for it.
         max_ap_drop: put the most sensitive blocks into float until mAP on the calibration images is within
             this of FP32's. Needs `labels`.
         labels: DOTA label files of the calibration images.
@@ -296,7 +310,7 @@ def quantize(
     from rgfl.export import graph
 
     model_path, out_path = Path(model_path), Path(out_path)
-    _check(method, percentile, images, max_ap_drop, labels)
+    _check(method, percentile, images, float_above, max_ap_drop, labels)
     model, spec = read_float_model(model_path)
     chosen = find_calibration_images(Path(calibration_images), images)
     truth = _truth(Path(labels), chosen, spec) if labels is not None else None
@@ -306,6 +320,8 @@ def quantize(
             f"--float {unknown[0]}: no such block; there are {', '.join(everything.blocks)}"
         )
 
+    sample = sample_of_tiles(chosen, spec, TILES)
+    model = equalise(model, sample, spec, progress)
     # Those of the CPU's variant always: reading more tensors turns off fusions, and a last digit with them.
     tensors = [*everything.tensors, *float_outputs(model, everything)]
     # Not of the file's bytes: weights may lie in another.
@@ -319,10 +335,9 @@ def quantize(
     histograms, report.tiles = stored
     thresholds = {name: one.threshold(method, percentile) for name, one in histograms.items()}
 
-    left_out = list(dict.fromkeys(keep_float))
+    asked_for = list(dict.fromkeys(keep_float))
     # A layer's steps depend on no other layer's, so they hold whatever is left in float further on.
-    sample = sample_of_tiles(chosen, spec, TILES)
-    rounded = round_weights(model, place(model, left_out), thresholds, sample, spec, progress)
+    rounded = round_weights(model, place(model, asked_for), thresholds, sample, spec, progress)
 
     def build(left_out: Sequence[str]) -> onnx.ModelProto:
         result = checked(insert(model, place(model, left_out), thresholds, rounded))
@@ -336,9 +351,11 @@ def quantize(
         )
         return result
 
-    if scan_blocks or max_ap_drop is not None:
+    if scan_blocks or max_ap_drop is not None or (float_above < 1 and head_outputs(model)):
         tiles = list(islice(tiles_of(chosen, spec, 1), SCAN_TILES))
-        report.error, report.scan = scan(model, thresholds, rounded, tiles, spec, left_out, progress)
+        report.error, report.scan = scan(model, thresholds, rounded, tiles, spec, asked_for, progress)
+    worst = [block.name for block in report.scan if block.gain > float_above * (report.error or 0)]
+    left_out = asked_for + worst
     if max_ap_drop is not None and truth is not None:
         reference = report.ap_float = mean_ap(model_path, chosen, truth, progress)
         measured: dict[int, float] = {}
@@ -350,7 +367,7 @@ def quantize(
                 measured[len(blocks)] = mean_ap(trial, chosen, truth, progress)
             return reference - measured[len(blocks)]
 
-        ranking = [block.name for block in report.scan]
+        ranking = [block.name for block in report.scan if block.name not in worst]
         count = fewest_in_float(ranking, drop, max_ap_drop)
         report.ap_int8 = measured[count]
         left_out += ranking[:count]
@@ -359,8 +376,12 @@ def quantize(
     graph.save(result, out_path)
     placement = place(model, left_out)
     if cpu_variant_path is not None:
-        open_ends = {name: thresholds[name] for name in float_outputs(model, placement)}
-        other = cpu_variant(result, None if cpu_exact else open_ends)
+        if cpu_exact:
+            other = cpu_variant(result)
+        else:
+            in_float = [name for name in left_out if name not in worst]
+            open_ends = {name: thresholds[name] for name in float_outputs(model, place(model, in_float))}
+            other = cpu_variant(build(in_float), open_ends)
         graph.write_spec(other, spec, variant="cpu")
         graph.save(other, Path(cpu_variant_path))
     report.quantised = tuple(placement.weights)
@@ -371,7 +392,12 @@ def quantize(
 
 
 def _check(
-    method: str, percentile: float, images: int, max_ap_drop: float | None, labels: Path | str | None
+    method: str,
+    percentile: float,
+    images: int,
+    float_above: float,
+    max_ap_drop: float | None,
+    labels: Path | str | None,
 ) -> None:
     if method not in get_args(Method):
         raise errors.InputError(f"--method {method}: expected one of {', '.join(get_args(Method))}")
@@ -379,6 +405,8 @@ def _check(
         raise errors.InputError(f"--percentile {percentile}: expected more than 50, at most 100")
     if images < 1:
         raise errors.InputError(f"--images {images}: expected 1 or more")
+    if not 0 < float_above <= 1:
+        raise errors.InputError(f"--float-above {float_above}: expected a share, more than 0 and at most 1")
     if (max_ap_drop is None) != (labels is None):
         raise errors.InputError("--max-ap-drop and --labels go together: AP needs both")
     if max_ap_drop is not None and not 0 <= max_ap_drop < 1:
@@ -425,6 +453,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--float", action="append", default=[], metavar="BLOCK", help="keep this block in float"
     )
+    parser.add_argument(
+        "--float-above",
+        type=float,
+        default=FLOAT_ABOVE,
+        metavar="S",
+        help="keep blocks in float that cause more than this share of the error; 1 for none (%(default).2f)",
+    )
     parser.add_argument("--scan", action="store_true", help="print what each block costs")
     parser.add_argument(
         "--max-ap-drop", type=float, metavar="X", help="put blocks into float until mAP drops by X at most"
@@ -466,6 +501,7 @@ def command(arguments: argparse.Namespace) -> int:
             percentile=arguments.percentile,
             images=arguments.images,
             keep_float=arguments.float,
+            float_above=arguments.float_above,
             scan_blocks=arguments.scan,
             max_ap_drop=arguments.max_ap_drop,
             labels=arguments.labels,
@@ -480,7 +516,7 @@ def command(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 1
-    print(report.text())
+    print(report.text(with_scan=arguments.scan))
     return 0
 
 

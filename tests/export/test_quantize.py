@@ -18,7 +18,17 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from rgfl import atomic  # noqa: E402
-from rgfl.export import calibration, cpu_int8, graph, placement, qdq, quantize, verify  # noqa: E402
+from rgfl.export import (  # noqa: E402
+    calibration,
+    cpu_int8,
+    equalisation,
+    graph,
+    placement,
+    qdq,
+    quantize,
+    rounding,
+    verify,
+)
 from rgfl.spec import DetectorSpec  # noqa: E402
 from rgfl.trt_runtime import draw, errors  # noqa: E402
 from rgfl.trt_runtime.machine import has_vnni  # noqa: E402
@@ -310,7 +320,7 @@ def test_blocks_are_named_by_modules() -> None:
 def test_a_block_kept_in_float_has_no_q_at_all(detector: Path, images: Path, tmp_path: Path) -> None:
     blocks = ["backbone.net.layer1.0", "neck"]
     report = quantize.quantize(
-        detector, tmp_path / "out.onnx", images, keep_float=blocks, images=2, progress=False
+        detector, tmp_path / "out.onnx", images, keep_float=blocks, float_above=1, images=2, progress=False
     )
     model = graph.load(tmp_path / "out.onnx")
     assert report.float_blocks == tuple(blocks)
@@ -323,9 +333,15 @@ def test_a_block_kept_in_float_has_no_q_at_all(detector: Path, images: Path, tmp
 # --- numbers -----------------------------------------------------------------------------------------------
 
 
-def test_weights_are_int8_by_channel_and_everything_is_symmetric(written: tuple, detector: Path) -> None:
+def test_weights_are_int8_by_channel_and_everything_is_symmetric(
+    written: tuple, detector: Path, images: Path
+) -> None:
     model, _, report = written
-    values, original = constants_of(model), constants_of(graph.load(detector))
+    sample = calibration.sample_of_tiles(
+        calibration.find_calibration_images(images, quantize.IMAGES), SPEC, rounding.TILES
+    )
+    equal = equalisation.equalise(graph.load(detector), sample, SPEC, progress=False)
+    values, original = constants_of(model), constants_of(equal)
     made = producers_of(model)
     points = [
         values[node.input[2]]
@@ -795,7 +811,7 @@ def test_ap_is_held(
     assert "mAP on the calibration images" in report.text()
 
     # Fixed figures, so that the search has something to find.
-    ranked = [quantize.Block(name, 1, 1.0) for name in report.blocks]
+    ranked = [quantize.Block(name, 1, 0.1) for name in report.blocks]
     monkeypatch.setattr(quantize, "scan", lambda *_: (0.5, ranked))
     monkeypatch.setattr(quantize, "mean_ap", lambda path, *_: 0.8 if path == detector else 0.7)
     command = [str(detector), "--calib", str(images), "--images", "2", "--labels", str(labels)]

@@ -1,0 +1,204 @@
+"""Cross-layer equalisation: every channel of a tensor fills the grid that the tensor has.
+
+A tensor has one scale, so a channel of small values gets few of the 127 steps. Between two convolutions each
+channel may be multiplied by a factor and the next weights divided by it: the network computes what it did,
+and the channel uses more steps (Nagel et al., arXiv 1906.04721, §4.1). There the ranges of weights are
+balanced; here activations get all there is to get, since rounding.py leaves hardly any error in the weights.
+ReLU, pooling and resizing may lie between, and additions whose terms get the same factors. ReLU6 keeps its
+bound: a channel's own becomes lower, never below what calibration saw of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rgfl.export.calibration import Network
+from rgfl.export.placement import attribute, bounds_of, consumers_of, place
+from rgfl.spec import DetectorSpec
+
+if TYPE_CHECKING:
+    import onnx
+
+GREATEST_FACTOR = 16.0  # for channels that hardly ever fire, of which calibration tells little
+BY_CHANNEL = ("MaxPool", "AveragePool", "Resize")  # operators that keep a channel's factor
+
+
+@dataclass
+class _Group:
+    """Tensors whose channels have the same factors, and the convolutions around them."""
+
+    tensors: list[str] = field(default_factory=list)
+    written_by: list[onnx.NodeProto] = field(default_factory=list)
+    read_by: list[onnx.NodeProto] = field(default_factory=list)
+    bounds: dict[str, float] = field(default_factory=dict)  # of tensors that a Clip gives
+
+
+def equalise(
+    model: onnx.ModelProto, tiles: Sequence[NDArray[np.uint8]], spec: DetectorSpec, progress: bool = True
+) -> onnx.ModelProto:
+    """A copy of the float `model` with other weights, whose outputs on `tiles` are the same.
+
+    Args:
+        tiles: (1, H, W, 3) each.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    quantised = set(place(model).tensors)
+    groups = [group for group in _groups(model) if quantised.intersection(group.tensors)]
+    looked_at = [
+        name for group in groups for name in group.tensors if name in quantised or name in group.bounds
+    ]
+    peaks = _peaks(model, looked_at, tiles, spec, progress)
+
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    constants = {tensor.name: tensor for tensor in result.graph.initializer}
+
+    def multiply(name: str, factors: NDArray[np.float64]) -> None:
+        values = numpy_helper.to_array(constants[name]).astype(np.float64)
+        constants[name].CopyFrom(numpy_helper.from_array((values * factors).astype(np.float32), name))
+
+    for group in groups:
+        factor = _factors(group, peaks, quantised)
+        for node in _one_a_weight(group.written_by):
+            multiply(node.input[1], factor[:, None, None, None])
+            if _has_bias(node):
+                multiply(node.input[2], factor)
+        for node in _one_a_weight(group.read_by):
+            depthwise = attribute(node, "group", 1) > 1
+            multiply(
+                node.input[1], 1 / factor[(slice(None), None) if depthwise else (None,)][..., None, None]
+            )
+    return result
+
+
+def _factors(
+    group: _Group, peaks: Mapping[str, NDArray[np.float32]], quantised: set[str]
+) -> NDArray[np.float64]:
+    """(C,) at least 1; what brings each channel's greatest magnitude to the greatest of all."""
+    peak = np.max([peaks[name] for name in group.tensors if name in quantised], axis=0).astype(np.float64)
+    room = [np.divide(peak.max(), peak, out=np.ones_like(peak), where=peak > 0)]
+    for name, bound in group.bounds.items():
+        room.append(np.divide(bound, peaks[name], out=np.full_like(peak, np.inf), where=peaks[name] > 0))
+    return np.clip(np.min(room, axis=0), 1.0, GREATEST_FACTOR)
+
+
+def _peaks(
+    model: onnx.ModelProto,
+    tensors: Sequence[str],
+    tiles: Sequence[NDArray[np.uint8]],
+    spec: DetectorSpec,
+    progress: bool,
+) -> dict[str, NDArray[np.float32]]:
+    """(C,) greatest magnitude of each channel of (1, C, H, W) tensors, over all tiles."""
+    from tqdm import tqdm
+
+    if not tensors:
+        return {}
+    network = Network(model, tensors, spec)
+    peaks: dict[str, NDArray[np.float32]] = {}
+    for tile in tqdm(tiles, unit="tile", desc="equalise", disable=None if progress else True):
+        for name, values in zip(tensors, network(tile), strict=True):
+            greatest = np.maximum(values.max(axis=(0, 2, 3)), -values.min(axis=(0, 2, 3)))
+            peaks[name] = np.maximum(peaks.get(name, 0), greatest)
+    return peaks
+
+
+# --- what shares its factors --------------------------------------------------------------------------------
+
+
+def _groups(model: onnx.ModelProto) -> list[_Group]:
+    """The groups that convolutions alone write and read, with weights that nothing else uses."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    tensors = _Sets()
+    fixed = {value.name for value in [*model.graph.input, *model.graph.output]}
+    convolutions = []
+    bounds = {}
+    for node in model.graph.node:
+        changing = [name for name in node.input if name and name not in constants]
+        limits = bounds_of(node, constants)
+        if node.op_type == "Conv" and _is_scalable(node, constants):
+            convolutions.append(node)
+        elif node.op_type == "Add" and len(changing) == 2:
+            tensors.join([*changing, *node.output])
+        elif node.op_type in BY_CHANNEL or (limits and limits[0] == 0):
+            tensors.join([node.input[0], node.output[0]])
+            if limits and np.isfinite(limits[1]):
+                bounds[node.output[0]] = limits[1]
+        elif node.op_type != "Shape":
+            fixed.update([*changing, *node.output])
+
+    readers = consumers_of(model)
+    for weight in dict.fromkeys(node.input[1] for node in convolutions):
+        sharing = [node for node in convolutions if node.input[1] == weight]
+        tensors.join([node.input[0] for node in sharing])
+        tensors.join([node.output[0] for node in sharing])
+        used = [name for node in sharing for name in node.input[1:] if name]
+        if len({_bias(node) for node in sharing}) > 1 or any(
+            reader not in sharing for name in used for reader in readers[name]
+        ):
+            fixed.update(name for node in sharing for name in (node.input[0], node.output[0]))
+
+    groups: dict[str, _Group] = {}
+    for name in tensors.members():
+        groups.setdefault(tensors.of(name), _Group()).tensors.append(name)
+    for node in convolutions:
+        groups.setdefault(tensors.of(node.output[0]), _Group()).written_by.append(node)
+        groups.setdefault(tensors.of(node.input[0]), _Group()).read_by.append(node)
+    for name, bound in bounds.items():
+        groups[tensors.of(name)].bounds[name] = bound
+    return [
+        group
+        for group in groups.values()
+        if group.written_by and group.read_by and not fixed.intersection(group.tensors)
+    ]
+
+
+def _is_scalable(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> bool:
+    """A convolution of images with constant weights, dense or depthwise with one output a channel."""
+    weight = constants.get(node.input[1])
+    if weight is None or len(weight.dims) != 4 or (_has_bias(node) and node.input[2] not in constants):
+        return False
+    groups = attribute(node, "group", 1)
+    return bool(groups == 1 or list(weight.dims[:2]) == [groups, 1])
+
+
+def _has_bias(node: onnx.NodeProto) -> bool:
+    return len(node.input) > 2 and bool(node.input[2])
+
+
+def _bias(node: onnx.NodeProto) -> str:
+    return node.input[2] if _has_bias(node) else ""
+
+
+def _one_a_weight(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    return list({node.input[1]: node for node in nodes}.values())
+
+
+class _Sets:
+    """Disjoint sets of names."""
+
+    def __init__(self) -> None:
+        self._above: dict[str, str] = {}
+
+    def of(self, name: str) -> str:
+        """The name that stands for the set of `name`."""
+        above = self._above.setdefault(name, name)
+        while above != self._above[above]:
+            above = self._above[above]
+        self._above[name] = above
+        return above
+
+    def join(self, names: Sequence[str]) -> None:
+        for name in names:
+            self._above[self.of(name)] = self.of(names[0])
+
+    def members(self) -> list[str]:
+        """All names, in the order in which they came."""
+        return list(self._above)
