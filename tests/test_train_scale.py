@@ -114,7 +114,7 @@ def test_bf16_on_a_cpu_when_asked_for(data, whole, tmp_path, capsys):
     rounded, exact = records(tmp_path, "step")[0], records(whole, "step")[0]
     assert rounded["loss"] != exact["loss"]
     assert rounded["loss"] == pytest.approx(exact["loss"], rel=0.02)
-    assert run(data, tmp_path, *SAME, "--amp", "fp16", "--no-resume") == 1
+    assert run(data, tmp_path, *SAME, "--amp", "fp16", "--no-resume") == 2
     assert "error: --amp fp16 needs a CUDA GPU; on CPUs use bf16 or off" in capsys.readouterr().err
 
 
@@ -181,7 +181,7 @@ def test_an_overflow_skips_its_step_and_gradients_that_are_never_finite_stop(
     assert run(data, tmp_path / "twice", *SAME) == 0
     assert scaler[0].get_scale() == 65536 / 2**2
     calls, until = [], 10**6
-    assert run(data, tmp_path / "ever", *SAME, "--epochs", "20") == 1
+    assert run(data, tmp_path / "ever", *SAME, "--epochs", "20") == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "error: step 17: grad_norm not finite (loss " in error  # 17 halvings of 65,536 are less than 1
 
@@ -388,7 +388,7 @@ def test_a_batch_that_ranks_cannot_share_is_refused(data, tmp_path, capsys, monk
     two = loop.Ranks(torch.device("cpu"))
     two.size = 2
     monkeypatch.setattr(loop, "Ranks", lambda device: two)
-    assert run(data, tmp_path, *SAME, "--batch", "3") == 1
+    assert run(data, tmp_path, *SAME, "--batch", "3") == 2
     assert (
         "error: --batch 3: tiles a step over all processes; expected a multiple of 2 for 2 processes and "
         "--accumulate 1" in capsys.readouterr().err
@@ -428,5 +428,5 @@ def test_a_rank_that_dies_does_not_leave_the_other_waiting(data, tmp_path):
             time.sleep(0.005)
         both.processes[1].kill()
         (code, _, err), _ = both.end()
-    assert code == 1
+    assert code == 2
     assert "error: another process of this run has ended" in err.strip().splitlines()[-1], err
