@@ -33,7 +33,7 @@ PERCENTILE = 99.999
 TILES_PER_IMAGE = 4
 BINS = 4096
 LEAST_KEPT = 0.99  # of the values, by entropy calibration
-CALIBRATION_FORMAT = 1  # raise it when histograms or tiles change: older caches are then collected anew
+CALIBRATION_FORMAT = 2  # raise it when histograms, tiles or equalisation change: older caches serve no more
 
 
 class Histogram:
@@ -136,24 +136,29 @@ def find_calibration_images(directory: Path, count: int) -> dict[str, Path]:
 def tiles_of(
     images: Mapping[str, Path], spec: DetectorSpec, per_image: int = TILES_PER_IMAGE
 ) -> Iterator[NDArray[np.uint8]]:
-    """(1, H, W, 3) tiles, at most `per_image` of an image, evenly spaced over its windows."""
+    """(1, H, W, 3) tiles, at most `per_image` of an image, evenly spaced over its windows.
+
+    One of each image is the first window of the first image, and so on to the last of the last.
+    """
     from rgfl.dota.images import read_image
     from rgfl.dota.tiling import crop, windows
     from rgfl.trt_runtime.pipeline import tile_side
 
     side = tile_side(spec)
-    for path in images.values():
+    for number, path in enumerate(images.values()):
         image = read_image(path)
         places = windows(image.shape[0], image.shape[1], side, side)
-        for index in _spread(len(places), per_image):
+        chosen = _spread(len(places), per_image) if per_image > 1 else [number * len(places) // len(images)]
+        for index in chosen:
             yield crop(image, places[index][0], places[index][1], side, spec.pad_value)[None]
 
 
 def sample_of_tiles(images: Mapping[str, Path], spec: DetectorSpec, count: int) -> list[NDArray[np.uint8]]:
-    """About `count` tiles (1, H, W, 3), evenly from images that are evenly spaced; all at once in memory."""
+    """At most `count` tiles (1, H, W, 3), evenly from evenly spaced images; all at once in memory."""
     names = list(images)
     chosen = {names[index]: images[names[index]] for index in _spread(len(names), count)}
-    return list(tiles_of(chosen, spec, -(-count // len(chosen))))
+    found = list(tiles_of(chosen, spec, -(-count // len(chosen))))
+    return [found[index] for index in _spread(len(found), count)]
 
 
 def _spread(size: int, count: int) -> list[int]:

@@ -5,7 +5,7 @@ channel may be multiplied by a factor and the next weights divided by it: the ne
 and the channel uses more steps (Nagel et al., arXiv 1906.04721, §4.1). There the ranges of weights are
 balanced; here activations get all there is to get, since rounding.py leaves hardly any error in the weights.
 ReLU, pooling and resizing may lie between, and additions whose terms get the same factors. ReLU6 keeps its
-bound: a channel's own becomes lower, never below what calibration saw of it.
+bound: a channel's own becomes lower, never below what it was seen to reach.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rgfl.export.calibration import Network
-from rgfl.export.placement import attribute, bounds_of, consumers_of, place
+from rgfl.export.placement import attribute, bounds_of, consumers_of, float_outputs, place
 from rgfl.spec import DetectorSpec
+from rgfl.trt_runtime import errors
 
 if TYPE_CHECKING:
     import onnx
@@ -45,11 +46,16 @@ def equalise(
 
     Args:
         tiles: (1, H, W, 3) each.
+
+    Raises:
+        ModelError: a tensor is not finite.
     """
     import onnx
     from onnx import numpy_helper
 
-    quantised = set(place(model).tensors)
+    placement = place(model)
+    # Those of the CPU's variant too, which has a grid in front of residual additions.
+    quantised = {*placement.tensors, *float_outputs(model, placement)}
     groups = [group for group in _groups(model) if quantised.intersection(group.tensors)]
     looked_at = [
         name for group in groups for name in group.tensors if name in quantised or name in group.bounds
@@ -81,12 +87,17 @@ def equalise(
 def _factors(
     group: _Group, peaks: Mapping[str, NDArray[np.float32]], quantised: set[str]
 ) -> NDArray[np.float64]:
-    """(C,) at least 1; what brings each channel's greatest magnitude to the greatest of all."""
-    peak = np.max([peaks[name] for name in group.tensors if name in quantised], axis=0).astype(np.float64)
-    room = [np.divide(peak.max(), peak, out=np.ones_like(peak), where=peak > 0)]
-    for name, bound in group.bounds.items():
-        room.append(np.divide(bound, peaks[name], out=np.full_like(peak, np.inf), where=peaks[name] > 0))
-    return np.clip(np.min(room, axis=0), 1.0, GREATEST_FACTOR)
+    """(C,) at least 1, the greatest with which no tensor needs a larger grid or exceeds its bound."""
+    factors = []
+    for name in group.tensors:
+        limits = [group.bounds[name]] if name in group.bounds else []
+        if name in quantised:
+            limits.append(float(peaks[name].max()))
+        if limits:
+            free = np.full(peaks[name].shape, np.inf)
+            factors.append(np.divide(min(limits), peaks[name], out=free, where=peaks[name] > 0))
+    factor = np.min(factors, axis=0)
+    return np.where(np.isinf(factor), 1.0, np.clip(factor, 1.0, GREATEST_FACTOR))
 
 
 def _peaks(
@@ -106,6 +117,8 @@ def _peaks(
     for tile in tqdm(tiles, unit="tile", desc="equalise", disable=None if progress else True):
         for name, values in zip(tensors, network(tile), strict=True):
             greatest = np.maximum(values.max(axis=(0, 2, 3)), -values.min(axis=(0, 2, 3)))
+            if not np.isfinite(greatest).all():
+                raise errors.ModelError(f"tensor {name!r} is not finite: the FP32 model is broken")
             peaks[name] = np.maximum(peaks.get(name, 0), greatest)
     return peaks
 
@@ -156,7 +169,10 @@ def _groups(model: onnx.ModelProto) -> list[_Group]:
     return [
         group
         for group in groups.values()
-        if group.written_by and group.read_by and not fixed.intersection(group.tensors)
+        if group.written_by
+        and group.read_by
+        and not fixed.intersection(group.tensors)
+        and len(_channels(group, constants)) == 1  # or an addition repeats a channel
     ]
 
 
@@ -167,6 +183,13 @@ def _is_scalable(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]
         return False
     groups = attribute(node, "group", 1)
     return bool(groups == 1 or list(weight.dims[:2]) == [groups, 1])
+
+
+def _channels(group: _Group, constants: Mapping[str, onnx.TensorProto]) -> set[int]:
+    """Numbers of channels that its writers give and its readers expect."""
+    given = {constants[node.input[1]].dims[0] for node in group.written_by}
+    expected = {constants[node.input[1]].dims[1] * attribute(node, "group", 1) for node in group.read_by}
+    return given | expected
 
 
 def _has_bias(node: onnx.NodeProto) -> bool:

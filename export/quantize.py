@@ -45,7 +45,7 @@ from rgfl.export.calibration import (
 from rgfl.export.cpu_int8 import cpu_variant
 from rgfl.export.equalisation import equalise
 from rgfl.export.placement import OUTPUT_MODULES, QUANTISED_MODULES, float_outputs, module_of, place
-from rgfl.export.qdq import Rounded, checked, insert
+from rgfl.export.qdq import checked, insert
 from rgfl.export.rounding import TILES, round_weights
 from rgfl.spec import DetectorSpec
 from rgfl.trt_runtime import errors
@@ -101,6 +101,7 @@ class Report:
     quantised: tuple[str, ...] = ()  # names of nodes
     blocks: tuple[str, ...] = ()
     float_blocks: tuple[str, ...] = ()
+    cpu_float_blocks: tuple[str, ...] | None = None  # of the CPU's variant, if one was asked for
     error: float | None = None  # relative squared error of the head's outputs, all blocks in INT8
     scan: list[Block] = field(default_factory=list)
     ap_float: float | None = None
@@ -120,6 +121,8 @@ class Report:
             f"{len(self.quantised)} layers in INT8, {self.method} over {self.tiles} tiles ({source}); "
             "in float: " + (", ".join(in_float) or "no block")
         ]
+        if self.cpu_float_blocks not in (None, self.float_blocks):
+            lines.append(f"for ONNX Runtime, in float: {', '.join(self.cpu_float_blocks) or 'no block'}")
         if self.scan and with_scan:
             lines.append(f"relative error of the head's outputs {self.error:.2e}; without a block in INT8:")
             lines += [f"  {block.gain:+.2e}  {block.layers:3d} layers  {block.name}" for block in self.scan]
@@ -145,50 +148,53 @@ def head_outputs(model: onnx.ModelProto) -> list[str]:
     ]
 
 
-def relative_error(
-    network: Network, tiles: Sequence[NDArray], expected: Sequence[Sequence[NDArray]]
-) -> float:
-    """Squared error of the logits over their variance, the mean over the tensors."""
-    wrong = np.zeros(len(network.outputs))
-    spread = np.zeros(len(network.outputs))
-    for tile, wanted in zip(tiles, expected, strict=True):
-        for index, (got, true) in enumerate(zip(network(tile), wanted, strict=True)):
-            wrong[index] += float(np.mean(np.square(got - true, dtype=np.float64)))
-            spread[index] += float(np.var(true, dtype=np.float64))
-    return float(np.mean(wrong / np.maximum(spread, 1e-30)))
+class Logits:
+    """Outputs of the head of a float model on some tiles, to tell how far another model's are away."""
+
+    def __init__(
+        self, model: onnx.ModelProto, tiles: Sequence[NDArray[np.uint8]], spec: DetectorSpec
+    ) -> None:
+        self.names, self.tiles, self.spec = head_outputs(model), tiles, spec
+        if not self.names:
+            raise errors.ModelError(
+                f"no layer is named {' or '.join(OUTPUT_MODULES)}; export the checkpoint anew"
+            )
+        network = Network(model, self.names, spec)
+        self.values = [network(tile) for tile in tiles]
+
+    def error(self, model: onnx.ModelProto) -> float:
+        """Squared error over the variance, the mean over the tensors."""
+        network = Network(model, self.names, self.spec)
+        wrong, spread = np.zeros(len(self.names)), np.zeros(len(self.names))
+        for tile, wanted in zip(self.tiles, self.values, strict=True):
+            for index, (got, true) in enumerate(zip(network(tile), wanted, strict=True)):
+                wrong[index] += float(np.mean(np.square(got - true, dtype=np.float64)))
+                spread[index] += float(np.var(true, dtype=np.float64))
+        return float(np.mean(wrong / np.maximum(spread, 1e-30)))
 
 
 def scan(
-    model: onnx.ModelProto,
-    thresholds: Mapping[str, float],
-    rounded: Mapping[str, Rounded],
-    tiles: Sequence[NDArray[np.uint8]],
-    spec: DetectorSpec,
-    keep_float: Collection[str] = (),
-    progress: bool = True,
+    blocks: Mapping[str, Sequence[str]], error: Callable[[Collection[str]], float], progress: bool = True
 ) -> tuple[float, list[Block]]:
-    """The error with every block in INT8, and what each block in float would take off it, greatest first."""
+    """The error with every block in INT8, and what each block in float would take off it, greatest first.
+
+    Args:
+        blocks: block -> its quantised nodes.
+        error: with these blocks in float.
+    """
     from tqdm import tqdm
 
-    outputs = head_outputs(model)
-    if not outputs:
-        raise errors.ModelError(
-            f"no layer is named {' or '.join(OUTPUT_MODULES)}; export the checkpoint anew"
-        )
-    reference = Network(model, outputs, spec)
-    expected = [reference(tile) for tile in tiles]
-
-    def error(left_out: Collection[str]) -> float:
-        quantised = insert(model, place(model, left_out), thresholds, rounded)
-        return relative_error(Network(quantised, outputs, spec), tiles, expected)
-
-    whole = error(keep_float)
-    blocks = place(model, keep_float).blocks
+    whole = error(())
     found = []
     for name in tqdm(blocks, unit="block", desc="scan", disable=None if progress else True):
-        gain = whole - error({*keep_float, name})
-        found.append(Block(name, len(blocks[name]), gain))
+        found.append(Block(name, len(blocks[name]), whole - error([name])))
     return whole, sorted(found, key=lambda block: (-block.gain, block.name))
+
+
+def cause_most(blocks: Sequence[str], error: Callable[[Collection[str]], float], share: float) -> list[str]:
+    """Those of `blocks` that alone cause more than this share of the error; see `scan`."""
+    whole = error(())
+    return [name for name in blocks if whole - error([name]) > share * whole]
 
 
 def mean_ap(path: Path, images: Mapping[str, Path], truth: Mapping[str, Any], progress: bool) -> float:
@@ -290,8 +296,8 @@ def quantize(
         percentile: of the method of that name.
         keep_float: blocks that stay in float.
         float_above: blocks that cause more than this share of the error of the head's outputs stay in float
-            too; 1 for none. Not in `cpu_variant`, unless it is to be exact: its grids behind a ReLU are twice
-            as fine.
+            too; 1 for none. Those of `cpu_variant` are found by its own error, which grids behind a ReLU make
+            smaller, unless it is to be exact or `max_ap_drop` is given.
         scan_blocks: report what each block costs, even if nothing else asks for it.
         max_ap_drop: put the most sensitive blocks into float until mAP on the calibration images is within
             this of FP32's. Needs `labels`.
@@ -304,8 +310,6 @@ def quantize(
         QuantizationFailed: `max_ap_drop` cannot be held.
         ModelError, InputError, SpecError, ImageError, LabelError: what the user can put right.
     """
-    from itertools import islice
-
     from rgfl import __version__
     from rgfl.export import graph
 
@@ -320,13 +324,13 @@ def quantize(
             f"--float {unknown[0]}: no such block; there are {', '.join(everything.blocks)}"
         )
 
-    sample = sample_of_tiles(chosen, spec, TILES)
-    model = equalise(model, sample, spec, progress)
     # Those of the CPU's variant always: reading more tensors turns off fusions, and a last digit with them.
     tensors = [*everything.tensors, *float_outputs(model, everything)]
     # Not of the file's bytes: weights may lie in another.
     key = calibration_key(model.SerializeToString(deterministic=True), chosen, tensors)
     stored = load_cache(Path(cache), key) if cache is not None else None
+    sample = sample_of_tiles(chosen, spec, TILES)
+    original, model = model, equalise(model, sample, spec, progress)
     report = Report(out_path, spec, method, cached=stored is not None)
     if stored is None:
         stored = collect(model, tensors, tiles_of(chosen, spec), spec, progress=progress)
@@ -351,10 +355,17 @@ def quantize(
         )
         return result
 
+    worst: list[str] = []
     if scan_blocks or max_ap_drop is not None or (float_above < 1 and head_outputs(model)):
-        tiles = list(islice(tiles_of(chosen, spec, 1), SCAN_TILES))
-        report.error, report.scan = scan(model, thresholds, rounded, tiles, spec, asked_for, progress)
-    worst = [block.name for block in report.scan if block.gain > float_above * (report.error or 0)]
+        logits = Logits(original, sample_of_tiles(chosen, spec, SCAN_TILES), spec)
+        report.error, report.scan = scan(
+            place(model, asked_for).blocks,
+            lambda blocks: logits.error(
+                insert(model, place(model, [*asked_for, *blocks]), thresholds, rounded)
+            ),
+            progress,
+        )
+        worst = [block.name for block in report.scan if block.gain > float_above * report.error]
     left_out = asked_for + worst
     if max_ap_drop is not None and truth is not None:
         reference = report.ap_float = mean_ap(model_path, chosen, truth, progress)
@@ -374,20 +385,30 @@ def quantize(
 
     result = build(left_out)
     graph.save(result, out_path)
-    placement = place(model, left_out)
-    if cpu_variant_path is not None:
-        if cpu_exact:
-            other = cpu_variant(result)
-        else:
-            in_float = [name for name in left_out if name not in worst]
-            open_ends = {name: thresholds[name] for name in float_outputs(model, place(model, in_float))}
-            other = cpu_variant(build(in_float), open_ends)
-        graph.write_spec(other, spec, variant="cpu")
-        graph.save(other, Path(cpu_variant_path))
-    report.quantised = tuple(placement.weights)
+    report.quantised = tuple(place(model, left_out).weights)
     report.blocks = tuple(everything.blocks)
     report.float_blocks = tuple(left_out)
     report.bytes_before, report.bytes_after = model_path.stat().st_size, out_path.stat().st_size
+    if cpu_variant_path is None:
+        return report
+
+    def for_cpu(left_out: Sequence[str]) -> onnx.ModelProto:
+        open_ends = {name: thresholds[name] for name in float_outputs(model, place(model, left_out))}
+        return cpu_variant(build(left_out), open_ends)
+
+    if cpu_exact:
+        other = cpu_variant(result)
+    elif not worst or max_ap_drop is not None:
+        other = for_cpu(left_out)
+    else:
+        # Its grids behind a ReLU are twice as fine, so what is worst with 127 steps need not be here.
+        left_out = asked_for + cause_most(
+            worst, lambda blocks: logits.error(for_cpu([*asked_for, *blocks])), float_above
+        )
+        other = for_cpu(left_out)
+    graph.write_spec(other, spec, variant="cpu")
+    graph.save(other, Path(cpu_variant_path))
+    report.cpu_float_blocks = tuple(left_out)
     return report
 
 

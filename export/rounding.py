@@ -35,6 +35,7 @@ POSITIONS, PER_WEIGHT = 4096, 4
 EXACT = 1024  # so many products of two int8 add up in float32 without rounding
 MEMORY = 2**30  # bytes of covariances at once; a network that needs more looks at the tiles several times
 DAMPING = 0.01  # of the mean variance, added to each: what hardly occurs decides nothing
+LEAST = 1e-9  # of the mean square, that a variance must reach to be one
 BLOCK = 128  # weights of a row that are rounded between two updates of all others
 
 
@@ -166,7 +167,10 @@ def _look_at(
                 total += np.float64(scale) * steps.sum(1)
                 squares += np.float64(scale) ** 2 * (steps.transpose(0, 2, 1) @ steps)
                 count[name] += steps.shape[1]
-    return {name: (total / count[name], squares / count[name]) for name, (total, squares) in sums.items()}
+    for name, moments in sums.items():
+        for moment in moments:
+            moment /= count[name]  # in place: they may be all the memory there is
+    return sums
 
 
 def _rows(
@@ -202,6 +206,9 @@ def _round_layer(layer: _Layer, mean: NDArray[np.float64], squares: NDArray[np.f
     if not layer.is_conv:  # a bias is another node's: means count as errors too
         return Rounded(layer.as_weight(round_rows(matrix, squares, scale)))
     covariance = squares - mean[:, :, None] * mean[:, None, :]
+    # What is constant leaves rounding errors of its square, of either sign: as little as that is nothing.
+    constant = np.diagonal(covariance, axis1=1, axis2=2).mean(1) < LEAST * np.square(mean).mean(1)
+    covariance[constant] = 0
     steps = round_rows(matrix, covariance, scale)
     lost = matrix - steps * scale[:, :, None]
     shift = np.einsum("grd,gd->gr", lost, mean)

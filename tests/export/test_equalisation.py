@@ -13,8 +13,9 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from rgfl.export import calibration, qdq  # noqa: E402
 from rgfl.export.equalisation import GREATEST_FACTOR, equalise  # noqa: E402
-from rgfl.export.placement import Placement  # noqa: E402
+from rgfl.export.placement import Placement, float_outputs, place  # noqa: E402
 from rgfl.spec import DetectorSpec  # noqa: E402
+from rgfl.trt_runtime import errors  # noqa: E402
 
 SIZE = 16
 SPEC = DetectorSpec(classes=("plane",), image_size=(SIZE, SIZE), strides=(8,))
@@ -48,9 +49,9 @@ class Graph:
         pads = [shape[2] // 2, shape[3] // 2] * 2
         return self.node("Conv", [tensor, weight, f"{weight}.bias"], output, pads=pads, **more)
 
-    def clip(self, tensor: str, output: str, top: float = 6.0) -> str:
+    def clip(self, tensor: str, output: str, top: float = 6.0, bottom: float = 0.0) -> str:
         bounds = [
-            self.constant(f"{output}.low", np.array(0.0)),
+            self.constant(f"{output}.low", np.array(bottom)),
             self.constant(f"{output}.high", np.array(top)),
         ]
         return self.node("Clip", [tensor, *bounds], output)
@@ -129,6 +130,39 @@ def test_int8_errs_less(tiles: list) -> None:
     assert wrong[1] < 0.5 * wrong[0]
 
 
+def test_the_grid_for_onnx_runtime_in_front_of_a_sum_is_not_stretched(tiles: list) -> None:
+    """What ReLU leaves of a sum is small where its terms are large and negative: these have grids there."""
+    graph = Graph(3)
+    trunk = graph.node("Relu", [graph.conv("images", "trunk", (8, 3, 1, 1))], "t")
+    branch = graph.conv(graph.node("Relu", [graph.conv(trunk, "in", (8, 8, 1, 1))], "r"), "out", (8, 8, 1, 1))
+    bias = next(one for one in graph.constants if one.name == "out.weight.bias")
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) - 4, bias.name))
+    graph.conv(graph.node("Relu", [graph.node("Add", [trunk, branch], "sum")], "s"), "end", (3, 8, 1, 1))
+    model = graph.model("end")
+    assert float_outputs(model, place(model)) == ["out", "end"]
+    (before,), (after,) = (
+        values(one, ["out"], tiles) for one in (model, equalise(model, tiles, SPEC, False))
+    )
+    assert np.abs(after).max() <= np.abs(before).max() * (1 + 1e-6)
+    assert same(model, tiles)
+
+
+def test_a_sum_that_repeats_a_channel_is_left_alone(tiles: list) -> None:
+    graph = Graph()
+    one, many = graph.conv("images", "a", (1, 3, 1, 1)), graph.conv("images", "b", (6, 3, 1, 1))
+    graph.conv(graph.node("Relu", [graph.node("Add", [one, many], "sum")], "r"), "end", (2, 6, 1, 1))
+    assert changed(graph.model("end"), tiles) == set()
+
+
+def test_a_network_that_is_not_finite_is_refused(tiles: list) -> None:
+    graph = chain()
+    graph.constants[0].CopyFrom(
+        numpy_helper.from_array(np.full((12, 3, 3, 3), np.nan, np.float32), graph.constants[0].name)
+    )
+    with pytest.raises(errors.ModelError, match=r"tensor '.*' is not finite"):
+        equalise(graph.model("end"), tiles, SPEC, progress=False)
+
+
 def test_a_channel_that_never_fires_is_left_alone(tiles: list) -> None:
     graph = Graph()
     graph.node("Relu", [graph.conv("images", "a", (6, 3, 1, 1))], "r")
@@ -191,10 +225,25 @@ def test_weights_that_several_nodes_share(tiles: list) -> None:
     assert {"a.weight", "one.weight", "one.end.weight"} <= changed(model, tiles)
 
 
-@pytest.mark.parametrize("operator", ["Sigmoid", "HardSwish", "Softplus"])
+def test_pooling_may_lie_between(tiles: list) -> None:
+    graph = Graph()
+    first = graph.node("Relu", [graph.conv("images", "a", (6, 3, 1, 1))], "r")
+    graph.conv(graph.node("AveragePool", [first], "mean", kernel_shape=[3, 3]), "end", (2, 6, 1, 1))
+    model = graph.model("end")
+    assert same(model, tiles)
+    assert changed(model, tiles) == {"a.weight", "a.weight.bias", "end.weight"}
+
+
+@pytest.mark.parametrize("operator", ["Sigmoid", "HardSwish", "Softplus", "Clip from -1", "Add a constant"])
 def test_what_is_not_proportional_keeps_its_channels(operator: str, tiles: list) -> None:
     graph = Graph()
-    graph.node(operator, [graph.conv("images", "a", (6, 3, 1, 1))], "curve")
+    first = graph.conv("images", "a", (6, 3, 1, 1))
+    if operator == "Clip from -1":
+        graph.clip(first, "curve", bottom=-1.0)
+    elif operator == "Add a constant":
+        graph.node("Add", [first, graph.constant("c", np.full((1, 6, 1, 1), 0.5))], "curve")
+    else:
+        graph.node(operator, [first], "curve")
     graph.conv("curve", "end", (2, 6, 1, 1))
     assert changed(graph.model("end"), tiles) == set()
 
@@ -209,6 +258,13 @@ def test_what_others_use_too_keeps_its_channels(tiles: list) -> None:
     shared.node("Conv", [first, "b.weight", "a.weight.bias"], "end")
     shared.constant("b.weight", shared.random.normal(size=(3, 3, 1, 1)))
     assert changed(shared.model("end"), tiles) == set()
+
+    biases = Graph()
+    twice = biases.conv("images", "a", (4, 3, 1, 1))
+    biases.constant("other", np.ones(4))
+    again = biases.node("Conv", ["images", "a.weight", "other"], "again")
+    biases.conv(biases.node("Relu", [biases.node("Add", [twice, again], "sum")], "r"), "end", (2, 4, 1, 1))
+    assert changed(biases.model("end"), tiles) == set()
 
     grouped = Graph()
     grouped.conv(

@@ -777,6 +777,46 @@ def test_what_cannot_be_held_is_said() -> None:
         quantize.fewest_in_float(["a", "b", "c"], lambda _: 1.0, 0.01)
 
 
+def test_blocks_that_cause_most_of_the_error_stay_in_float(
+    detector: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, cpu = tmp_path / "out.onnx", tmp_path / "cpu.onnx"
+    first, second, third = "backbone.net.layer1.0", "backbone.net.layer2.0", "neck"
+    costs = [quantize.Block(first, 1, 0.5), quantize.Block(second, 1, 0.34), quantize.Block(third, 1, 0.3)]
+    monkeypatch.setattr(quantize, "scan", lambda *_: (1.0, costs))
+    # For ONNX Runtime the second alone is worse than its share.
+    monkeypatch.setattr(
+        quantize.Logits, "error", lambda _, model: 0.5 if second in float_blocks(model) else 1.0
+    )
+
+    def float_blocks(model: onnx.ModelProto) -> list[str]:
+        notes = {entry.key: entry.value for entry in model.metadata_props}
+        return [name for name in notes["rgfl_float_blocks"].split(",") if name]
+
+    def run(**more: object) -> tuple[quantize.Report, list[str], list[str]]:
+        report = quantize.quantize(
+            detector, out, images, images=2, cpu_variant_path=cpu, progress=False, **more
+        )
+        return report, float_blocks(graph.load(out)), float_blocks(graph.load(cpu))
+
+    report, in_engine, on_cpu = run()
+    assert in_engine == list(report.float_blocks) == [first, second]
+    assert on_cpu == list(report.cpu_float_blocks or ()) == [second]
+    assert "layer1.0 (in INT8 50% of the error)" in report.text()
+    assert f"for ONNX Runtime, in float: {second}" in report.text()
+    written = graph.load(out)
+    for block in (first, second):
+        convolutions = [
+            n for n in written.graph.node if n.op_type == "Conv" and placement.block_of(n.name) == block
+        ]
+        assert convolutions
+        for node in convolutions:
+            assert not any(source.startswith("q ") for source in sources_of(written, node.name))
+    assert run(cpu_exact=True)[2] == [first, second]
+    assert run(float_above=1)[1:] == ([], [])
+    assert run(float_above=0.32, keep_float=[third])[1] == [third, first, second]
+
+
 def test_ap_is_held(
     detector: Path,
     images: Path,

@@ -185,6 +185,23 @@ def test_the_memory_for_covariances_changes_nothing(
         np.testing.assert_array_equal(again[name].shift, shift)
 
 
+def test_inputs_that_never_change_are_no_reason_to_fail() -> None:
+    """Their covariance is the rounding error of squares: of any sign, and with no inverse."""
+    random = np.random.default_rng(8)
+    for _ in range(40):
+        length = int(random.integers(2, 40))
+        weight = random.normal(size=(5, length, 1, 1)).astype(np.float32)
+        node = helper.make_node("Conv", ["x", "w"], ["y"], name="backbone.a/Conv")
+        mean = random.lognormal(0, 2, (1, length))
+        noise = 1e-15 * random.normal(size=(1, length, length)) * mean[:, :, None] * mean[:, None, :]
+        squares = mean[:, :, None] * mean[:, None, :] + (noise + noise.transpose(0, 2, 1)) / 2
+        steps, shift = rounding._round_layer(rounding._Layer(weight, [node]), mean, squares)
+        np.testing.assert_array_equal(steps, qdq.nearest(weight, 0).steps)
+        assert shift is not None
+        lost = (weight[:, :, 0, 0] - steps[:, :, 0, 0] * qdq.weight_scale(weight, 0)[:, None]) @ mean[0]
+        np.testing.assert_allclose(shift, lost, rtol=1e-3, atol=1e-4)
+
+
 def test_nodes_that_share_a_weight_share_its_steps(tiles: list) -> None:
     weight = np.random.default_rng(7).normal(size=(3, 3, 1, 1)).astype(np.float32)
     nodes = [
