@@ -133,7 +133,8 @@ class Api:
             def errors(self) -> str:
                 """The errors in one line, or that there are none."""
                 found = [message for is_error, message in self.messages if is_error]
-                return "; ".join(dict.fromkeys(found)) or "its log holds no error"
+                nothing = "its log holds no error (RotatedNMS tells its reasons on stderr)"
+                return "; ".join(dict.fromkeys(found)) or nothing
 
         log = Log()
         _LOGS.append(log)

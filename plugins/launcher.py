@@ -102,6 +102,9 @@ class RotatedNms:
     ) -> None:
         """Enqueues one NMS of (batch, points, classes) on `stream`.
 
+        A workspace serves one call at a time: two that run at once in the same one, on different streams,
+        destroy each other's state and may wait for ever.
+
         Raises:
             LaunchError: an impossible shape or setting, or an error of CUDA.
         """

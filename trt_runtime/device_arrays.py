@@ -81,16 +81,15 @@ def _contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
 def _interface(array: Any, cuda: Cuda, stream: int) -> tuple[DeviceArray, tuple[int, ...] | None]:
     """By `__cuda_array_interface__`, versions 2 and 3."""
     facts = array.__cuda_array_interface__
-    # Version 3 names the stream that writes, None where nothing is under way. Version 2 cannot:
-    # then it is taken to be the default stream, which ours does not wait for by itself.
-    producer = facts.get("stream", LEGACY_STREAM if facts.get("version", 2) < 3 else None)
-    if producer is not None:
-        event = cuda.event()
-        try:
-            cuda.record(event, int(producer))
-            cuda.wait(stream, event)
-        finally:
-            cuda.destroy_event(event)  # CUDA keeps it until the wait is over
+    # Version 3 names the stream that writes. Where it says None, and in version 2, which cannot say, it is
+    # taken to be the default stream, which ours does not wait for by itself: so PyCUDA and Numba mean it.
+    producer = facts.get("stream")
+    event = cuda.event()
+    try:
+        cuda.record(event, LEGACY_STREAM if producer is None else int(producer))
+        cuda.wait(stream, event)
+    finally:
+        cuda.destroy_event(event)  # CUDA keeps it until the wait is over
     dtype = np.dtype(facts["typestr"])
     strides = facts.get("strides")
     if strides is not None:

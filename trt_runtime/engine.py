@@ -19,7 +19,7 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, closing, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,7 +80,7 @@ class Engine:
         self.again = f"build it anew with: {rebuild_command(path, record)}"
         copied = missing_record(path, record) if api.has_plugins else ""
         self._users = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self.log = api.new_logger()
         self._runtime = self._made("a runtime", lambda: api.trt.Runtime(self.log))
         if api.has_plugins:
@@ -221,6 +221,10 @@ class Engine:
             given = self.api.trt.ExecutionContextAllocationStrategy.USER_MANAGED
         with self._lock:  # one after the other, so that what the log says is about this one
             return self._made("an execution context", lambda: self._engine.create_execution_context(given))
+
+    def alone(self) -> AbstractContextManager[object]:
+        """A lock under which no other runner makes a context: what that waits for could break a capture."""
+        return self._lock
 
     @property
     def activation_bytes(self) -> int:
@@ -372,12 +376,16 @@ class EngineRunner(Runner):
     address is no multiple of 256 is copied inside the device, and runs in a graph. PyCUDA must use the
     context that all others share: `import pycuda.autoprimaryctx`, not `pycuda.autoinit`.
 
+    The first call with a number of tiles captures its CUDA graphs: no thread may synchronise the whole device
+    meanwhile (`torch.cuda.synchronize`), or that number runs without.
+
     An engine drops boxes and scores that are not numbers, so unlike the other runners this one cannot tell
     a broken model from one that finds nothing.
 
     Attributes:
         device_ms: milliseconds of the last call on the GPU, by CUDA events: copy_in, network, nms (where it
-            runs behind the engine), copy_out.
+            runs behind the engine), copy_out. Where the GPU waits for the host, as with one call at a time,
+            the host's launch of a part counts as its time.
         graph_note: "" where CUDA graphs are used, else why not.
     """
 
@@ -731,12 +739,13 @@ class EngineRunner(Runner):
     def _lane(self, batch: int) -> _Lane:
         """Context and graphs of a batch size, made when it first comes."""
         if batch not in self._lanes:
-            context = self._context(batch, self._images)
-            # The first run with a shape settles what a graph cannot hold; TensorRT for RTX compiles in it.
-            for _, enqueue in self._stages:
-                enqueue(context, batch)
-            self._cuda.synchronize(self._compute)
-            self._lanes[batch] = _Lane(context, self._captured(context, batch))
+            with self.engine.alone():
+                context = self._context(batch, self._images)
+                # The first run with a shape settles what a graph cannot hold; RTX compiles in it.
+                for _, enqueue in self._stages:
+                    enqueue(context, batch)
+                self._cuda.synchronize(self._compute)
+                self._lanes[batch] = _Lane(context, self._captured(context, batch))
             self.engine.save_cache()
         return self._lanes[batch]
 

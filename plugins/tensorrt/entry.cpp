@@ -1,10 +1,11 @@
 // What TensorRT looks for in a plugin library (IPluginRegistry::loadLibrary).
-#include "tensorrt/logger.hpp"
 #include "tensorrt/plugin.hpp"
 
 #define RGFL_EXPORT extern "C" __attribute__((visibility("default")))
 
-RGFL_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder) { rgfl::set_logger_finder(finder); }
+// ILoggerFinder's table of functions begins with findLogger in TensorRT 10, with another function in 11. One file
+// for both cannot use it: messages go to stderr.
+RGFL_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder*) {}
 
 RGFL_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
     static rgfl::RotatedNmsCreator creator;

@@ -4,7 +4,7 @@
 
 #include <new>
 
-#include "tensorrt/logger.hpp"
+#include "tensorrt/messages.hpp"
 
 namespace rgfl {
 namespace {
@@ -16,7 +16,6 @@ using nvinfer1::PluginField;
 using nvinfer1::PluginFieldCollection;
 using nvinfer1::PluginFieldType;
 using nvinfer1::PluginTensorDesc;
-using Severity = nvinfer1::ILogger::Severity;
 
 constexpr int32_t ok = 0, failed = -1;
 constexpr int input_count_expected = 2, output_count_expected = 4;
@@ -64,18 +63,18 @@ template <class T>
 bool read_attribute(const PluginFieldCollection& fields, const char* name, T least, T greatest, T& value) noexcept {
     const PluginField* field = find_field(fields, name);
     if (field == nullptr || field->data == nullptr) {
-        log(Severity::kERROR, "%s: attribute %s is missing; export the model with all attributes", plugin_name, name);
+        tell_error("%s: attribute %s is missing; export the model with all attributes", plugin_name, name);
         return false;
     }
     if (field->type != FieldType<T>::type || field->length != 1) {
-        log(Severity::kERROR, "%s: attribute %s must be one %s value, got %d of PluginFieldType %d", plugin_name, name,
-            FieldType<T>::name, static_cast<int>(field->length), static_cast<int>(field->type));
+        tell_error("%s: attribute %s must be one %s value, got %d of PluginFieldType %d", plugin_name, name,
+                   FieldType<T>::name, static_cast<int>(field->length), static_cast<int>(field->type));
         return false;
     }
     memcpy(&value, field->data, sizeof value);
     if (!(value >= least && value <= greatest)) {  // in this form NaN fails too
-        log(Severity::kERROR, "%s: attribute %s must lie in [%g, %g], got %g", plugin_name, name,
-            static_cast<double>(least), static_cast<double>(greatest), static_cast<double>(value));
+        tell_error("%s: attribute %s must lie in [%g, %g], got %g", plugin_name, name, static_cast<double>(least),
+                   static_cast<double>(greatest), static_cast<double>(value));
         return false;
     }
     return true;
@@ -97,16 +96,15 @@ bool read_settings(const PluginFieldCollection& fields, RotatedNmsSettings& sett
 bool check_shapes(const Dims& boxes, const Dims& scores) noexcept {
     const auto agree = [](int64_t a, int64_t b) { return a == b || a < 0 || b < 0; };
     if (boxes.nbDims != 3 || scores.nbDims != 3) {
-        log(Severity::kERROR, "%s: expected boxes (B, P, 5) and scores (B, P, C), got %d and %d dimensions",
-            plugin_name, static_cast<int>(boxes.nbDims), static_cast<int>(scores.nbDims));
+        tell_error("%s: expected boxes (B, P, 5) and scores (B, P, C), got %d and %d dimensions", plugin_name,
+                   static_cast<int>(boxes.nbDims), static_cast<int>(scores.nbDims));
         return false;
     }
     if (!agree(boxes.d[2], 5) || !agree(boxes.d[0], scores.d[0]) || !agree(boxes.d[1], scores.d[1])) {
-        log(Severity::kERROR,
-            "%s: expected boxes (B, P, 5) and scores (B, P, C), got (%lld, %lld, %lld) and (%lld, %lld, %lld)",
-            plugin_name, static_cast<long long>(boxes.d[0]), static_cast<long long>(boxes.d[1]),
-            static_cast<long long>(boxes.d[2]), static_cast<long long>(scores.d[0]),
-            static_cast<long long>(scores.d[1]), static_cast<long long>(scores.d[2]));
+        tell_error("%s: expected boxes (B, P, 5) and scores (B, P, C), got (%lld, %lld, %lld) and (%lld, %lld, %lld)",
+                   plugin_name, static_cast<long long>(boxes.d[0]), static_cast<long long>(boxes.d[1]),
+                   static_cast<long long>(boxes.d[2]), static_cast<long long>(scores.d[0]),
+                   static_cast<long long>(scores.d[1]), static_cast<long long>(scores.d[2]));
         return false;
     }
     return true;
@@ -118,8 +116,8 @@ RotatedNmsShape shape_of(const Dims& scores) noexcept {
 
 bool check_counts(int32_t inputs, int32_t outputs) noexcept {
     if (inputs != input_count_expected || outputs != output_count_expected) {
-        log(Severity::kERROR, "%s: expected %d inputs (boxes, scores) and %d outputs, got %d and %d", plugin_name,
-            input_count_expected, output_count_expected, static_cast<int>(inputs), static_cast<int>(outputs));
+        tell_error("%s: expected %d inputs (boxes, scores) and %d outputs, got %d and %d", plugin_name,
+                   input_count_expected, output_count_expected, static_cast<int>(inputs), static_cast<int>(outputs));
         return false;
     }
     return true;
@@ -239,7 +237,7 @@ int32_t RotatedNmsPlugin::enqueue(const PluginTensorDesc* input_descriptions, co
          static_cast<int32_t*>(outputs[3]), nullptr},
         workspace, stream);
     if (error != cudaSuccess) {
-        log(Severity::kERROR, "%s: %s", plugin_name, cudaGetErrorString(error));
+        tell_error("%s: %s", plugin_name, cudaGetErrorString(error));
         return failed;
     }
     return ok;

@@ -81,7 +81,7 @@ class OnHost:
 
 
 class _Borrowed:
-    """As PyTorch gives an array, or as PyCUDA does."""
+    """By DLPack, or as PyCUDA gives an array."""
 
     def __init__(self, array: NDArray[Any], how: str) -> None:
         self.array = array
@@ -89,8 +89,8 @@ class _Borrowed:
             self.__dlpack_device__ = lambda: (2, 0)
             self.__dlpack__ = lambda stream: array.__dlpack__()
         else:
-            facts = {"shape": array.shape, "typestr": "|u1", "data": (array.ctypes.data, False), "version": 2}
-            self.__cuda_array_interface__ = facts
+            facts = {"shape": array.shape, "typestr": "|u1", "data": (array.ctypes.data, False)}
+            self.__cuda_array_interface__ = {**facts, "version": 3, "stream": None}
 
 
 class OnGpu:
@@ -163,7 +163,17 @@ def host_network(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def gpu_network(tmp_path_factory: pytest.TempPathFactory, nvcc: Path) -> Path:
     output = tmp_path_factory.mktemp("gpu_network") / "libnetwork.so"
-    command = [nvcc, "-shared", "-std=c++17", "-O3", "-Xcompiler=-fPIC,-Wall,-Wextra", SOURCE, "-o", output]
+    command = [
+        nvcc,
+        "-arch=native",
+        "-shared",
+        "-std=c++17",
+        "-O3",
+        "-Xcompiler=-fPIC,-Wall,-Wextra",
+        SOURCE,
+        "-o",
+        output,
+    ]
     command += [f"-L{folder}" for folder in library_folders(nvcc)]
     subprocess.run(list(map(str, command)), check=True)
     return output

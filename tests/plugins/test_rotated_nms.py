@@ -411,6 +411,7 @@ def test_inside_a_cuda_graph(gpu: OnGpu) -> None:
     torch = gpu.torch
     boxes, scores = CASES["clustered"](8)
     enqueue, out = gpu.prepare(boxes, scores, USUAL)
+    torch.cuda.synchronize()  # the workspace is filled on another stream
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         enqueue()  # loads the kernels
