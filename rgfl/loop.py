@@ -296,7 +296,10 @@ class Training:
             self.network.broadcast_buffers = False  # here, as newer versions of torch warn of the argument
             self.unsynchronised = self.network.no_sync
         if self.recipe.run.compile:
+            if not self.ranks.alone and torch.__version__ < "2.6":  # which cannot split checkpointed graphs
+                torch._dynamo.config.optimize_ddp = not self.recipe.run.checkpoint_activations
             self.network = torch.compile(self.network)
+        self.running_mean = _RunningMean(self.mean, self.model) if self.mean is not self.model else None
 
     def _announce(self, root: Path, more: list[str]) -> None:
         """On screen and in the log: what is going to happen."""
@@ -445,8 +448,8 @@ class Training:
         mending = self.scaler.is_enabled() and self.scaler.get_scale() >= LEAST_SCALE
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.mean is not self.model:
-            _move_mean(self.mean, self.model, min(recipe.schedule.ema, (self.step + 1) / (self.step + 11)))
+        if self.running_mean:
+            self.running_mean.move(min(recipe.schedule.ema, (self.step + 1) / (self.step + 11)))
 
         # One transfer from the device for everything that is looked at, after all of the step is launched.
         # What is not finite has then spoilt the weights, and the run ends here: these are never saved.
@@ -454,7 +457,7 @@ class Training:
         # its share.
         values = ranks.mean(torch.stack([*totals.values(), norm])).tolist()
         shown = dict(zip([*totals, "grad_norm"], values, strict=True))
-        _check_finite(self.step, shown, rate, batch.names, mending, ranks)
+        _check_finite(self.step, shown, rate, batch.names, mending, self.amp == torch.float16, ranks)
         self.step += 1
         return shown
 
@@ -590,7 +593,10 @@ class Training:
                 ) from error
             if not self.ranks.lost(error):
                 raise
-            raise TrainingError("another process of this run has ended; its own lines say why") from error
+            raise TrainingError(
+                "another process of this run has ended, or cannot be reached; its own lines say why. Here: "
+                + " ".join(str(error).split())
+            ) from error
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -634,28 +640,44 @@ def _optimizer(model: Detector, schedule: ScheduleConfig) -> torch.optim.Optimiz
     return torch.optim.AdamW(settings, lr=schedule.lr, betas=(schedule.momentum, 0.999))
 
 
-@torch.no_grad()
-def _move_mean(mean: nn.Module, model: nn.Module, decay: float) -> None:
-    """mean ← decay·mean + (1 − decay)·model; counters and the like are copied."""
-    ours, theirs = mean.state_dict(), model.state_dict()
-    floats = [name for name, value in ours.items() if value.is_floating_point()]
-    torch._foreach_lerp_([ours[name] for name in floats], [theirs[name] for name in floats], 1 - decay)
-    for name, value in ours.items():
-        if not value.is_floating_point():
-            value.copy_(theirs[name])
+class _RunningMean:
+    """mean ← decay·mean + (1 − decay)·model of all weights and statistics; counters and the like are copied.
+
+    Its tensors are found once: asking both modules for them takes milliseconds, while a GPU waits.
+    """
+
+    def __init__(self, mean: nn.Module, model: nn.Module) -> None:
+        ours, theirs = mean.state_dict(), model.state_dict()
+        floats = [name for name, value in ours.items() if value.is_floating_point()]
+        others = [name for name in ours if name not in floats]
+        self._floats = [ours[name] for name in floats], [theirs[name] for name in floats]
+        self._others = [ours[name] for name in others], [theirs[name] for name in others]
+
+    @torch.no_grad()
+    def move(self, decay: float) -> None:
+        torch._foreach_lerp_(*self._floats, 1 - decay)
+        if self._others[0]:
+            torch._foreach_copy_(*self._others)
 
 
 def _check_finite(
-    step: int, parts: dict[str, float], rate: float, names: list[str], mending: bool, ranks: Ranks
+    step: int,
+    parts: dict[str, float],
+    rate: float,
+    names: list[str],
+    mending: bool,
+    fp16: bool,
+    ranks: Ranks,
 ) -> None:
     """Stop before spoilt weights are saved. (`mending`: FP16's scaler skipped the step and takes less.)"""
     looked_at = {name: value for name, value in parts.items() if not (mending and name == "grad_norm")}
     if bad := [name for name, value in looked_at.items() if not math.isfinite(value)]:
         values = ", ".join(f"{name} {value:g}" for name, value in parts.items())
         names = [name for share in ranks.gather(names) for name in share]  # all see the same values
+        half = "give --amp off, " if fp16 else ""
         raise (TrainingError if ranks.alone else SharedError)(
             f"step {step}: {', '.join(bad)} not finite ({values}) at learning rate {rate:g} on images "
-            f"{', '.join(sorted(set(names)))}; lower --lr or --clip-norm, or look at these images' labels"
+            f"{', '.join(sorted(set(names)))}; lower --lr or --clip-norm, {half}or look at their labels"
         )
 
 

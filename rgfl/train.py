@@ -28,7 +28,9 @@ several GPUs or machines:
   torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m rgfl.train …
 
 --batch is of all processes together and stays what it is, so the losses are those of one process. It must be
-a multiple of their number: where a recipe's is too small, give a larger one, and an --lr that suits it.
+a multiple of their number: where a recipe's is too small, give a larger one, and an --lr that suits it;
+--warmup-steps counts steps, of which there are then fewer. Cut train into tiles first (python -m
+rgfl.dota.tiling): else every worker of every process decodes nearly all of the large images itself.
 --data and --out must be on a file system that every machine sees. A run may go on with another number of
 processes. Where machines do not find each other, name their network card in GLOO_SOCKET_IFNAME and
 NCCL_SOCKET_IFNAME."""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import types
+import warnings
 
 import pytest
 import torch
@@ -365,7 +366,7 @@ def test_an_error_of_one_rank_ends_all_with_its_line(data, tmp_path):
     image = copy / "train/images/3.png"
     image.write_bytes(image.read_bytes()[:-30])
     ended = run_ranks(copy, tmp_path / "run", "--batch", "4")  # TINY: BatchNorm trains
-    assert [code for code, _, _ in ended] == [1, 1]
+    assert [code for code, _, _ in ended] == [2, 2]
     assert "warning: BatchNorm sees the 2 tiles of one process, and on CPUs nothing" in ended[0][1]
     lines = [line for line in ended[0][2].splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
@@ -377,7 +378,7 @@ def test_an_error_of_one_rank_ends_all_with_its_line(data, tmp_path):
 
 def test_flags_that_decide_when_ranks_meet_must_be_equal(data, tmp_path):
     ended = run_ranks(data, tmp_path, *SAME, second=["--log-every", "2"])
-    assert [code for code, _, _ in ended] == [1, 1]
+    assert [code for code, _, _ in ended] == [2, 2]
     error = ended[0][2].strip().splitlines()[-1]
     assert "process 1 on " in error
     assert " has another --log-every than process 0 on " in error
@@ -430,3 +431,66 @@ def test_a_rank_that_dies_does_not_leave_the_other_waiting(data, tmp_path):
         (code, _, err), _ = both.end()
     assert code == 2
     assert "error: another process of this run has ended" in err.strip().splitlines()[-1], err
+
+
+# ---- on a GPU ---------------------------------------------------------------------------------------------
+
+
+def on_gpus(count):
+    if torch.cuda.device_count() < count:
+        pytest.skip(f"needs {count} NVIDIA GPU(s) that PyTorch sees, here are {torch.cuda.device_count()}")
+
+
+@pytest.mark.gpu
+def test_a_gpu_computes_what_the_cpu_does(data, whole, tmp_path):
+    on_gpus(1)
+    assert run(data, tmp_path, *SAME, "--device", "cuda", "--amp", "off") == 0
+    assert_same_losses(tmp_path, whole, rel=1e-2)  # of convolutions in TensorFloat-32
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("amp", ["fp16", "bf16"])
+def test_half_precision_on_a_gpu_trains_stops_and_goes_on(amp, data, tmp_path):
+    on_gpus(1)
+    flags = [*SAME, "--device", "cuda", "--amp", amp, "--accumulate", "2", "--ema", "0.9"]
+    assert run(data, tmp_path / "whole", *flags) == 0
+    for _ in range(2):
+        assert run(data, tmp_path / "parts", *flags, "--max-minutes", "1e-7") == 0
+    assert run(data, tmp_path / "parts", *flags) == 0
+    assert_same_losses(tmp_path / "parts", tmp_path / "whole", rel=2e-2)  # sums on a GPU have no fixed order
+    assert run(data, tmp_path / "evaluated", *flags, "--epochs", "1", "--eval-every", "1") == 0
+    assert records(tmp_path / "evaluated", "eval")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "more", [[], ["--amp", "fp16"], ["--fake-int8"], ["--accumulate", "2"]], ids=" ".join
+)
+def test_the_host_waits_for_the_gpu_once_a_step(more, data, tmp_path, monkeypatch):
+    """Twice with FP16, whose scaler looks at the gradients."""
+    on_gpus(1)
+    waits = []
+    step = loop.Training._learn
+
+    def watched(*arguments):
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as found:
+                warnings.simplefilter("always")
+                return step(*arguments)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+            waits.append(sum("synchronizing CUDA operation" in str(one.message) for one in found))
+
+    monkeypatch.setattr(loop.Training, "_learn", watched)
+    assert run(data, tmp_path, *SAME, "--device", "cuda", "--amp", "bf16", *more) == 0
+    assert len(waits) == STEPS
+    assert max(waits[1:]) <= (2 if "fp16" in more else 1), waits
+
+
+@pytest.mark.gpu
+def test_two_gpus_give_the_losses_of_one_process(data, whole, tmp_path):
+    on_gpus(2)
+    for code, _, err in run_ranks(data, tmp_path, *SAME, "--device", "cuda", "--amp", "off"):
+        assert code == 0, err
+    assert_same_losses(tmp_path, whole, rel=1e-2)

@@ -61,7 +61,7 @@ def round_weight(weight: Tensor) -> Tensor:
     """(O, …) on the int8 grid of each output channel."""
     greatest = weight.detach().abs().flatten(1).amax(1).float()
     scale = torch.where(greatest > 0, greatest, 1.0) / LEVELS
-    zero = torch.zeros_like(scale, dtype=torch.int32)
+    zero = torch.zeros_like(scale)  # of integers the host would look at every one, and wait for the GPU
     return torch.fake_quantize_per_channel_affine(weight.float(), scale, zero, 0, -LEVELS, LEVELS)
 
 
