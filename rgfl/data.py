@@ -337,7 +337,14 @@ class Tiles:
         cache_mb: int = 0,
     ) -> None:
         self.pictures = [_as_shown(picture, data.min_visible) for picture in pictures]
+        # Labels of these images lie outside of them, at least in part beyond the last pixel.
+        self.outside = {
+            old.name: lost
+            for old, new in zip(pictures, self.pictures, strict=True)
+            if (lost := len(old.objects) - len(new.objects))
+        }
         self.data, self.augment, self.seed = data, augment, seed
+        self.classes = tuple(classes)
         self._round = [label for label, name in enumerate(classes) if name in augment.round_classes]
         self.windows = list_windows(self.pictures, data)
         if not self.windows:
@@ -353,6 +360,12 @@ class Tiles:
         self._cache: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
         self._cache_size = self._cache_left = cache_mb * 10**6
         self._uncached: tuple[int, NDArray[np.uint8]] | None = None
+
+    def objects_by_class(self) -> dict[str, int]:
+        """How many objects of each class the images hold, difficult ones included."""
+        labels = [label for picture in self.pictures for label in picture.objects.labels.tolist()]
+        counts = Counter(labels)
+        return {name: counts[row] for row, name in enumerate(self.classes)}
 
     def cache_wanted(self) -> int:
         """MB of cache with which a process decodes a picture once an epoch at most, mosaics left aside."""

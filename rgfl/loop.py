@@ -57,6 +57,7 @@ WAITING_SHARE = 0.05
 LEAST_SCALE = 1.0
 
 # What helps where whole images are too much.
+LISTED = 40  # classes, of which the number of objects is said at the start
 CUT_TRAIN = "cut train/ with rgfl.dota.tiling, not val/ (AP on tiles is not the official one)"
 
 # What `main` prints as one line; anything else is a bug and shows its traceback.
@@ -260,6 +261,14 @@ class Training:
                 f"val has no object that counts of {', '.join(absent)}: AP 0 in the means, by the official "
                 "rule"
             )
+        if missing := [name for name, count in self.tiles.objects_by_class().items() if not count]:
+            warnings.append(f"train has no object of {', '.join(missing)}: the detector will not find any")
+        if self.tiles.outside:
+            name, number = next(iter(self.tiles.outside.items()))
+            warnings.append(
+                f"objects of train that lie outside their images and are left out: "
+                f"{sum(self.tiles.outside.values())}, {number} of them in {name}.txt"
+            )
         if 0 < run.cache_mb < (wanted := self.tiles.cache_wanted()):
             warnings.append(
                 f"--cache-mb {run.cache_mb} does not hold the images whose windows are mixed, and they are "
@@ -311,6 +320,9 @@ class Training:
             f"{'' if ranks.alone else f'{ranks.size} × '}{device_name(self.device)}, "
             f"{str(self.amp or torch.float32)[6:]}, {self.workers} workers"
         )
+        if len(dataset.classes) <= LISTED:
+            counts = ", ".join(f"{count:,} {name}" for name, count in self.tiles.objects_by_class().items())
+            self.say(f"train holds {counts}")
         if dataset.left_out:
             counts = ", ".join(f"{count:,} {name}" for name, count in dataset.left_out.items())
             self.say(f"left out, as their classes are not asked for: {counts}")

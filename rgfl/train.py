@@ -16,6 +16,7 @@ import argparse
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -94,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # OpenMP's threads spin while they wait; with one busy neighbour on two cores that made a step of 2 s take
     # 45 s. It reads this once, when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     try:
         return _train(recipe, arguments)
     except KeyboardInterrupt:  # before the loop watches for it, or a second one that does not wait

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 
 import cv2
 import numpy as np
@@ -385,3 +386,17 @@ def test_yolo_labels_end_at_the_border():
 def test_names_that_training_refuses_are_refused_here(tmp_path):
     with pytest.raises(ConvertError, match="car/truck"):
         module._one_word(["plane", "car/truck"], tmp_path)
+
+
+def test_images_of_another_data_set_are_not_replaced(yolo, tmp_path, capsys):
+    out, other = tmp_path / "out", tmp_path / "other"
+    assert run("--from", "yolo-obb", "--data", yolo, "--out", out) == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    shutil.copytree(yolo, other)
+    for kind in ("images", "labels"):
+        for path in sorted((other / kind).glob("*/*")):
+            path.rename(path.with_name(f"other_{path.name}"))
+    capsys.readouterr()
+    assert run("--from", "yolo-obb", "--data", other, "--out", out) == 2
+    assert "other images, such as train/a; name another --out, or remove it" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}

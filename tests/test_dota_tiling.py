@@ -480,3 +480,20 @@ def test_images_need_label_files(data, tmp_path, capsys):
     assert "no label file for 1 of 3 images, the first is P0003.txt" in capsys.readouterr().err
     with pytest.raises(TilingError, match="no images to tile"):
         tiling.split({}, None, tmp_path / "tiles", TileSettings())
+
+
+def test_tiles_of_another_data_set_are_not_replaced(data, tmp_path, capsys):
+    out, other = tmp_path / "tiles", tmp_path / "other"
+    assert run(data, out) == 0
+    before = files(out)
+    shutil.copytree(data, other)
+    for kind in ("images", "labelTxt"):
+        for path in sorted((other / "train" / kind).iterdir()):
+            path.rename(path.with_name(f"other_{path.name}"))
+    capsys.readouterr()
+    assert run(other, out) == 2
+    assert "holds the tiles of 3 other images, such as P0001; name another --out" in capsys.readouterr().err
+    (other / "train").rename(other / "val")
+    assert run(other, out) == 2
+    assert f"{out / 'train'}: holds tiles, and {other} has no images for it" in capsys.readouterr().err
+    assert files(out) == before

@@ -21,6 +21,7 @@ from tiny_training import CLASSES, PATIENCE, TINY, curve, make_data, records, ru
 
 from rgfl import checkpoint, loop, page
 from rgfl.data import Tiles
+from rgfl.dota.labels import LabelWarning
 from rgfl.nn.detector import Detector
 from rgfl.run_folder import RunFolder
 
@@ -105,6 +106,28 @@ def test_classes_that_are_not_asked_for_are_left_out_and_told(data, tmp_path, ca
     assert records(tmp_path, "eval")[0]["classes"].keys() == {"ship"}
     assert run(data, tmp_path, "--epochs", "0.5", "--eval-every", "0.5") == 2
     assert "was trained on other images, labels or classes" in capsys.readouterr().err
+
+
+def test_what_the_labels_hold_is_told_at_the_start(data, tmp_path, capsys):
+    copy = shutil.copytree(data, tmp_path / "data")
+    label = copy / "train/labelTxt/0.txt"
+    header, first, *others = label.read_text().splitlines()
+    numbers = first.split()
+    numbers[0:8:2] = [str(float(x) + 5000) for x in numbers[0:8:2]]  # a typo moves it off the image
+    label.write_text("\n".join([header, " ".join(numbers), *others, "1 2 3 4 5 6 7 8"]))
+    flags = ["--epochs", "0.25", "--eval-every", "0", "--classes", "plane,ship,plnae"]
+    with pytest.warns(LabelWarning, match=r"0.txt:4: 8 fields, a label has 9 or 10; skipped"):
+        assert run(copy, tmp_path / "run", *flags) == 0
+    told = capsys.readouterr().out
+    lines = [line for path in (copy / "train/labelTxt").iterdir() for line in path.read_text().splitlines()]
+    counts = {name: sum(f" {name} " in line for line in lines) for name in CLASSES}
+    counts[numbers[8]] -= 1
+    assert f"train holds {counts['plane']} plane, {counts['ship']} ship, 0 plnae\n" in told
+    assert "warning: train has no object of plnae: the detector will not find any\n" in told
+    assert (
+        "warning: objects of train that lie outside their images and are left out: 1, 1 of them in 0.txt\n"
+        in told
+    )
 
 
 def test_the_ap_of_tiles_is_not_called_that_of_full_images(data, tmp_path, capsys):

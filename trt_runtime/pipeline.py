@@ -43,11 +43,12 @@ examples:
   python trt_runtime/pipeline.py --model best.pt --images scenes/ --out found --batch 4 --score 0.3
 
 writes to --out:
-  geojson/NAME.geojson (pixel coordinates), pictures/NAME.jpg, Task1_<class>.txt, detections.json
+  geojson/NAME.geojson (boxes in pixel coordinates), pictures/NAME.jpg, Task1_<class>.txt (boxes, by class),
+  detections.json (record of the run: model, times, how many of each class in each scene)
   geojson/NAME.world.geojson for a GeoTIFF, or an image with a world file (.tfw, .pgw, .jgw, .wld): polygons
   in the image's own reference system, not reprojected; QGIS, geopandas and ogr2ogr read it
 
-exit status: 0 done, 2 bad input
+exit status: 0 done, 2 bad input, also if single scenes could not be read: the others are done then
 """
 
 
@@ -110,6 +111,7 @@ def stream(
     stride: int = 0,
     batch: int = 1,
     timing: Timing | None = None,
+    unreadable: dict[str, str] | None = None,
 ) -> Iterator[Scene]:
     """Scenes with their detections, in the order of `images`, as they get done.
 
@@ -119,9 +121,10 @@ def stream(
         stride: pixels from tile to tile; 0 for `default_stride`.
         batch: tiles a call.
         timing: filled while the scenes come.
+        unreadable: takes the scenes that cannot be read, with the reason; they are left out.
 
     Raises:
-        ImageError: a file that is no image, when its turn comes.
+        ImageError: without `unreadable`, a file that is no image, when its turn comes.
     """
     from rgfl.dota.merge import Part, merge
 
@@ -133,7 +136,7 @@ def stream(
     started = time.perf_counter()
     waiting: queue.Queue[_Batch | Exception | None] = queue.Queue(WAITING_BATCHES)
     stop = threading.Event()
-    arguments = (runner, images, size, stride, batch, waiting, stop, timing)
+    arguments = (runner, images, size, stride, batch, waiting, stop, timing, unreadable)
     reader = threading.Thread(target=_read, args=arguments, name="rgfl-reader", daemon=True)
     reader.start()
     finishing: deque[tuple[_Batch, Future[list[Detections]]]] = deque()
@@ -188,9 +191,10 @@ def _read(
     waiting: queue.Queue[_Batch | Exception | None],
     stop: threading.Event,
     timing: Timing,
+    unreadable: dict[str, str] | None,
 ) -> None:
     """The reader's thread: images to prepared batches, then None; an exception travels in their place."""
-    from rgfl.dota.images import read_image
+    from rgfl.dota.images import ImageError, read_image
     from rgfl.dota.tiling import crop, windows
 
     def put(item: _Batch | Exception | None) -> bool:
@@ -216,7 +220,13 @@ def _read(
     try:
         for name, path in images.items():
             reading = time.perf_counter()
-            scene = Scene(name, read_image(path))
+            try:
+                scene = Scene(name, read_image(path))
+            except (ImageError, OSError) as error:
+                if unreadable is None:
+                    raise
+                unreadable[name] = errors.one_line(error)
+                continue
             timing.read += time.perf_counter() - reading
             places = windows(scene.image.shape[0], scene.image.shape[1], size, stride)
             scene.windows = len(places)
@@ -383,6 +393,7 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
     check_names(scenes)
     places = find_places(scenes)
     errors.new_directory(arguments.out, "--out")
+    expect_no_others(arguments.out, scenes)
     pictures = errors.picture_directory(arguments.out / "pictures", "--out", arguments.images)
 
     from tqdm import tqdm
@@ -394,11 +405,19 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
     found: dict[str, Detections] = {}
     counts: dict[str, dict[str, int]] = {}
     timing = Timing()
+    unreadable: dict[str, str] = {}
     with load_runner(arguments.model, device=arguments.device, threads=arguments.threads) as runner:
         classes = runner.spec.classes
         say_places(scenes, places)
         print(f"{runner.name}: {runner.reason}", file=sys.stderr)
-        done = stream(runner, scenes, stride=arguments.stride, batch=arguments.batch, timing=timing)
+        done = stream(
+            runner,
+            scenes,
+            stride=arguments.stride,
+            batch=arguments.batch,
+            timing=timing,
+            unreadable=unreadable,
+        )
         for scene in tqdm(done, total=len(scenes), unit="scene"):
             (arguments.out / "geojson").mkdir(parents=True, exist_ok=True)
             found[scene.name] = scene.detections
@@ -413,6 +432,8 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
             if arguments.pictures:
                 picture = draw.picture(scene.image, scene.detections, classes, min_score=arguments.score)
                 draw.save(picture, pictures / f"{scene.name}.jpg")
+        if not found:
+            raise errors.InputError("; ".join(unreadable.values()))
         write_task1(arguments.out, found, classes)
         record = {
             "model": runner.describe(),
@@ -420,6 +441,7 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
             "hardware": machine.hardware(),
             "versions": machine.versions(),
             "detections": counts,
+            "unreadable": unreadable,
         }
     atomic.write_text(arguments.out / "detections.json", json.dumps(record, indent=2) + "\n")
     total = sum(len(detections) for detections in found.values())
@@ -427,7 +449,24 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
         f"{total} detections in {timing.images} scenes ({timing.tiles} tiles, "
         f"{timing.tiles / timing.total:.1f} a second): {arguments.out}"
     )
-    return 0
+    for reason in unreadable.values():
+        print(f"pipeline: error: left out: {reason}", file=sys.stderr)
+    return 2 if unreadable else 0
+
+
+def expect_no_others(out: Path, scenes: Mapping[str, Path]) -> None:
+    """Results of other scenes would be lost in part: Task 1 files hold all scenes of a run.
+
+    Raises:
+        InputError: there are some in `out`.
+    """
+    for file in sorted((out / "geojson").glob("*.geojson")):
+        name = file.name.removesuffix(".geojson")
+        if name not in scenes and name.removesuffix(".world") not in scenes:
+            raise errors.InputError(
+                f"--out {out}: holds results of other scenes, such as {name}; choose another folder, or "
+                "remove it"
+            )
 
 
 if __name__ == "__main__":

@@ -654,6 +654,12 @@ def _open_journal(out: Path, to: Target, dataset: Dataset) -> dict[str, dict[str
             raise ConvertError(
                 f"{out}: was converted with another --to or other classes; name another --out, or remove it"
             )
+        known = {entry["image"] for entry in entries[1:]}
+        if known and not known & by_key.keys():
+            raise ConvertError(
+                f"{out}: holds {len(known)} other images, such as {min(known)}; name another --out, or "
+                "remove it"
+            )
         for entry in entries[1:]:
             item = by_key.get(entry["image"])
             if item is None:

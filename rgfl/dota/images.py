@@ -92,6 +92,9 @@ def _decode(path: Path, data: bytearray, flags: int) -> NDArray[Any]:
             ) from error
         raise ImageError(f"{path}: not a readable image: {' '.join(str(error).split())}") from error
     if image is None:
+        for kind, mark in (("PNG", b"\x89PNG"), ("JPEG", b"\xff\xd8\xff"), ("BMP", b"BM")):
+            if bytes(data[: len(mark)]) == mark:
+                raise ImageError(f"{path}: a damaged {kind} file; copy or download it again")
         raise ImageError(
             f"{path}: not an image that OpenCV reads, or a damaged one (it begins with {bytes(data[:8])!r})"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import threading
 import time
 import weakref
@@ -379,3 +380,39 @@ def test_wrong_paths_are_one_line(tiny_onnx: Path, tmp_path: Path, capsys: pytes
         assert message.startswith("pipeline: error: ")
         assert expected in message
     assert not (tmp_path / "none").exists()
+
+
+def test_a_scene_that_cannot_be_read_does_not_stop_the_others(
+    tiny_onnx: Path, tiny_scenes: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    for name in ("a.png", "c.png"):
+        shutil.copy(tiny_scenes.images / "P0003.png", images / name)
+    (images / "b.png").write_bytes((images / "a.png").read_bytes()[:60])
+    command = ["--model", str(tiny_onnx), "--images", str(images), "--out", str(out), "--no-pictures"]
+    assert pipeline.main(command) == 2
+    assert f"pipeline: error: left out: {images / 'b.png'}: " in capsys.readouterr().err
+    assert sorted(path.stem for path in (out / "geojson").iterdir()) == ["a", "c"]
+    record = json.loads((out / "detections.json").read_text())
+    assert list(record["detections"]) == ["a", "c"]
+    assert list(record["unreadable"]) == ["b"]
+    text = "".join(path.read_text() for path in out.glob("Task1_*.txt"))
+    assert {line.split()[0] for line in text.splitlines()} == {"a", "c"}
+
+
+def test_results_of_other_scenes_are_not_mixed_with_these(
+    tiny_onnx: Path, tiny_scenes: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    shutil.copy(tiny_scenes.images / "P0003.png", images / "a.png")
+    command = ["--model", str(tiny_onnx), "--images", str(images), "--out", str(out), "--no-pictures"]
+    assert pipeline.main(command) == 0
+    shutil.copy(images / "a.png", images / "b.png")
+    assert pipeline.main(command) == 0  # the same and one more
+    (images / "a.png").unlink()
+    before = (out / "Task1_plane.txt").read_text() if (out / "Task1_plane.txt").is_file() else None
+    assert pipeline.main(command) == 2
+    assert "holds results of other scenes, such as a; choose another folder" in capsys.readouterr().err
+    assert before is None or (out / "Task1_plane.txt").read_text() == before
