@@ -1,5 +1,7 @@
 """A training step never waits for its device until all of it is launched; on a CPU, by what it calls."""
 
+import copy
+
 import pytest
 import torch
 from tiny_training import make_data, run
@@ -88,3 +90,20 @@ def test_a_step_is_launched_before_the_host_waits_for_it(data, tmp_path, monkeyp
         assert {"convolution", "convolution_backward", "index", "_foreach_lerp_"} <= set(names)
         assert [name for name in names if name.endswith("!")] == ["tolist!"]  # the losses, to be shown
         assert names[-1] == "tolist!"
+
+
+def test_the_running_mean_is_what_its_formula_says():
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 1), torch.nn.BatchNorm2d(3))
+    mean = copy.deepcopy(model)
+    running, expected = loop._RunningMean(mean, model), {}
+    for step in range(3):
+        before = {name: value.clone() for name, value in mean.state_dict().items()}
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        model(torch.randn(2, 1, 4, 4))  # moves statistics and counts
+        running.move(0.75)
+        for name, value in model.state_dict().items():
+            expected[name] = 0.75 * before[name] + 0.25 * value if value.is_floating_point() else value
+            torch.testing.assert_close(mean.state_dict()[name], expected[name])
+        assert int(mean[1].num_batches_tracked) == step + 1

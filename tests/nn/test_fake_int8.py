@@ -91,3 +91,12 @@ def test_gradients_pass_and_a_copy_rounds_too(detector):
     twin = copy.deepcopy(detector)
     for one, two in zip(detector(images).reg, twin(images).reg, strict=True):
         assert torch.equal(one, two)
+
+
+def test_the_host_looks_at_no_weight():
+    """On a GPU each look is a wait, and a step has a hundred roundings. (Of an input the CPU's kernel looks.)"""
+    with torch.profiler.profile() as seen:
+        round_weight(torch.randn(8, 4, 3, 3))
+    names = {event.name for event in seen.events()}
+    assert any("fake_quantize" in name for name in names)
+    assert not names & {"aten::item", "aten::_local_scalar_dense", "aten::is_nonzero"}
