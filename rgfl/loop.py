@@ -157,7 +157,7 @@ class Training:
             anew_but = None if resume else Path(schedule.start)
             self.folder = RunFolder(path, self.step, self.evaluated, anew_but)
         self._announce(root, [*(f"warning: {warning}" for warning in warnings), *said])
-        self.waiting = _Waiting(self.workers)
+        self.waiting = _Waiting(self.workers, run.cache_mb < self.tiles.cache_wanted())
         self.stop = Stop(run.max_minutes, started)
 
     # ---- before the first step --------------------------------------------------------------------------
@@ -731,9 +731,10 @@ class _Waiting:
 
     SETTLED = 20  # steps: the first tiles wait for the workers to start
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, cache_is_small: bool) -> None:
         self.share = 0.0
-        self._workers, self._steps, self._told = workers, 0, False
+        self._workers, self._cache_is_small = workers, cache_is_small
+        self._steps, self._told = 0, False
         self._waited, self._seconds = 0.0, 0.0
 
     def warning(self, waited: float, seconds: float, steps: int) -> str:
@@ -748,7 +749,8 @@ class _Waiting:
         self._told = True
         return (
             f"{self.share:.0%} of the time goes into waiting for tiles (data_wait_s in log.jsonl): use more "
-            f"--workers (now {self._workers}), a larger --cache-mb, or {CUT_TRAIN}"
+            f"--workers (now {self._workers}), {'a larger --cache-mb, ' if self._cache_is_small else ''}or "
+            f"{CUT_TRAIN}"
         )
 
 

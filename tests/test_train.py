@@ -508,15 +508,18 @@ def test_waiting_for_tiles_is_told_once_with_what_helps(data, tmp_path, capsys, 
     told = capsys.readouterr().out
     assert told.count("of the time goes into waiting for tiles (data_wait_s in log.jsonl): use more") == 1
     assert "--workers (now 0)" in told
+    assert "--cache-mb" not in told  # it holds all that there is
     assert "cut train/ with rgfl.dota.tiling, not val/ (AP on tiles is not the official one)" in told
 
 
 def test_a_little_waiting_is_not_told():
-    waiting = loop._Waiting(workers=2)
+    waiting = loop._Waiting(workers=2, cache_is_small=True)
     assert waiting.warning(waited=9, seconds=10, steps=20) == ""  # the workers were starting
     assert waiting.warning(waited=0.4, seconds=10, steps=20) == ""
     assert waiting.share == 0.04
-    assert waiting.warning(waited=0.7, seconds=10, steps=20).startswith("6% of the time")
+    told = waiting.warning(waited=0.7, seconds=10, steps=20)
+    assert told.startswith("6% of the time")
+    assert "a larger --cache-mb" in told
     assert waiting.warning(waited=9, seconds=10, steps=20) == ""
 
 

@@ -94,7 +94,7 @@ def test_gradients_pass_and_a_copy_rounds_too(detector):
 
 
 def test_the_host_looks_at_no_weight():
-    """On a GPU each look is a wait, and a step has a hundred roundings. (Of an input the CPU's kernel looks.)"""
+    """On a GPU each look is a wait, and a step has a hundred roundings. (At inputs the CPU kernel looks.)"""
     with torch.profiler.profile() as seen:
         round_weight(torch.randn(8, 4, 3, 3))
     names = {event.name for event in seen.events()}
