@@ -21,6 +21,10 @@ from rgfl.trt_runtime.draw import picture as draw_picture
 LONGEST_SIDE = 1024  # pixels of a drawn picture
 
 
+class _Stopped(Exception):
+    pass
+
+
 def find(
     infer: Infer,
     pictures: Sequence[Picture],
@@ -28,16 +32,19 @@ def find(
     config: EvaluationConfig,
     stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Detections] | None:
-    """What is found in each full image, its tiles merged; None if `stopped` said so in between.
+    """What is found in each full image, its tiles merged; None if `stopped`, asked after each tile, said so.
 
     Raises:
         TrainingError: a detection in an image is NaN or infinite.
         ImageError: an image cannot be read, or is not of the size that its labels were read for.
     """
+
+    def go_on(_done: int, _tiles: int) -> None:
+        if stopped():
+            raise _Stopped
+
     found = {}
     for picture in pictures:
-        if stopped():
-            return None
         try:
             found[picture.name] = detect(
                 picture.read(),  # without a name of its own: it goes before the next one is read
@@ -46,7 +53,10 @@ def find(
                 stride=config.test_stride,
                 pad_value=spec.pad_value,
                 batch=config.test_batch,
+                progress=go_on,
             )
+        except _Stopped:
+            return None
         except NotFiniteError as error:
             raise TrainingError(f"{picture.path}: {error}") from error
     return found

@@ -62,3 +62,17 @@ def test_one_image_is_held_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr("rgfl.data.read_image", counted)
     find(nothing, [picture(tmp_path, name) for name in ("P1", "P2", "P3")], SPEC, CONFIG)
     assert held == [0, 0, 0]
+
+
+def test_a_stop_is_heard_between_two_tiles_of_one_image(tmp_path):
+    asked = []
+
+    def stopped():
+        asked.append(True)
+        return len(asked) == 3
+
+    large = picture(tmp_path, height=128 * 5, width=128 * 5)
+    assert find(nothing, [large], SPEC, CONFIG, stopped) is None
+    assert len(asked) == 3
+    asked[:] = [True] * 3
+    assert set(find(nothing, [large, picture(tmp_path, "P2")], SPEC, CONFIG, stopped)) == {"P1", "P2"}
