@@ -141,7 +141,7 @@ def tiles_of(
 ) -> Iterator[NDArray[np.uint8]]:
     """(1, H, W, 3) tiles, at most `per_image` of an image, evenly spaced over its windows.
 
-    One of each image is the first window of the first image, and so on to the last of the last.
+    With one of each it is the first window of the first image, and so on to the last of the last.
     """
     from rgfl.dota.images import read_image
     from rgfl.dota.tiling import crop, windows
@@ -151,7 +151,9 @@ def tiles_of(
     for number, path in enumerate(images.values()):
         image = read_image(path)
         places = windows(image.shape[0], image.shape[1], side, side)
-        chosen = _spread(len(places), per_image) if per_image > 1 else [number * len(places) // len(images)]
+        chosen = _spread(len(places), per_image)
+        if per_image == 1:
+            chosen = [round(number * (len(places) - 1) / max(1, len(images) - 1))]
         for index in chosen:
             yield crop(image, places[index][0], places[index][1], side, spec.pad_value)[None]
 

@@ -337,7 +337,7 @@ class Tiles:
         cache_mb: int = 0,
     ) -> None:
         self.pictures = [_as_shown(picture, data.min_visible) for picture in pictures]
-        # Labels of these images lie outside of them, at least in part beyond the last pixel.
+        # How many labels of an image lie outside of it, or have no area.
         self.outside = {
             old.name: lost
             for old, new in zip(pictures, self.pictures, strict=True)

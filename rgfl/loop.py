@@ -266,7 +266,7 @@ class Training:
         if self.tiles.outside:
             name, number = next(iter(self.tiles.outside.items()))
             warnings.append(
-                f"objects of train that lie outside their images and are left out: "
+                f"objects of train that lie outside their images or have no area, and are left out: "
                 f"{sum(self.tiles.outside.values())}, {number} of them in {name}.txt"
             )
         if 0 < run.cache_mb < (wanted := self.tiles.cache_wanted()):

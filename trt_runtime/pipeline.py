@@ -433,7 +433,11 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
                 picture = draw.picture(scene.image, scene.detections, classes, min_score=arguments.score)
                 draw.save(picture, pictures / f"{scene.name}.jpg")
         if not found:
-            raise errors.InputError("; ".join(unreadable.values()))
+            more = f" (and {len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
+            raise errors.InputError(next(iter(unreadable.values())) + more)
+        for name in unreadable:  # what an earlier run found there is not part of these results
+            for stale in (f"geojson/{name}.geojson", f"geojson/{name}.world.geojson", f"pictures/{name}.jpg"):
+                (arguments.out / stale).unlink(missing_ok=True)
         write_task1(arguments.out, found, classes)
         record = {
             "model": runner.describe(),

@@ -654,10 +654,12 @@ def _open_journal(out: Path, to: Target, dataset: Dataset) -> dict[str, dict[str
             raise ConvertError(
                 f"{out}: was converted with another --to or other classes; name another --out, or remove it"
             )
-        known = {entry["image"] for entry in entries[1:]}
-        if known and not known & by_key.keys():
+        gone = {entry["image"] for entry in entries[1:]} - by_key.keys()
+        if gone and not any(
+            (item := by_key.get(entry["image"])) and entry["source"] == _stamp(item) for entry in entries[1:]
+        ):
             raise ConvertError(
-                f"{out}: holds {len(known)} other images, such as {min(known)}; name another --out, or "
+                f"{out}: holds {len(gone)} other images, such as {min(gone)}; name another --out, or "
                 "remove it"
             )
         for entry in entries[1:]:

@@ -456,10 +456,12 @@ def _finished(journal: Path, head: Mapping[str, Any], jobs: Mapping[str, _Job]) 
             f"({', '.join(f'{key} {found.get(key)}, now {head[key]}' for key in changed)}); "
             "name another --out, or remove the folder"
         )
-    known = {entry["image"] for entry in entries[1:]}
-    if known and not known & jobs.keys():
+    gone = {entry["image"] for entry in entries[1:]} - jobs.keys()
+    if gone and not any(
+        entry["image"] in jobs and jobs[entry["image"]].source == entry["source"] for entry in entries[1:]
+    ):
         raise TilingError(
-            f"{out}: holds the tiles of {len(known)} other images, such as {min(known)}; name another --out, "
+            f"{out}: holds the tiles of {len(gone)} other images, such as {min(gone)}; name another --out, "
             "or remove the folder"
         )
     there: dict[str, dict[str, set[str]]] = defaultdict(lambda: {"images": set(), "labelTxt": set()})
@@ -581,14 +583,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         splits = _find_splits(options.data)
         if classes is None and (options.data / "classes.txt").is_file():
             classes = read_class_file(options.data / "classes.txt")
-        tiled_before = {path.parent for path in options.out.glob(f"*/{JOURNAL}")}
-        if (options.out / JOURNAL).is_file():
-            tiled_before.add(options.out)
-        for folder in sorted(tiled_before - {options.out / name for name in splits}):
-            raise TilingError(
-                f"{folder}: holds tiles, and {options.data} has no images for it; name another "
-                "--out, or remove the folder"
-            )
         for name, folder in splits.items():
             labels = folder / "labelTxt" if (folder / "labelTxt").is_dir() else None
             images = find_images(folder / "images")

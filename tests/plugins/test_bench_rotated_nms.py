@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -193,6 +194,19 @@ def test_each_row_is_on_disk_before_the_next_is_measured(run: Callable[..., Any]
     assert not list((tmp_path / "out").glob(".*"))
 
 
+def test_rows_that_would_begin_too_late_are_left_out_and_told(
+    run: Callable[..., Any], benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = itertools.count(0, 0.4 * benchmark.ROWS_S)
+    monkeypatch.setattr(benchmark.time, "monotonic", lambda: next(now))
+    passed = {"passed": True, "result": "1 passed", "details": []}
+    assert not run(lambda scene, batch, *_: row(scene, batch), lambda *_: passed)
+    record, text = written(tmp_path / "out")
+    assert 0 < len(record["rows"]) < 8
+    assert len(record["rows"]) + len(record["left_out"]) == 8
+    assert text.count("left out for want of time") == len(record["left_out"])
+
+
 def test_tests_come_last_and_get_what_is_left_of_the_time(
     run: Callable[..., Any], benchmark: Any, tmp_path: Path
 ) -> None:
@@ -307,7 +321,9 @@ def test_without_a_compiler_the_rest_is_measured(
         "gpu_state": {"before": {"driver": "580", "watts": 90.5}},
         "tests": {"result": "not run", "details": []},
         "rows": [row(benchmark.SCENES[0], 1, mask_us=None)],
+        "left_out": ["last, batch 8"],
     }
     text = benchmark.table(record)
     assert "| 50.0 | 60.0 | 40.0 | no nvcc | out of memory | yes |" in text
+    assert "- last, batch 8: left out for want of time" in text
     assert "GPU before: driver 580, watts 90.5" in text
