@@ -73,14 +73,12 @@ def equalise(
     for group in groups:
         factor = _factors(group, peaks, quantised)
         for node in _one_a_weight(group.written_by):
-            multiply(node.input[1], factor[:, None, None, None])
-            if _has_bias(node):
-                multiply(node.input[2], factor)
+            multiply(node.input[1], factor.reshape(-1, 1, 1, 1))
+            if bias := _bias(node):
+                multiply(bias, factor)
         for node in _one_a_weight(group.read_by):
             depthwise = attribute(node, "group", 1) > 1
-            multiply(
-                node.input[1], 1 / factor[(slice(None), None) if depthwise else (None,)][..., None, None]
-            )
+            multiply(node.input[1], 1 / factor.reshape((-1, 1, 1, 1) if depthwise else (1, -1, 1, 1)))
     return result
 
 
@@ -179,7 +177,7 @@ def _groups(model: onnx.ModelProto) -> list[_Group]:
 def _is_scalable(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> bool:
     """A convolution of images with constant weights, dense or depthwise with one output a channel."""
     weight = constants.get(node.input[1])
-    if weight is None or len(weight.dims) != 4 or (_has_bias(node) and node.input[2] not in constants):
+    if weight is None or len(weight.dims) != 4 or _bias(node) not in {"", *constants}:
         return False
     groups = attribute(node, "group", 1)
     return bool(groups == 1 or list(weight.dims[:2]) == [groups, 1])
@@ -192,12 +190,9 @@ def _channels(group: _Group, constants: Mapping[str, onnx.TensorProto]) -> set[i
     return given | expected
 
 
-def _has_bias(node: onnx.NodeProto) -> bool:
-    return len(node.input) > 2 and bool(node.input[2])
-
-
 def _bias(node: onnx.NodeProto) -> str:
-    return node.input[2] if _has_bias(node) else ""
+    """Name of a convolution's bias, "" if it has none."""
+    return node.input[2] if len(node.input) > 2 else ""
 
 
 def _one_a_weight(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:

@@ -191,10 +191,9 @@ def scan(
     return whole, sorted(found, key=lambda block: (-block.gain, block.name))
 
 
-def cause_most(blocks: Sequence[str], error: Callable[[Collection[str]], float], share: float) -> list[str]:
-    """Those of `blocks` that alone cause more than this share of the error; see `scan`."""
-    whole = error(())
-    return [name for name in blocks if whole - error([name]) > share * whole]
+def cause_most(error: float, blocks: Sequence[Block], share: float) -> list[str]:
+    """Those that alone cause more than this share of the error, of what `scan` found."""
+    return [block.name for block in blocks if block.gain > share * error]
 
 
 def mean_ap(path: Path, images: Mapping[str, Path], truth: Mapping[str, Any], progress: bool) -> float:
@@ -365,7 +364,7 @@ def quantize(
             ),
             progress,
         )
-        worst = [block.name for block in report.scan if block.gain > float_above * report.error]
+        worst = cause_most(report.error, report.scan, float_above)
     left_out = asked_for + worst
     if max_ap_drop is not None and truth is not None:
         reference = report.ap_float = mean_ap(model_path, chosen, truth, progress)
@@ -396,16 +395,15 @@ def quantize(
         open_ends = {name: thresholds[name] for name in float_outputs(model, place(model, left_out))}
         return cpu_variant(build(left_out), open_ends)
 
-    if cpu_exact:
-        other = cpu_variant(result)
-    elif not worst or max_ap_drop is not None:
-        other = for_cpu(left_out)
-    else:
+    if worst and not cpu_exact and max_ap_drop is None:
         # Its grids behind a ReLU are twice as fine, so what is worst with 127 steps need not be here.
-        left_out = asked_for + cause_most(
-            worst, lambda blocks: logits.error(for_cpu([*asked_for, *blocks])), float_above
+        found = scan(
+            {name: everything.blocks[name] for name in worst},
+            lambda blocks: logits.error(for_cpu([*asked_for, *blocks])),
+            progress=False,
         )
-        other = for_cpu(left_out)
+        left_out = asked_for + cause_most(*found, float_above)
+    other = cpu_variant(result) if cpu_exact else for_cpu(left_out)
     graph.write_spec(other, spec, variant="cpu")
     graph.save(other, Path(cpu_variant_path))
     report.cpu_float_blocks = tuple(left_out)

@@ -426,10 +426,11 @@ def schedule_warnings(total: int, steps_per_epoch: int, schedule: ScheduleConfig
             f"one and the same for most of the run, since {fault}; set --lr-steps {_show(tuple(shares))}, or "
             "--policy cosine"
         )
-    if 4 * schedule.warmup_steps >= total and schedule.warmup_steps > max(1, total // 20):
+    short = max(1, total // 20)
+    if 4 * schedule.warmup_steps >= total and schedule.warmup_steps > short:
         warnings.append(
             f"--warmup-steps {schedule.warmup_steps} in a run of {total} steps: for a quarter of it and more "
-            f"the learning rate only rises; set --warmup-steps {max(1, total // 20)}, or train longer"
+            f"the learning rate only rises; set --warmup-steps {short}, or train longer"
         )
     return warnings
 

@@ -41,8 +41,10 @@ def compile_kernels(folder: Path, sources: Path = PLUGINS / "cuda") -> Path:
     return compile_cpp(folder / "libkernels.so", emulator, "-shared", libraries=objects)
 
 
-def skip_without_gpu() -> None:
-    """Skips the running test where PyTorch sees no GPU."""
+def skip_without_gpu(count: int = 1) -> None:
+    """Skips the running test where PyTorch sees no GPU, or fewer than it needs."""
     torch = pytest.importorskip("torch", reason="the GPU tests allocate with PyTorch")
     if not torch.cuda.is_available():
         pytest.skip("needs an NVIDIA GPU; this machine has none")
+    if torch.cuda.device_count() < count:
+        pytest.skip(f"needs {count} NVIDIA GPUs; this machine has {torch.cuda.device_count()}")

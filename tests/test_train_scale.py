@@ -12,6 +12,7 @@ import warnings
 
 import pytest
 import torch
+from plugin_libraries import skip_without_gpu
 from tiny_training import PATIENCE, TINY, make_data, records, run
 
 from rgfl import checkpoint, devices, loop, page
@@ -436,14 +437,9 @@ def test_a_rank_that_dies_does_not_leave_the_other_waiting(data, tmp_path):
 # ---- on a GPU ---------------------------------------------------------------------------------------------
 
 
-def on_gpus(count):
-    if torch.cuda.device_count() < count:
-        pytest.skip(f"needs {count} NVIDIA GPU(s) that PyTorch sees, here are {torch.cuda.device_count()}")
-
-
 @pytest.mark.gpu
 def test_a_gpu_computes_what_the_cpu_does(data, whole, tmp_path):
-    on_gpus(1)
+    skip_without_gpu()
     assert run(data, tmp_path, *SAME, "--device", "cuda", "--amp", "off") == 0
     assert_same_losses(tmp_path, whole, rel=1e-2)  # of convolutions in TensorFloat-32
 
@@ -451,7 +447,7 @@ def test_a_gpu_computes_what_the_cpu_does(data, whole, tmp_path):
 @pytest.mark.gpu
 @pytest.mark.parametrize("amp", ["fp16", "bf16"])
 def test_half_precision_on_a_gpu_trains_stops_and_goes_on(amp, data, tmp_path):
-    on_gpus(1)
+    skip_without_gpu()
     flags = [*SAME, "--device", "cuda", "--amp", amp, "--accumulate", "2", "--ema", "0.9"]
     assert run(data, tmp_path / "whole", *flags) == 0
     for _ in range(2):
@@ -468,7 +464,7 @@ def test_half_precision_on_a_gpu_trains_stops_and_goes_on(amp, data, tmp_path):
 )
 def test_the_host_waits_for_the_gpu_once_a_step(more, data, tmp_path, monkeypatch):
     """Twice with FP16, whose scaler looks at the gradients."""
-    on_gpus(1)
+    skip_without_gpu()
     waits = []
     step = loop.Training._learn
 
@@ -490,7 +486,7 @@ def test_the_host_waits_for_the_gpu_once_a_step(more, data, tmp_path, monkeypatc
 
 @pytest.mark.gpu
 def test_two_gpus_give_the_losses_of_one_process(data, whole, tmp_path):
-    on_gpus(2)
+    skip_without_gpu(2)
     for code, _, err in run_ranks(data, tmp_path, *SAME, "--device", "cuda", "--amp", "off"):
         assert code == 0, err
     assert_same_losses(tmp_path, whole, rel=1e-2)
