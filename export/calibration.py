@@ -145,9 +145,8 @@ def tiles_of(
     """
     from rgfl.dota.images import read_image
     from rgfl.dota.tiling import crop, windows
-    from rgfl.trt_runtime.pipeline import tile_side
 
-    side = tile_side(spec)
+    side = spec.tile_side
     for number, path in enumerate(images.values()):
         image = read_image(path)
         places = windows(image.shape[0], image.shape[1], side, side)

@@ -468,9 +468,9 @@ def detection_tiles(spec: DetectorSpec, count: int, images: Path | None) -> NDAr
         return patterned_tiles(spec.image_size, count)
     from rgfl.dota.images import read_image
     from rgfl.dota.tiling import crop, windows
-    from rgfl.trt_runtime.pipeline import default_stride, find_scenes, tile_side
+    from rgfl.trt_runtime.pipeline import default_stride, find_scenes
 
-    size = tile_side(spec)
+    size = spec.tile_side
     paths = list(find_scenes(images).values())[:count]
     cut: list[NDArray[np.uint8]] = []
     for index, path in enumerate(paths):

@@ -153,6 +153,18 @@ class DetectorSpec:
             raise SpecError(f"incomplete spec: {error}") from error
 
     @property
+    def tile_side(self) -> int:
+        """Side in pixels of the square tiles that a scene is cut into.
+
+        Raises:
+            SpecError: the network takes no square.
+        """
+        height, width = self.image_size
+        if height != width:
+            raise SpecError(f"the model takes {height} × {width}; scenes are cut into square tiles")
+        return height
+
+    @property
     def digest(self) -> str:
         """Twelve hex digits that identify the spec in result files."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]

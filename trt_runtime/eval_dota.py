@@ -26,7 +26,6 @@ from rgfl.trt_runtime.pipeline import (
     default_stride,
     find_scenes,
     stream,
-    tile_side,
 )
 
 if TYPE_CHECKING:
@@ -40,6 +39,7 @@ examples:
   python trt_runtime/eval_dota.py --model best.pt    --images val/images --labels val/labelTxt --json F.json
   python trt_runtime/eval_dota.py --model model.onnx --images val/images --labels val/labelTxt --draw found
   python trt_runtime/eval_dota.py --model model.onnx --images test/images --submission Task1.zip
+  python trt_runtime/eval_dota.py --model best.pt --images test/images --submission ms.zip --scales 0.5 1 1.5
   python trt_runtime/eval_dota.py --task1 results --labels val/labelTxt --version 1.5
   python trt_runtime/eval_dota.py --task1 results --labels val/labelTxt --classes plane,ship
 
@@ -184,7 +184,8 @@ def evaluate_model(arguments: argparse.Namespace) -> int:
 
         model = runner.describe()
         settings = {
-            "stride": arguments.stride or default_stride(tile_side(runner.spec)),
+            "stride": arguments.stride or default_stride(runner.spec.tile_side),
+            "scales": arguments.scales,
             "batch": arguments.batch,
             "score_threshold": runner.spec.score_threshold,
             "iou_threshold": runner.spec.iou_threshold,
@@ -268,7 +269,14 @@ def _detect(
     from rgfl.trt_runtime import draw
 
     found: dict[str, Detections] = {}
-    done = stream(runner, images, stride=arguments.stride, batch=arguments.batch, timing=timing)
+    done = stream(
+        runner,
+        images,
+        stride=arguments.stride,
+        scales=arguments.scales,
+        batch=arguments.batch,
+        timing=timing,
+    )
     for scene in tqdm(done, total=len(images), unit="image", desc=runner.path.name):
         found[scene.name] = scene.detections
         if arguments.draw and len(found) <= arguments.draw_limit:

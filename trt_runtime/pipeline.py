@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 
 from rgfl import atomic
 from rgfl.detections import Detections
-from rgfl.spec import DetectorSpec
 from rgfl.trt_runtime import errors
 
 if TYPE_CHECKING:
+    from rgfl.dota.merge import Place
     from rgfl.trt_runtime.georeference import Georeference
     from rgfl.trt_runtime.runners import Runner
 
@@ -89,14 +89,6 @@ class Scene:
     parts: list[Any] = field(default_factory=list)
 
 
-def tile_side(spec: DetectorSpec) -> int:
-    """Side of the square tile the model takes."""
-    height, width = spec.image_size
-    if height != width:
-        raise errors.ModelError(f"the model takes {height} × {width}; scenes are cut into square tiles")
-    return height
-
-
 def default_stride(size: int) -> int:
     """`rgfl.dota.tiling.default_stride`, imported late: `--help` must be quick."""
     from rgfl.dota import tiling
@@ -109,6 +101,7 @@ def stream(
     images: Mapping[str, Path],
     *,
     stride: int = 0,
+    scales: Sequence[float] = (1.0,),
     batch: int = 1,
     timing: Timing | None = None,
     unreadable: dict[str, str] | None = None,
@@ -118,7 +111,8 @@ def stream(
     Args:
         runner: takes the tiles; its spec says their size and what lies outside an image.
         images: file of each scene by name.
-        stride: pixels from tile to tile; 0 for `default_stride`.
+        stride: pixels of a tile from one to the next; 0 for `default_stride`.
+        scales: factors, each of which adds its tiles; at 0.5 a tile shows twice as many pixels each way.
         batch: tiles a call.
         timing: filled while the scenes come.
         unreadable: takes the scenes that cannot be read, with the reason; they are left out.
@@ -128,7 +122,7 @@ def stream(
     """
     from rgfl.dota.merge import Part, merge
 
-    size = tile_side(runner.spec)
+    size = runner.spec.tile_side
     stride = stride or default_stride(size)
     if not 0 < stride <= size:
         raise errors.InputError(f"--stride {stride}: expected 1…{size}, the side of the model's tile")
@@ -136,7 +130,7 @@ def stream(
     started = time.perf_counter()
     waiting: queue.Queue[_Batch | Exception | None] = queue.Queue(WAITING_BATCHES)
     stop = threading.Event()
-    arguments = (runner, images, size, stride, batch, waiting, stop, timing, unreadable)
+    arguments = (runner, images, size, stride, scales, batch, waiting, stop, timing, unreadable)
     reader = threading.Thread(target=_read, args=arguments, name="rgfl-reader", daemon=True)
     reader.start()
     finishing: deque[tuple[_Batch, Future[list[Detections]]]] = deque()
@@ -145,8 +139,8 @@ def stream(
         """Scenes completed by the batches in NMS, but for the last `leave` of these."""
         while len(finishing) > leave:
             done, future = finishing.popleft()
-            for (scene, x, y), found in zip(done.owners, future.result(), strict=True):
-                scene.parts.append(Part(found, x, y))
+            for (scene, place), found in zip(done.owners, future.result(), strict=True):
+                scene.parts.append(Part.at(place, size, found))
                 if len(scene.parts) == scene.windows:
                     merging = time.perf_counter()
                     scene.detections = merge(scene.parts)
@@ -179,7 +173,7 @@ def stream(
 @dataclass
 class _Batch:
     feed: Any  # what runner.prepare made of the tiles
-    owners: list[tuple[Scene, int, int]]  # scene and upper left corner of each tile
+    owners: list[tuple[Scene, Place]]  # of each tile: the scene, and the square of it that the tile shows
 
 
 def _read(
@@ -187,6 +181,7 @@ def _read(
     images: Mapping[str, Path],
     size: int,
     stride: int,
+    scales: Sequence[float],
     batch: int,
     waiting: queue.Queue[_Batch | Exception | None],
     stop: threading.Event,
@@ -195,7 +190,7 @@ def _read(
 ) -> None:
     """The reader's thread: images to prepared batches, then None; an exception travels in their place."""
     from rgfl.dota.images import ImageError, read_image
-    from rgfl.dota.tiling import crop, windows
+    from rgfl.dota.merge import places_at_scales, tile_at
 
     def put(item: _Batch | Exception | None) -> bool:
         while not stop.is_set():
@@ -207,7 +202,7 @@ def _read(
         return False
 
     tiles: list[NDArray[np.uint8]] = []
-    owners: list[tuple[Scene, int, int]] = []
+    owners: list[tuple[Scene, Place]] = []
 
     def flush() -> bool:
         preparing = time.perf_counter()
@@ -228,11 +223,11 @@ def _read(
                 unreadable[name] = errors.one_line(error)
                 continue
             timing.read += time.perf_counter() - reading
-            places = windows(scene.image.shape[0], scene.image.shape[1], size, stride)
+            places = places_at_scales(*scene.image.shape[:2], size=size, stride=stride, scales=scales)
             scene.windows = len(places)
-            for x, y in places:
-                tiles.append(crop(scene.image, x, y, size, runner.spec.pad_value))
-                owners.append((scene, x, y))
+            for place in places:
+                tiles.append(tile_at(scene.image, place, size, runner.spec.pad_value))
+                owners.append((scene, place))
                 if len(tiles) == batch and not flush():
                     return
             if stop.is_set():
@@ -347,6 +342,14 @@ def check_names(images: Mapping[str, Path]) -> None:
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of how a model is run, the same in every command that runs one over scenes."""
     parser.add_argument("--stride", type=int, default=0, metavar="PX", help="tile to tile (824 for 1024)")
+    parser.add_argument(
+        "--scales",
+        type=float,
+        nargs="+",
+        default=[1.0],
+        metavar="S",
+        help="multi-scale testing: tiles of the image resized by each, such as 0.5 1 1.5 (default: 1)",
+    )
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="tiles a call (default: 1)")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: cores)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
@@ -357,6 +360,11 @@ def check_model_arguments(arguments: argparse.Namespace) -> None:
     for flag, least in (("stride", 0), ("batch", 1), ("threads", 0)):
         if getattr(arguments, flag) < least:
             raise errors.InputError(f"--{flag} {getattr(arguments, flag)}: expected {least} or more")
+    for scale in arguments.scales:
+        if not 0.05 <= scale <= 20:  # a tile's square of the image is held in memory before it is resized
+            raise errors.InputError(f"--scales {scale:g}: expected factors from 0.05 to 20")
+    if len(set(arguments.scales)) != len(arguments.scales):
+        raise errors.InputError("--scales: a factor is named twice")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -414,6 +422,7 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
             runner,
             scenes,
             stride=arguments.stride,
+            scales=arguments.scales,
             batch=arguments.batch,
             timing=timing,
             unreadable=unreadable,
@@ -441,6 +450,7 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
         write_task1(arguments.out, found, classes)
         record = {
             "model": runner.describe(),
+            "scales": arguments.scales,
             "timing": timing.record(),
             "hardware": machine.hardware(),
             "versions": machine.versions(),

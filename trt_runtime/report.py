@@ -40,7 +40,9 @@ class Row:
 
     @property
     def name(self) -> str:
-        return f"{self.model['file']} ({self.model['backend']})"
+        name = f"{self.model['file']} ({self.model['backend']})"
+        scales = _scales(self.score) if self.score else [1.0]
+        return name if scales == [1.0] else f"{name}, scales {' '.join(f'{scale:g}' for scale in scales)}"
 
     @property
     def built_only(self) -> bool:
@@ -53,14 +55,17 @@ def merge(
     benchmarks: list[dict[str, Any]],
     engines: Sequence[dict[str, Any]] = (),
 ) -> list[Row]:
-    """Rows in the order of the evaluations, then models that were only timed, then engines only built."""
+    """Rows in the order of the evaluations, then models that were only timed, then engines only built.
+
+    An evaluation at several scales gets no speed: its AP takes more calls than were timed.
+    """
     speeds = [row for benchmark in benchmarks for row in benchmark["results"]]
     rows = []
     for evaluation in evaluations:
         model = evaluation["model"]
-        own = [speed for speed in speeds if _same(speed["model"], model)]
+        own = [speed for speed in speeds if _same(speed["model"], model) and _scales(evaluation) == [1.0]]
         rows += [Row(model, evaluation, speed) for speed in own] or [Row(model, evaluation, None)]
-    scored = [evaluation["model"] for evaluation in evaluations]
+    scored = [evaluation["model"] for evaluation in evaluations if _scales(evaluation) == [1.0]]
     rows += [
         Row(speed["model"], None, speed)
         for speed in speeds
@@ -72,6 +77,10 @@ def merge(
 
 def _same(first: dict[str, Any], second: dict[str, Any]) -> bool:
     return all(first[key] == second[key] for key in ("sha256", "backend", "device"))
+
+
+def _scales(evaluation: dict[str, Any]) -> list[float]:
+    return evaluation.get("settings", {}).get("scales", [1.0])
 
 
 def markdown(rows: list[Row], benchmarks: list[dict[str, Any]]) -> str:

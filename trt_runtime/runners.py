@@ -2,6 +2,7 @@
 
     with load_runner("model.onnx") as runner:
         detections = runner(tiles)  # tiles (B, H, W, 3) uint8, H and W as runner.spec.image_size
+        found = runner.detect(scene)  # (H, W, 3) uint8 of any size, cut into tiles and merged
 
 A runner works in three stages, so that a benchmark can time each and a pipeline can overlap them:
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import zipfile
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -92,6 +94,27 @@ class Runner(ABC):
 
     def __call__(self, tiles: NDArray[np.uint8]) -> list[Detections]:
         return self.finish(self.infer(self.prepare(tiles)))
+
+    def detect(
+        self, scene: Any, *, stride: int = 0, scales: Sequence[float] = (1.0,), batch: int = 1
+    ) -> Detections:
+        """Objects of a whole scene, in its pixels: its tiles one batch after the other, merged.
+
+        Args:
+            scene: shape (H, W, 3), uint8 RGB when sliced, of any size; see rgfl.dota.merge.detect.
+            stride, scales, batch: as there.
+        """
+        from rgfl.dota import merge
+
+        return merge.detect(
+            scene,
+            self,
+            size=self.spec.tile_side,
+            stride=stride,
+            pad_value=self.spec.pad_value,
+            scales=scales,
+            batch=batch,
+        )
 
     def raw(self, tiles: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Decoded boxes (B, P, 5) and scores (B, P, C) before NMS."""

@@ -12,9 +12,10 @@ which a model lists its boxes nor the batch size decides a tie.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -54,6 +55,48 @@ class Part:
     y: float = 0.0
     scale: float = 1.0
 
+    @classmethod
+    def at(cls, place: Place, size: int, detections: Detections) -> Part:
+        """What was found in the tile of `size` pixels that shows `place`."""
+        return cls(detections, place.x, place.y, place.side / size)
+
+
+class Place(NamedTuple):
+    """A square of an image that one tile shows: upper left corner and side, in pixels of the image."""
+
+    x: int
+    y: int
+    side: int
+
+
+def places_at_scales(
+    height: int, width: int, *, size: int, stride: int = 0, scales: Sequence[float] = (1.0,)
+) -> list[Place]:
+    """The windows of an image at every scale, see `detect`.
+
+    Raises:
+        ValueError: a scale is not positive and finite.
+    """
+    if not scales or any(not 0 < scale < math.inf for scale in scales):
+        raise ValueError(f"scales: expected positive factors, got {list(scales)}")
+    stride = stride or default_stride(size)
+    places = []
+    for scale in scales:
+        side, step = max(round(size / scale), 1), max(round(stride / scale), 1)
+        places += [Place(x, y, side) for x, y in windows(height, width, side, min(step, side))]
+    return places
+
+
+def tile_at(
+    image: Any, place: Place, size: int, pad_value: int | Sequence[int] = (0, 0, 0)
+) -> NDArray[np.uint8]:
+    """The tile (size, size, 3) that shows `place`, resized to it; `pad_value` lies outside the image."""
+    tile = crop(image, place.x, place.y, place.side, pad_value)
+    if place.side == size:
+        return tile
+    interpolation = cv2.INTER_AREA if place.side > size else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(tile, (size, size), interpolation=interpolation), np.uint8)
+
 
 def detect(
     image: Any,
@@ -84,26 +127,17 @@ def detect(
     """
     if batch < 1:
         raise ValueError(f"batch: expected 1 or more, got {batch}")
-    height, width = image.shape[:2]
-    stride = stride or default_stride(size)
-    places: list[tuple[int, int, int]] = []  # x, y, side: windows in pixels of the image
-    for scale in scales:
-        if not scale > 0:
-            raise ValueError(f"scales: expected positive factors, got {list(scales)}")
-        side, step = max(round(size / scale), 1), max(round(stride / scale), 1)
-        places += [(x, y, side) for x, y in windows(height, width, side, min(step, side))]
+    places = places_at_scales(*image.shape[:2], size=size, stride=stride, scales=scales)
     parts: list[Part] = []
     bar = tqdm(total=len(places), unit="tile", disable=None if progress is True else True)
     with bar:
         for start in range(0, len(places), batch):
             chunk = places[start : start + batch]
-            tiles = np.stack([_tile(image, x, y, side, size, pad_value) for x, y, side in chunk])
+            tiles = np.stack([tile_at(image, place, size, pad_value) for place in chunk])
             found = infer(tiles)
             if len(found) != len(chunk):
                 raise ValueError(f"infer: expected {len(chunk)} records for as many tiles, got {len(found)}")
-            parts += [
-                Part(record, x, y, side / size) for record, (x, y, side) in zip(found, chunk, strict=True)
-            ]
+            parts += [Part.at(place, size, record) for place, record in zip(chunk, found, strict=True)]
             bar.update(len(chunk))
             if callable(progress):
                 progress(len(parts), len(places))
@@ -139,17 +173,6 @@ def merge(parts: Sequence[Part], iou_threshold: float = MERGE_IOU) -> Detections
     local[:, :2] -= origins
     kept = _nms_by_cluster(local.astype(np.float32), scores, clusters, iou_threshold)
     return Detections(boxes[kept].astype(np.float32), scores[kept], labels[kept])
-
-
-def _tile(
-    image: Any, x: int, y: int, side: int, size: int, pad_value: int | Sequence[int]
-) -> NDArray[np.uint8]:
-    """The window of `side` pixels at (x, y), resized to `size`."""
-    tile = crop(image, x, y, side, pad_value)
-    if side == size:
-        return tile
-    interpolation = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(tile, (size, size), interpolation=interpolation), np.uint8)
 
 
 def _nms_by_cluster(

@@ -258,6 +258,18 @@ def test_report_joins_files_of_the_same_model(files: dict[str, str], tmp_path: P
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+def test_several_scales_are_named_and_have_no_speed(files: dict[str, str], tmp_path: Path) -> None:
+    """AP of three times as many calls beside the time of one would be a wrong row."""
+    several = json.loads(Path(files["a"]).read_text()) | {"settings": {"scales": [0.5, 1.0, 1.5]}}
+    path = write(tmp_path / "several.json", several)
+    out = tmp_path / "report.md"
+    assert report.main(["--eval", path, "--bench", files["bench"], "--out", str(out)]) == 0
+    first, second = out.read_text().splitlines()[2:4]
+    assert first.startswith("| a.onnx (ONNX Runtime), scales 0.5 1 1.5 | fp32 | 75.00 |")
+    assert first.endswith("| – | – | – | – | 2.5 |")
+    assert second.startswith("| a.onnx (ONNX Runtime) | fp32 | – |")
+
+
 def test_engines_that_were_only_built_are_rows_that_say_so(
     files: dict[str, str], tiny_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

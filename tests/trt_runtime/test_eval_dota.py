@@ -57,6 +57,7 @@ def test_json_holds_the_contract(evaluated: SimpleNamespace) -> None:
     assert record["model"]["file"] == "tiny.onnx"
     assert len(record["model"]["sha256"]) == 64
     assert record["settings"]["stride"] == 128 - 25
+    assert record["settings"]["scales"] == [1.0]
     assert record["timing"]["tiles"] == 1 + 1 + 3 * 2 + 2
     assert {"python", "rgfl", "numpy", "onnxruntime"} <= set(record["versions"])
     assert {"cpu", "cores"} <= set(record["hardware"])
@@ -255,6 +256,8 @@ def test_an_image_name_of_two_words(case: Case, capsys: pytest.CaptureFixture) -
     ("flags", "expected"),
     [
         ({"stride": 500}, "--stride 500"),
+        ({"scales": 0}, "--scales 0: expected factors from 0.05 to 20"),
+        ({"scales": "nan"}, "--scales nan"),
         ({"batch": 0}, "--batch 0"),
         ({"limit": -1}, "--limit -1"),
         ({"draw-limit": -1}, "--draw-limit -1"),

@@ -87,13 +87,26 @@ def test_the_same_as_one_tile_after_the_other(batch: int, tmp_path: Path) -> Non
     assert sum(streamed) == sum(windows)
 
 
+@pytest.mark.parametrize("scales", [(0.5, 1.0, 1.5), (2.0,)])
+def test_scales_are_those_of_detect(scales: tuple[float, ...], tmp_path: Path) -> None:
+    images = write_scenes(tmp_path, [(300, 310), (40, 50)])
+    runner = BrightSpots()
+    for scene in stream(runner, images, stride=100, scales=scales, batch=3):
+        image = read_image(images[scene.name])
+        expected = detect(image, runner, size=128, stride=100, scales=scales)
+        assert len(expected) > 0
+        assert equal(scene.detections, expected)
+        assert not equal(scene.detections, detect(image, runner, size=128, stride=100))
+
+
 def test_a_real_model_gives_the_same_as_detect(tiny_onnx: Path, tiny_scenes: SimpleNamespace) -> None:
     images = {name: tiny_scenes.images / f"{name}.png" for name in tiny_scenes.names}
     with load_runner(tiny_onnx, device="cpu") as runner:
         stride = pipeline.default_stride(128)
         for scene in stream(runner, images):
-            expected = detect(scene.image, runner, size=128, stride=stride)
+            expected = detect(scene.image, runner, size=128, stride=stride, pad_value=runner.spec.pad_value)
             assert equal(scene.detections, expected)
+            assert equal(runner.detect(scene.image, batch=2), expected)
 
 
 def test_the_reader_waits_for_the_network(tmp_path: Path) -> None:
