@@ -672,6 +672,8 @@ def edit(arguments: argparse.Namespace) -> int:
     """The command behind `main`, with parsed arguments."""
     if not (arguments.fp16 or arguments.rounding or arguments.nms or arguments.no_nms):
         raise errors.InputError("nothing to do; give --fp16, --rounding, --nms or --no-nms")
+    if arguments.keep_fp32 and not (arguments.fp16 or arguments.rounding):
+        raise errors.InputError("--keep-fp32 goes with --fp16 or --rounding")
     if arguments.out.suffix.lower() != ".onnx":
         raise errors.InputError(f"--out {arguments.out}: expected a file name that ends in .onnx")
     errors.new_file(arguments.out, "--out", [arguments.model])

@@ -56,8 +56,8 @@ WAITING_SHARE = 0.05
 # gradients as they are do not fit either, the fault is another, and every further step would be skipped too.
 LEAST_SCALE = 1.0
 
-# What helps where whole images are too much.
 LISTED = 40  # classes, of which the number of objects is said at the start
+# What helps where whole images are too much.
 CUT_TRAIN = "cut train/ with rgfl.dota.tiling, not val/ (AP on tiles is not the official one)"
 
 # What `main` prints as one line; anything else is a bug and shows its traceback.

@@ -422,14 +422,9 @@ def look(run: Path, data: Path, weights: Path, images: int | None, device: str) 
     unknown: Unknown = "ignore" if settings.get("left_out") else "error"  # as the training had it
     dataset = read_dataset(data, detector.spec.classes, unknown=unknown)
     chosen = dataset.val[: (config.eval_images if images is None else images) or None]
-    with tqdm(total=len(chosen), unit="image", dynamic_ncols=True) as bar:
-
-        def tick() -> bool:
-            bar.update()
-            return False
-
-        found = find(detector.predict, chosen, detector.spec, config, tick)
-    assert found is not None
+    bar = tqdm(chosen, unit="image", dynamic_ncols=True)
+    found = find(detector.predict, bar, detector.spec, config)
+    assert found is not None  # nobody stops it
     result = score(found, chosen, detector.spec)
     record = checkpoint.load(weights)
     step = record.get("training", record["result"]).get("step", 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import cv2
 import numpy as np
@@ -27,7 +27,7 @@ class _Stopped(Exception):
 
 def find(
     infer: Infer,
-    pictures: Sequence[Picture],
+    pictures: Iterable[Picture],
     spec: DetectorSpec,
     config: EvaluationConfig,
     stopped: Callable[[], bool] = lambda: False,
@@ -47,7 +47,7 @@ def find(
     for picture in pictures:
         try:
             found[picture.name] = detect(
-                picture.read(),  # without a name of its own: it goes before the next one is read
+                picture.read(),  # no variable holds the pixels: they are freed before the next image is read
                 infer,
                 size=config.test_size,
                 stride=config.test_stride,

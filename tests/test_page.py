@@ -383,7 +383,9 @@ def test_the_command_evaluates_and_draws(tmp_path, tiny_checkpoint, tiny_scenes,
     assert page.main([str(run)]) == 0
     assert "<h2>Pictures</h2>" not in (run / "page.html").read_text()
     assert page.main([str(run), "--data", str(tmp_path), "--images", "3", "--device", "cpu"]) == 0
-    assert capsys.readouterr().out == f"{run / 'page.html'}\n" * 2
+    printed = capsys.readouterr()
+    assert printed.out == f"{run / 'page.html'}\n" * 2
+    assert " 3/3 " in printed.err  # a bar of images, each of several tiles
     parsed = Parsed((run / "page.html").read_text())
     assert "on 2 and 3 full validation images" in parsed.text
     assert parsed.count("path", "r") > 0

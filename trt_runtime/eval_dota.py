@@ -108,8 +108,10 @@ def evaluate_files(arguments: argparse.Namespace) -> int:
     from rgfl.dota.labels import CLASSES, read_classes, read_task1, version_of
     from rgfl.trt_runtime import machine
 
-    for flag in ("images", "submission", "draw", "limit"):
-        if getattr(arguments, flag):
+    unset = {"images": None, "submission": None, "draw": None, "limit": 0}
+    unset |= {"stride": 0, "scales": [1.0], "batch": 1, "threads": 0, "device": "auto"}
+    for flag, value in unset.items():
+        if getattr(arguments, flag) != value:
             raise errors.InputError(f"--{flag} goes with --model; --task1 only scores what is there")
     if not arguments.labels:
         raise errors.InputError("--task1 needs --labels DIR, the labelTxt files of the images")

@@ -2,9 +2,6 @@
 // contain no fused multiply-add and no reordering, so every variant gives the same bits.
 #pragma once
 
-#include <cstdlib>
-#include <cstring>
-
 #if defined(__GNUC__) && defined(__x86_64__)
 #define RGFL_X86_VARIANTS 1
 #define RGFL_TARGET(isa) __attribute__((target(isa)))

@@ -56,11 +56,9 @@ void pairwise_avx512(const BoxColumns<T>& a, const BoxColumns<T>& b, std::size_t
 // Boxes per tile of the matrix: nine floats each, so that a tile stays in the first-level cache.
 constexpr std::size_t tile_size = 512;
 
-}  // namespace
-
+// out[j] = IoU of `a` with b[j].
 template <class T>
-void iou_one_to_many(const PreparedBox<T>& a, BoxColumns<T> b, std::size_t count, T* out,
-                     InstructionSet set) {
+void one_to_many(const PreparedBox<T>& a, BoxColumns<T> b, std::size_t count, T* out, InstructionSet set) {
 #if RGFL_X86_VARIANTS
     if (set == InstructionSet::avx512) {
         return one_to_many_avx512(a, b, count, out);
@@ -72,6 +70,8 @@ void iou_one_to_many(const PreparedBox<T>& a, BoxColumns<T> b, std::size_t count
     (void)set;
     one_to_many_baseline(a, b, count, out);
 }
+
+}  // namespace
 
 template <class T>
 void iou_pairwise(BoxColumns<T> a, BoxColumns<T> b, std::size_t count, T* out, InstructionSet set) {
@@ -93,13 +93,11 @@ void iou_matrix(const BoxArrays<T>& a, const BoxArrays<T>& b, T* out, Instructio
     for (std::size_t first = 0; first < b.size(); first += tile_size) {
         const std::size_t count = std::min(tile_size, b.size() - first);
         for (std::size_t i = 0; i < a.size(); ++i) {
-            iou_one_to_many(rows[i], columns.from(first), count, out + i * b.size() + first, set);
+            one_to_many(rows[i], columns.from(first), count, out + i * b.size() + first, set);
         }
     }
 }
 
-template void iou_one_to_many<float>(const PreparedBox<float>&, BoxColumns<float>, std::size_t, float*,
-                                     InstructionSet);
 template void iou_pairwise<float>(BoxColumns<float>, BoxColumns<float>, std::size_t, float*, InstructionSet);
 template void iou_pairwise<double>(BoxColumns<double>, BoxColumns<double>, std::size_t, double*,
                                    InstructionSet);

@@ -8,10 +8,6 @@
 
 namespace rgfl {
 
-// out[j] = IoU of `a` with b[j].
-template <class T>
-void iou_one_to_many(const PreparedBox<T>& a, BoxColumns<T> b, std::size_t count, T* out, InstructionSet set);
-
 // out[i] = IoU of a[i] with b[i].
 template <class T>
 void iou_pairwise(BoxColumns<T> a, BoxColumns<T> b, std::size_t count, T* out, InstructionSet set);

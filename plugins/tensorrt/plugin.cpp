@@ -80,7 +80,7 @@ bool read_attribute(const PluginFieldCollection& fields, const char* name, T lea
     return true;
 }
 
-// Reads all, so that the log names every fault and not only the first.
+// Reads all, so that every fault is named and not only the first.
 bool read_settings(const PluginFieldCollection& fields, RotatedNmsSettings& settings) noexcept {
     bool good = true;
 #define RGFL_ATTRIBUTE(type, name, least, greatest) \

@@ -79,7 +79,7 @@ public:
     const char* getPluginNamespace() const noexcept override { return plugin_namespace; }
     const nvinfer1::PluginFieldCollection* getFieldNames() noexcept override { return &field_collection_; }
 
-    // nullptr, and a message in the log, unless every attribute is there, of its type and in its range.
+    // nullptr, and a message on stderr, unless every attribute is there, of its type and in its range.
     nvinfer1::IPluginV3* createPlugin(const char* name, const nvinfer1::PluginFieldCollection* fields,
                                       nvinfer1::TensorRTPhase phase) noexcept override;
 

@@ -481,6 +481,8 @@ def test_bad_input_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.Captu
         assert message.count("\n") == 1
     assert graph.main([str(good), "--out", out]) == 2
     assert "--fp16" in capsys.readouterr().err
+    assert graph.main([str(good), "--nms", "--keep-fp32", "nick*", "--out", out]) == 2
+    assert "--keep-fp32 goes with --fp16 or --rounding" in capsys.readouterr().err
     assert graph.main([str(good), "--fp16", "--out", str(tmp_path)]) == 2
     assert graph.main([str(good), "--nms", "--out", out]) == 2
     assert "before NMS" in capsys.readouterr().err

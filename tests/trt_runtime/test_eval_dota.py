@@ -266,6 +266,7 @@ def test_an_image_name_of_two_words(case: Case, capsys: pytest.CaptureFixture) -
         ({"images": None}, "--images"),
         ({"classes": "plane"}, "--classes goes with --task1"),
         ({"model": None, "task1": "."}, "--images goes with --model"),
+        ({"model": None, "images": None, "task1": ".", "scales": 2}, "--scales goes with --model"),
         ({"model": None, "images": None, "task1": ".", "classes": "none.txt"}, "--classes"),
         ({"model": None, "images": None, "labels": None, "task1": "."}, "--task1 needs --labels"),
     ],
