@@ -19,7 +19,6 @@ import os
 import pickle
 import signal
 import threading
-import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,20 +30,16 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch.utils.data import DataLoader, get_worker_info
 
 from rgfl import boxes
 from rgfl.augment import about, map_pixels, map_points, map_round, random_color, random_turn
 from rgfl.dota import labels as dota_labels
-from rgfl.dota import tiff
-from rgfl.dota.images import ImageError, find_images, read_image
+from rgfl.dota.images import ImageError, find_images, image_size, read_image
 from rgfl.dota.labels import DIFFICULT_CUT, Objects, Unknown, quad_areas
 from rgfl.dota.tiling import clip_objects, windows
 from rgfl.nn.assign import Targets
 from rgfl.recipes import AugmentConfig, DataConfig
-
-Image.MAX_IMAGE_PIXELS = None  # satellite scenes are larger than what Pillow takes for an attack
 
 # The pixels of pictures whose windows are mixed with each other: 450 MB, which fit into the default of
 # --cache-mb with small pictures in between. They do not follow that flag, which must not change a result.
@@ -177,60 +172,11 @@ def _read_split(folder: Path, classes: Sequence[str], unknown: Unknown) -> list[
         raise DataError(
             f"{images[spaced[0]]}: white space in an image's name, which Task 1 files cannot hold"
         )
-    return [Picture(name, path, *_image_size(path), objects[name]) for name, path in images.items()]
+    return [Picture(name, path, *image_size(path), objects[name]) for name, path in images.items()]
 
 
 def _more(names: Sequence[str]) -> str:
     return f" (and {len(names) - 1} more like this)" if len(names) > 1 else ""
-
-
-def _image_size(path: Path) -> tuple[int, int]:
-    """(height, width) of what `read_image` gives, from the file's header where that says it.
-
-    Raises:
-        ImageError: it is no image.
-    """
-    with contextlib.suppress(tiff.TiffError, OSError):
-        header = tiff.read_file(path)
-        turned = header.orientation in (5, 6, 7, 8)
-        return (header.width, header.height) if turned else (header.height, header.width)
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            swapped = _swapped_by_exif(image.format, image.info.get("exif", b""))
-    except Exception:  # of any kind, as a damaged header has it; the pixels decide
-        return _pixel_size(path)
-    if swapped is None:
-        return _pixel_size(path)
-    return (width, height) if swapped else (height, width)
-
-
-def _pixel_size(path: Path) -> tuple[int, int]:
-    height, width, _ = read_image(path).shape
-    return height, width
-
-
-def _swapped_by_exif(kind: str | None, exif: bytes) -> bool | None:
-    """Whether OpenCV swaps height and width for this EXIF in a file of this kind; None: cannot be said.
-
-    It is asked with an image of 1 × 2 pixels: libraries and their versions differ in which files they turn,
-    and in what they make of EXIF that is slightly broken.
-    """
-    if not exif:
-        return False
-    narrow = np.zeros((2, 1, 3), np.uint8)
-    if kind in ("JPEG", "MPO") and len(exif) <= 0xFFFD:
-        whole = cv2.imencode(".jpg", narrow)[1].tobytes()
-        data = whole[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + whole[2:]
-    elif kind == "PNG":
-        whole = cv2.imencode(".png", narrow)[1].tobytes()
-        chunk = b"eXIf" + exif.removeprefix(b"Exif\0\0")
-        length, check = (len(chunk) - 4).to_bytes(4, "big"), zlib.crc32(chunk).to_bytes(4, "big")
-        data = whole[:33] + length + chunk + check + whole[33:]  # after the header
-    else:
-        return None
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    return None if image is None else image.shape[0] == 1
 
 
 # ------------------------------------------------------------------------------------------------ tiles

@@ -208,7 +208,7 @@ def test_sizes_of_tiffs(folder, orientation, samples):
 
 
 def test_an_image_whose_header_no_library_reads_is_measured(folder, monkeypatch):
-    monkeypatch.setattr("rgfl.data.Image.open", lambda _path: 1 / 0)
+    monkeypatch.setattr("PIL.Image.open", lambda _path: 1 / 0)
     assert [(one.height, one.width) for one in read_dataset(folder).train] == [
         (300, 400),
         (60, 80),

@@ -492,7 +492,7 @@ def test_what_is_no_image(tmp_path):
         read_image(written(tmp_path, "", "P0001.png"))
     with pytest.raises(ImageError, match=r"P0001.png: not an image that OpenCV reads"):
         read_image(written(tmp_path, "<html>404</html>", "P0001.png"))
-    with pytest.raises(ImageError, match="got a float TIFF; convert it to 8 bit first"):
+    with pytest.raises(ImageError, match="got float32; convert it to 8 bit first"):
         read_image(encoded(tmp_path, "f.tif", np.ones((6, 9), np.float32)))
 
 

@@ -1,6 +1,5 @@
 """TIFF as GDAL writes it: what the samples are is read from the directory, and never guessed wrongly."""
 
-import contextlib
 import itertools
 import os
 import tracemalloc
@@ -9,9 +8,11 @@ import warnings
 import cv2
 import numpy as np
 import pytest
-from tiff_bytes import assemble, tiff_bytes
+import rasterio
+from rasterio.enums import ColorInterp
+from tiff_bytes import tiff_bytes
 
-from rgfl.dota import images, tiff
+from rgfl.dota import images, rasters
 from rgfl.dota.images import ImageError, ImageWarning, read_image
 
 DEPTHS = {8: np.uint8, 16: np.uint16}
@@ -88,8 +89,8 @@ def test_colours_are_not_multiplied_by_alpha(tmp_path, depth, planar, extra):
 @pytest.mark.parametrize("depth", [8, 16])
 def test_grey_with_alpha_is_grey(tmp_path, depth):
     pixels = noise(2, depth)
-    for order, extra in itertools.product("<>", (1, 2)):
-        data = tiff_bytes(pixels, 1, order=order, extra=[extra])
+    for order, extra, tile in itertools.product("<>", (1, 2), (0, 32)):
+        data = tiff_bytes(pixels, 1, order=order, extra=[extra], tile=tile)
         np.testing.assert_array_equal(read_image(written(tmp_path, data)), seen(pixels))
 
 
@@ -125,20 +126,20 @@ def test_orientation_turns_the_image(tmp_path, depth, tile):
     [
         (
             np.zeros((40, 50, 8), np.uint16),
-            r"8 bands; expected 1, 3 or 4; choose three \(gdal_translate .* -b 3",
+            r"8 bands, and which are colours is not said; .* choose three: .*\(such as gdal_translate -b 3",
         ),
-        (np.zeros((40, 50, 5), np.uint8), "5 bands; expected 1, 3 or 4"),
+        (np.zeros((40, 50, 5), np.uint8), "5 bands, .*; expected 1, 3 or 4"),
         (
             np.zeros((40, 50, 2), np.uint16),
-            r"2 bands; expected 1, 3 or 4; choose one \(gdal_translate .*-b 1 IN",
+            r"2 bands, .*; expected 1, 3 or 4; choose one \(gdal_translate -b 1 IN",
         ),
         (
             np.zeros((40, 50, 1), np.int16),
-            r"got a signed TIFF; convert it to 8 bit first \(gdal_translate .*-ot",
+            r"expected 8 or 16 bit pixels, got int16; convert it to 8 bit first \(gdal_translate -ot",
         ),
-        (np.zeros((40, 50, 3), np.int8), "expected 8 or 16 bit pixels, got a signed TIFF"),
-        (np.zeros((40, 50, 1), np.float32), "expected 8 or 16 bit pixels, got a float TIFF"),
-        (np.zeros((40, 50, 1), np.uint32), "expected 8 or 16 bit pixels, got 32 bits; convert it"),
+        (np.zeros((40, 50, 3), np.int8), "expected 8 or 16 bit pixels, got int8"),
+        (np.zeros((40, 50, 1), np.float32), "expected 8 or 16 bit pixels, got float32"),
+        (np.zeros((40, 50, 1), np.uint32), "expected 8 or 16 bit pixels, got uint32; convert it"),
     ],
 )
 def test_what_is_no_picture_is_told_with_the_remedy(tmp_path, capfd, pixels, message):
@@ -147,13 +148,7 @@ def test_what_is_no_picture_is_told_with_the_remedy(tmp_path, capfd, pixels, mes
         with pytest.raises(ImageError, match=message) as error:
             read_image(path)
         assert str(error.value).startswith(f"{path}: ")
-    assert capfd.readouterr().err == ""  # OpenCV prints lines of its own
-
-
-def test_grey_with_alpha_in_tiles_is_refused(tmp_path):
-    """OpenCV scrambles the last tile of each row."""
-    with pytest.raises(ImageError, match="2 bands; expected 1, 3 or 4"):
-        read_image(written(tmp_path, tiff_bytes(noise(2), 1, extra=[2], tile=32)))
+    assert capfd.readouterr().err == ""  # the libraries print lines of their own
 
 
 def test_a_png_without_a_header_is_one_line(tmp_path):
@@ -168,6 +163,130 @@ def test_geotiff_prints_nothing(tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
+# ------------------------------------------------------------------------------------ as GDAL writes it
+
+
+def gdal(path, pixels, names=(), colours=(), band_tags=None, **profile):
+    """A raster of pixels (H, W, bands) by GDAL itself."""
+    height, width, count = pixels.shape
+    profile = {"driver": "GTiff", "dtype": pixels.dtype.name, "photometric": None, **profile}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.open(path, "w", height=height, width=width, count=count, **profile) as file:
+            file.write(np.moveaxis(pixels, 2, 0))
+            if colours:
+                file.colorinterp = [ColorInterp[name] for name in colours]
+            for band, name in enumerate(names, 1):
+                file.set_band_description(band, name)
+    return path
+
+
+@pytest.mark.parametrize(
+    "compress", ["lzw", "deflate", "packbits", "zstd", "lzma", "lerc", "ccittfax4", "webp", "jpeg"]
+)
+@pytest.mark.parametrize("tiled", [False, True])
+def test_every_compression_is_read(tmp_path, compress, tiled):
+    """OpenCV gave black pixels, and no error, for those that it lacks."""
+    pixels = noise(3, size=(96, 80))
+    options = {}
+    if compress == "ccittfax4":
+        pixels, options = noise(1, size=(96, 80)) & 1, {"nbits": 1}
+    if compress == "webp":
+        options = {"webp_lossless": True}
+    if compress == "jpeg":
+        pixels = np.full((96, 80, 3), (200, 100, 50), np.uint8)
+    tiles = {"tiled": True, "blockxsize": 32, "blockysize": 32} if tiled else {}
+    path = gdal(tmp_path / "a.tif", pixels, compress=compress, **tiles, **options)
+    expected = pixels * 255 if compress == "ccittfax4" else pixels
+    np.testing.assert_allclose(read_image(path), seen(expected), atol=3 if compress == "jpeg" else 0)
+
+
+def test_a_compression_that_nothing_reads_is_told(tmp_path):
+    data = tiff_bytes(noise(3), 2, tags={259: (3, [33003])})
+    with pytest.raises(ImageError, match=r"a.tif: GDAL cannot read it: .*missing codec of code 33003"):
+        read_image(written(tmp_path, data, "a.tif"))
+
+
+@pytest.mark.parametrize("compress", ["lzw", "packbits"])
+def test_damaged_pixels_are_told(tmp_path, compress):
+    """OpenCV gave what it had, with no error."""
+    data = bytearray(gdal(tmp_path / "a.tif", noise(3), compress=compress).read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 4000] = bytes(4000)
+    with pytest.raises(ImageError, match="GDAL cannot read it"):
+        read_image(written(tmp_path, bytes(data)))
+
+
+def test_blocks_that_are_not_there_are_black(tmp_path):
+    path = gdal(tmp_path / "a.tif", np.zeros((64, 64, 3), np.uint8), sparse_ok=True, tiled=True,
+                blockxsize=32, blockysize=32, compress="deflate")  # fmt: skip
+    assert not read_image(path).any()
+
+
+@pytest.mark.parametrize("how", ["names", "interpretation"])
+@pytest.mark.parametrize("count", [3, 4, 6])
+def test_bands_that_are_named_come_in_the_order_of_colours(tmp_path, how, count):
+    """Satellites deliver blue, green, red, near infrared; read as RGB, AP50 of ships fell from 87 to 72."""
+    pixels = noise(count)
+    order = ["Blue", "Green", "Red", "NIR", "SWIR", "Edge"][:count]
+    if how == "names":
+        path = gdal(tmp_path / "a.tif", pixels, names=order)
+    else:
+        called = [name.lower() if name in ("Blue", "Green", "Red") else "undefined" for name in order]
+        path = gdal(tmp_path / "a.tif", pixels, colours=called)
+    np.testing.assert_array_equal(read_image(path), pixels[:, :, 2::-1])
+
+
+def test_a_palette_becomes_its_colours(tmp_path):
+    pixels = noise(1) % 3
+    path = tmp_path / "a.tif"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        profile = {"height": 70, "width": 90, "count": 1, "dtype": "uint8", "photometric": "palette"}
+        with rasterio.open(path, "w", driver="GTiff", **profile) as file:
+            file.write(pixels[:, :, 0], 1)
+            file.write_colormap(1, {0: (9, 8, 7, 255), 1: (200, 0, 3, 255), 2: (1, 2, 3, 255)})
+    colours = np.array([[9, 8, 7], [200, 0, 3], [1, 2, 3]], np.uint8)
+    np.testing.assert_array_equal(read_image(path), colours[pixels[:, :, 0]])
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 9, 11, 12, 15])
+def test_bits_that_the_file_declares_fill_the_range(tmp_path, bits):
+    pixels = (noise(3, 16) >> (16 - bits)).astype(np.uint16 if bits > 8 else np.uint8)
+    path = gdal(tmp_path / "a.tif", pixels, nbits=bits)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image = read_image(path)
+    expected = pixels >> (bits - 8) if bits > 8 else pixels.astype(int) * 255 // ((1 << bits) - 1)
+    np.testing.assert_array_equal(image, expected)
+
+
+@pytest.mark.parametrize(("depth", "nodata"), [(8, 255), (8, 8), (16, 65535)])
+def test_what_holds_no_data_is_black(tmp_path, depth, nodata):
+    pixels = np.minimum(noise(3, depth), nodata - 1) | 1
+    pixels[:20] = nodata
+    pixels[30, 30] = (nodata, nodata, 1)  # not in every band
+    path = gdal(tmp_path / "a.tif", pixels, nodata=nodata)
+    expected = pixels.copy()
+    expected[:20] = 0
+    np.testing.assert_array_equal(read_image(path), seen(expected))
+
+
+def test_jpeg_2000_and_mosaics_are_read(tmp_path):
+    (tmp_path / "images").mkdir()
+    pixels = noise(3)
+    path = gdal(tmp_path / "images/a.jp2", pixels, driver="JP2OpenJPEG", quality=100, reversible=True)
+    assert images.find_images(tmp_path / "images") == {"a": path}
+    np.testing.assert_array_equal(read_image(path), pixels)
+    assert images.image_size(path) == (70, 90)
+    bands = "".join(
+        f'<VRTRasterBand dataType="Byte" band="{band}"><SimpleSource><SourceFilename relativeToVRT="1">'
+        f"images/a.jp2</SourceFilename><SourceBand>{band}</SourceBand></SimpleSource></VRTRasterBand>"
+        for band in (1, 2, 3)
+    )
+    text = f'<VRTDataset rasterXSize="90" rasterYSize="70">{bands}</VRTDataset>'
+    np.testing.assert_array_equal(read_image(written(tmp_path, text.encode(), "a.vrt")), pixels)
+
+
 # ------------------------------------------------------------------------------------- fewer bits than 16
 
 
@@ -176,7 +295,7 @@ def test_11_bits_in_16_are_warned_of_once(tmp_path, planar):
     dark = (noise(3, 16) >> 5).astype(np.uint16)
     first = written(tmp_path, tiff_bytes(dark, 1, planar=planar), "first.tif")
     second = written(tmp_path, tiff_bytes(dark, 1), "second.tif")
-    with pytest.warns(ImageWarning, match=r"first.tif: 16 bit .* is 2047: .*-scale 0 2047 0 255"):
+    with pytest.warns(ImageWarning, match=r"first.tif: nearly all .* 20.. or less: .*-scale 0 2047 0 255"):
         image = read_image(first)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -187,9 +306,23 @@ def test_11_bits_in_16_are_warned_of_once(tmp_path, planar):
 def test_11_bits_in_a_png_are_warned_of(tmp_path):
     dark = (noise(3, 16) >> 5).astype(np.uint16)
     assert cv2.imwrite(str(tmp_path / "dark.png"), dark[:, :, ::-1])
-    with pytest.warns(ImageWarning, match=r"dark.png: 16 bit pixels whose highest value is 2047"):
+    with pytest.warns(ImageWarning, match=r"dark.png: nearly all of its 16 bit pixels are 20.. or less"):
         image = read_image(tmp_path / "dark.png")
     np.testing.assert_array_equal(image, seen(dark))
+
+
+@pytest.mark.parametrize("what", ["a hot pixel", "a white collar that holds no data", "a small cloud"])
+def test_few_bright_pixels_do_not_hide_that_the_rest_is_dark(tmp_path, what):
+    dark = (noise(3, 16, (400, 400)) >> 5).astype(np.uint16)
+    nodata = None
+    if what == "a hot pixel":
+        dark[8, 8] = 65535
+    elif what == "a small cloud":
+        dark[100:110, 100:110] = 12000
+    else:
+        dark[:200], nodata = 65535, 65535
+    with pytest.warns(ImageWarning, match="or less: 0…65535 becomes 0…255, so this image is dark"):
+        read_image(gdal(tmp_path / "a.tif", dark, nodata=nodata))
 
 
 @pytest.mark.parametrize("pixels", [noise(3, 16), np.zeros((9, 9, 3), np.uint16), noise(3)])
@@ -217,7 +350,7 @@ def test_pixels_that_are_cut_off(tmp_path):
         moved = relocate(first, directory, pixels.tobytes())
         np.testing.assert_array_equal(read_image(written(tmp_path, moved)), pixels)
         cut = moved[: start + int(share * pixels.size)]
-        with pytest.raises(ImageError, match=f"cut off, {len(moved) - len(cut):,} bytes of its pixels"):
+        with pytest.raises(ImageError, match=r"scene.tif: GDAL cannot read it: .*copy or download it again"):
             read_image(written(tmp_path, cut))
 
 
@@ -234,6 +367,7 @@ def relocate(head, directory, body):
     return bytes(out) + body
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # GDAL quotes what is no text
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("big", [False, True])
 def test_a_broken_directory_is_one_line_or_read(tmp_path, order, big):
@@ -245,8 +379,6 @@ def test_a_broken_directory_is_one_line_or_read(tmp_path, order, big):
         changed.append(whole[:place] + bytes([value]) + whole[place + 1 :])
     for data in changed + [whole[:length] for length in range(4, len(whole))]:
         path = written(tmp_path, data)
-        with contextlib.suppress(tiff.TiffError):
-            tiff.read_file(path)
         try:
             assert read_image(path).dtype == np.uint8
         except ImageError as error:
@@ -255,46 +387,22 @@ def test_a_broken_directory_is_one_line_or_read(tmp_path, order, big):
                 raise
 
 
-def test_counts_are_not_believed():
-    """A count of 2³² values must not be allocated, nor read from beyond the end."""
-    for count in (3, 1 << 31, (1 << 32) - 1):
-        data = bytearray(assemble(b"", {256: (4, [5]), 257: (4, [5]), 258: (3, [8, 8, 8])}))
-        place = data.index((258).to_bytes(2, "little") + b"\3\0") + 4
-        data[place : place + 8] = count.to_bytes(4, "little") + (len(data) - 2).to_bytes(4, "little")
-        with pytest.raises(tiff.TiffError, match=f"{count:,} values of tag 258"):
-            tiff.read(bytes(data))
-
-
-@pytest.mark.parametrize("order", "<>")
-@pytest.mark.parametrize("big", [False, True])
-def test_the_directory_from_the_file_alone(tmp_path, order, big):
-    path = written(tmp_path, tiff_bytes(noise(4), 1, order=order, big=big, extra=[0, 2, 1], tags=GEO))
-    found = tiff.read_file(path)
-    assert found == tiff.read(path.read_bytes())
-    assert (found.height, found.width, found.samples, found.bits) == (70, 90, 4, (8, 8, 8, 8))
-    assert (found.photometric, found.planar, found.orientation, found.extra) == (1, 1, 1, (0, 2, 1))
-    assert found.values[tiff.PIXEL_SCALE] == (0.5, 0.5, 0)
-    assert found.values[tiff.TIEPOINT] == (0, 0, 0, 500000, 4600000, 0)
-    assert found.texts[tiff.GEO_TEXT] == "WGS 84 / UTM zone 31N|"
-    for broken in (b"", b"II", b"II*\0", b"\x89PNG\r\n"):
-        with pytest.raises(tiff.TiffError):
-            tiff.read_file(written(tmp_path, broken))
-
-
-@pytest.mark.parametrize(("depth", "planar", "most"), [(8, 1, 2), (16, 1, 2.5), (16, 2, 3)])
-def test_a_large_tiff_is_not_copied(tmp_path, depth, planar, most):
-    """With a directory in front of OpenCV's there was a second copy of the file: 1.2 GB of a large scene."""
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("planar", [1, 2])
+@pytest.mark.parametrize("tile", [0, 32])
+def test_a_large_tiff_takes_the_memory_of_its_image(tmp_path, monkeypatch, depth, planar, tile):
+    """Of 16 bits too: strips become 8 bit one by one."""
+    monkeypatch.setattr(rasters, "STRIP", 1 << 17)
     pixels = noise(3, depth, size=(800, 900))
-    path = written(tmp_path, tiff_bytes(pixels, 1, planar=planar, rows=64))
-    read_image(path)
+    path = written(tmp_path, tiff_bytes(pixels, 1, planar=planar, rows=64, tile=tile))
+    np.testing.assert_array_equal(read_image(path), seen(pixels))
     tracemalloc.start()
     try:
         assert read_image(path).nbytes == pixels.size
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    # The file, the image; of 16 bits also what becomes of it, or a band that is read as three.
-    assert peak < 1.1 * most * pixels.nbytes
+    assert peak < 1.5 * pixels.size
 
 
 def test_a_name_that_is_no_text_is_refused(tmp_path):
@@ -310,14 +418,5 @@ def test_a_strip_that_says_more_bytes_than_it_needs_is_whole(tmp_path):
     (tmp_path / "a.tif").write_bytes(tiff_bytes(pixels, 2, tags=counts))
     np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), pixels)
     (tmp_path / "a.tif").write_bytes(tiff_bytes(pixels, 2, tags={273: (4, [5000]), **counts}))
-    with pytest.raises(ImageError, match="the image is cut off"):
+    with pytest.raises(ImageError, match="GDAL cannot read it"):
         read_image(tmp_path / "a.tif")
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, 1.0])
-@pytest.mark.parametrize("tag", [256, 258, 274, 34735])
-def test_a_number_that_is_not_whole_is_a_damaged_file(tmp_path, tag, value):
-    path = tmp_path / "a.tif"
-    path.write_bytes(tiff_bytes(np.zeros((4, 4, 3), np.uint8), 2, tags={tag: (12, [value])}))
-    with pytest.raises(ImageError, match=f"a damaged TIFF, tag {tag} holds fractions"):
-        read_image(path)

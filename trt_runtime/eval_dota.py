@@ -108,7 +108,7 @@ def evaluate_files(arguments: argparse.Namespace) -> int:
     from rgfl.dota.labels import CLASSES, read_classes, read_task1, version_of
     from rgfl.trt_runtime import machine
 
-    unset = {"images": None, "submission": None, "draw": None, "limit": 0}
+    unset: dict[str, Any] = {"images": None, "submission": None, "draw": None, "limit": 0}
     unset |= {"stride": 0, "scales": [1.0], "batch": 1, "threads": 0, "device": "auto"}
     for flag, value in unset.items():
         if getattr(arguments, flag) != value:

@@ -43,10 +43,11 @@ examples:
   python trt_runtime/pipeline.py --model best.pt --images scenes/ --out found --batch 4 --score 0.3
 
 writes to --out:
-  geojson/NAME.geojson (boxes in pixel coordinates), pictures/NAME.jpg, Task1_<class>.txt (boxes, by class),
-  detections.json (record of the run: model, times, how many of each class in each scene)
-  geojson/NAME.world.geojson for a GeoTIFF, or an image with a world file (.tfw, .pgw, .jgw, .wld): polygons
-  in the image's own reference system, not reprojected; QGIS, geopandas and ogr2ogr read it
+  geojson/NAME.geojson (boxes in pixel coordinates) and pictures/NAME.jpg, of scores from --score on,
+  Task1_<class>.txt (boxes, by class, of all scores), detections.json (record of the run: model, times, how
+  many of each class are in each scene's GeoJSON)
+  geojson/NAME.world.geojson for a scene whose place on earth GDAL knows (GeoTIFF, world file, .aux.xml):
+  polygons in the scene's own reference system, not reprojected; QGIS, geopandas and ogr2ogr read it
 
 exit status: 0 done, 2 bad input, also if single scenes could not be read: the others are done then
 """
@@ -309,7 +310,7 @@ def say_places(scenes: Mapping[str, Path], places: Mapping[str, Georeference]) -
         systems.setdefault(place.crs, []).append(name)
     for crs, names in systems.items():
         if len(names) == 1:
-            who = f"{scenes[names[0]].name} ({places[names[0]].source})"
+            who = scenes[names[0]].name
         else:
             who = f"{len(names)} scenes, such as {scenes[names[0]].name},"
         print(f"{who} in {crs}: polygons in these coordinates in geojson/NAME.world.geojson")
@@ -324,6 +325,10 @@ def find_scenes(path: Path) -> dict[str, Path]:
     if not path.exists():
         raise errors.InputError(f"--images {path}: no such file or directory")
     images = find_images(path)
+    if others := [
+        one.name for one in sorted(path.iterdir()) if one.is_dir() and not one.name.startswith(".")
+    ]:
+        print(f"note: subfolders of {path} are not looked into: {', '.join(others[:3])}", file=sys.stderr)
     if not images:
         suffixes = ", ".join(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
         raise errors.InputError(f"--images {path}: no image in this folder; expected {suffixes}")
@@ -381,10 +386,16 @@ def main(argv: list[str] | None = None) -> int:
         metavar="MODEL",
         help=".pt, .onnx or .engine (engines: not run on a GPU yet)",
     )
-    parser.add_argument("--images", type=Path, required=True, metavar="PATH", help="an image or a folder")
+    parser.add_argument(
+        "--images", type=Path, required=True, metavar="PATH", help="an image, a .vrt, or a folder"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where results go")
     parser.add_argument(
-        "--score", type=float, default=0.3, metavar="S", help="in pictures, at least (default: 0.3)"
+        "--score",
+        type=float,
+        default=0.3,
+        metavar="S",
+        help="in pictures and GeoJSON, at least (default: 0.3)",
     )
     parser.add_argument(
         "--pictures", action=argparse.BooleanOptionalAction, default=True, help="draw (default: yes)"
@@ -398,7 +409,7 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
     """The command behind `main`, with parsed arguments."""
     check_model_arguments(arguments)
     scenes = find_scenes(arguments.images)
-    check_names(scenes)
+    spaced = [name for name in scenes if len(name.split()) != 1]  # which Task 1 files cannot hold
     places = find_places(scenes)
     errors.new_directory(arguments.out, "--out")
     expect_no_others(arguments.out, scenes)
@@ -430,16 +441,17 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
         for scene in tqdm(done, total=len(scenes), unit="scene"):
             (arguments.out / "geojson").mkdir(parents=True, exist_ok=True)
             found[scene.name] = scene.detections
-            collection = geojson(scene.name, scene.detections, classes)
+            shown = scene.detections[scene.detections.scores >= arguments.score]
+            collection = geojson(scene.name, shown, classes)
             atomic.write_text(arguments.out / "geojson" / f"{scene.name}.geojson", json.dumps(collection))
             if (place := places.get(scene.name)) is not None:
-                collection = geojson(scene.name, scene.detections, classes, place)
+                collection = geojson(scene.name, shown, classes, place)
                 file = arguments.out / "geojson" / f"{scene.name}.world.geojson"
                 atomic.write_text(file, json.dumps(collection))
-            numbers = np.bincount(scene.detections.labels, minlength=len(classes)).tolist()
+            numbers = np.bincount(shown.labels, minlength=len(classes)).tolist()
             counts[scene.name] = {name: n for name, n in zip(classes, numbers, strict=True) if n}
             if arguments.pictures:
-                picture = draw.picture(scene.image, scene.detections, classes, min_score=arguments.score)
+                picture = draw.picture(scene.image, shown, classes, min_score=arguments.score)
                 draw.save(picture, pictures / f"{scene.name}.jpg")
         if not found:
             more = f" (and {len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
@@ -447,10 +459,11 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
         for name in unreadable:  # what an earlier run found there is not part of these results
             for stale in (f"geojson/{name}.geojson", f"geojson/{name}.world.geojson", f"pictures/{name}.jpg"):
                 (arguments.out / stale).unlink(missing_ok=True)
-        write_task1(arguments.out, found, classes)
+        write_task1(arguments.out, {name: one for name, one in found.items() if name not in spaced}, classes)
         record = {
             "model": runner.describe(),
             "scales": arguments.scales,
+            "score": arguments.score,
             "timing": timing.record(),
             "hardware": machine.hardware(),
             "versions": machine.versions(),
@@ -458,11 +471,17 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
             "unreadable": unreadable,
         }
     atomic.write_text(arguments.out / "detections.json", json.dumps(record, indent=2) + "\n")
-    total = sum(len(detections) for detections in found.values())
+    total = sum(sum(numbers.values()) for numbers in counts.values())
     print(
-        f"{total} detections in {timing.images} scenes ({timing.tiles} tiles, "
+        f"{total} detections of score ≥ {arguments.score:g} in {timing.images} scenes ({timing.tiles} tiles, "
         f"{timing.tiles / timing.total:.1f} a second): {arguments.out}"
     )
+    if spaced:
+        print(
+            f"note: {len(spaced)} names with white space, such as {spaced[0]!r}, are not in the "
+            "Task 1 files, which cannot hold them",
+            file=sys.stderr,
+        )
     for reason in unreadable.values():
         print(f"pipeline: error: left out: {reason}", file=sys.stderr)
     return 2 if unreadable else 0

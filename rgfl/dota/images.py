@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from rgfl.dota import tiff
+from rgfl.dota import rasters
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".jp2")
 
 
 class ImageError(ValueError):
@@ -51,29 +53,97 @@ def read_image(path: Path | str) -> NDArray[np.uint8]:
     """Pixels of an image file, (H, W, 3) uint8 RGB, turned as its EXIF orientation says.
 
     Grey becomes three equal channels, 0…65535 becomes 0…255, alpha is dropped: what the official
-    tools see too. Three or four bands of a TIFF are red, green, blue and one that is dropped, also where
-    the file calls them grey, as GDAL does unless told otherwise.
+    tools see too. What `rasters.is_raster` accepts is read by GDAL, see `rasters.read`; the rest by OpenCV.
 
     Raises:
-        ImageError: the file is missing, empty, cut off, of another kind, has signed or float pixels, or a
-            number of bands that is no picture.
+        ImageError: the file is missing, empty, cut off, of another kind, has signed or float pixels, or
+            bands that are no picture.
     """
     path = Path(path)
     try:
         with path.open("rb") as file:
-            data = bytearray(os.fstat(file.fileno()).st_size)
-            del data[file.readinto(data) :]
+            head = file.read(16)
+            if not rasters.is_raster(head):
+                data = bytearray(os.fstat(file.fileno()).st_size)
+                file.seek(0)
+                del data[file.readinto(data) :]
     except OSError as error:
         raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if rasters.is_raster(head):
+        return _read_raster(path)
     if not data:
         raise ImageError(f"{path}: the file is empty; copy or download it again")
     if _is_cut_off(data):
         raise ImageError(f"{path}: the image is cut off after {len(data):,} bytes; copy or download it again")
-    if tiff.is_tiff(data):
-        return _read_tiff(path, data)
     if data.startswith(b"\x89PNG") and data[24:25] == b"\x10":  # bits a sample
-        return _to_8_bit(path, _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH))
+        deep = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+        shown = deep[:: rasters.SAMPLE, :: rasters.SAMPLE].max(axis=2)
+        shown = shown[shown > 0]
+        _warn_if_dark(path, int(np.percentile(shown, 99.5)) if len(shown) else 0, 16)
+        return (deep >> 8).astype(np.uint8)
     return _decode(path, data, cv2.IMREAD_COLOR)
+
+
+def image_size(path: Path | str) -> tuple[int, int]:
+    """(height, width) of what `read_image` gives, from the file's header where that says it.
+
+    Needs Pillow, but for the files of `rasters`.
+
+    Raises:
+        ImageError: it is no image.
+    """
+    path = Path(path)
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        if rasters.is_raster(file.read(16)):
+            try:
+                return rasters.size(path)
+            except rasters.RasterError as error:
+                raise ImageError(f"{path}: {error}") from error
+    from PIL import Image
+
+    Image.MAX_IMAGE_PIXELS = None  # satellite scenes are larger than what Pillow takes for an attack
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            swapped = _swapped_by_exif(image.format, image.info.get("exif", b""))
+    except Exception:  # of any kind, as a damaged header has it; the pixels decide
+        swapped = None
+    if swapped is None:
+        height, width, _ = read_image(path).shape
+        return height, width
+    return (width, height) if swapped else (height, width)
+
+
+def _swapped_by_exif(kind: str | None, exif: bytes) -> bool | None:
+    """Whether OpenCV swaps height and width for this EXIF in a file of this kind; None: cannot be said.
+
+    It is asked with an image of 1 × 2 pixels: libraries and their versions differ in which files they turn,
+    and in what they make of EXIF that is slightly broken.
+    """
+    if not exif:
+        return False
+    narrow = np.zeros((2, 1, 3), np.uint8)
+    if kind in ("JPEG", "MPO") and len(exif) <= 0xFFFD:
+        whole = cv2.imencode(".jpg", narrow)[1].tobytes()
+        data = whole[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + whole[2:]
+    elif kind == "PNG":
+        whole = cv2.imencode(".png", narrow)[1].tobytes()
+        chunk = b"eXIf" + exif.removeprefix(b"Exif\0\0")
+        length, check = (len(chunk) - 4).to_bytes(4, "big"), zlib.crc32(chunk).to_bytes(4, "big")
+        data = whole[:33] + length + chunk + check + whole[33:]  # after the header
+    else:
+        return None
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    return None if image is None else image.shape[0] == 1
+
+
+def _read_raster(path: Path) -> NDArray[np.uint8]:
+    try:
+        image, bits, bright = rasters.read(path)
+    except rasters.RasterError as error:
+        raise ImageError(f"{path}: {error}") from error
+    _warn_if_dark(path, bright, bits)
+    return image
 
 
 def _decode(path: Path, data: bytearray, flags: int) -> NDArray[Any]:
@@ -101,109 +171,27 @@ def _decode(path: Path, data: bytearray, flags: int) -> NDArray[Any]:
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image))
 
 
-def _to_8_bit(path: Path, image: NDArray[Any]) -> NDArray[np.uint8]:
-    """0…65535 as 0…255, with a warning where the pixels have fewer bits than their type."""
-    if image.dtype != np.uint16:
-        return np.asarray(image, np.uint8)
-    highest = int(image.max(initial=0))
-    if 0 < highest < 1 << 12 and not _warned_of:
-        # Once a process: a data set is of one kind, and each of its workers would say it of each image.
+def _warn_if_dark(path: Path, bright: int, bits: int) -> None:
+    """Tells, once a process, that the values of an image have fewer bits than its file.
+
+    Args:
+        bright: value that nearly all pixels do not exceed; 0: nothing is known.
+        bits: of the values, as the file says.
+    """
+    # A data set is of one kind, and each of its workers would say it of each image.
+    if 0 < bright < 1 << (bits - 2) and not _warned_of:
         _warned_of.append(path)
         warnings.warn(
-            f"{path}: 16 bit pixels whose highest value is {highest}: 0…65535 becomes 0…255, so this image "
-            f"is almost black. If it has {highest.bit_length()} bits, convert all images of the data set by "
-            f"one range: gdal_translate -of PNG -ot Byte -scale 0 {(1 << highest.bit_length()) - 1} 0 255 "
-            "IN OUT (said of the first such image only)",
+            f"{path}: nearly all of its {bits} bit pixels are {bright} or less: 0…{(1 << bits) - 1} becomes "
+            "0…255, so this image is dark. If it should not be, convert all images of the data set by one "
+            f"range: gdal_translate -ot Byte -scale 0 {(1 << bright.bit_length()) - 1} 0 255 IN OUT.tif "
+            "(said of the first such image only)",
             ImageWarning,
             stacklevel=4,
         )
-    image >>= 8
-    return image.astype(np.uint8)
 
 
 _warned_of: list[Path] = []
-
-
-# ------------------------------------------------------------------------------------------------ TIFF
-
-
-def _read_tiff(path: Path, data: bytearray) -> NDArray[np.uint8]:
-    """`read_image` of a TIFF, whose directory says more than OpenCV heeds."""
-    try:
-        about = tiff.read(data)
-        _check_tiff(path, about)
-        if missing := tiff.missing_bytes(data, about):
-            raise ImageError(
-                f"{path}: the image is cut off, {missing:,} bytes of its pixels are missing; "
-                "copy or download it again"
-            )
-        image = _decode_tiff(path, data, about)
-    except tiff.TiffError as error:
-        raise ImageError(
-            f"{path}: a damaged TIFF, {error}; copy or download it again, or rewrite it (gdal_translate)"
-        ) from error
-    return _turned(_to_8_bit(path, image), about.orientation)
-
-
-def _decode_tiff(path: Path, data: bytearray, about: tiff.Tiff) -> NDArray[Any]:
-    """Pixels (H, W, 3) RGB of uint8 or uint16, not yet turned.
-
-    OpenCV's way to 8 bit takes bands that are called grey for one band, and scrambles 16 bit grey at the
-    border of tiles; its way to 16 bit scrambles bands that lie apart. So the bands are called colours, 16 bit
-    samples are read at their full depth, and bands that lie apart one by one.
-    """
-    called_grey = about.photometric in (None, 0, 1)
-    deep = about.bits[0] == 16 and (called_grey or about.photometric == 2) and about.samples != 2
-    flags = cv2.IMREAD_COLOR | (cv2.IMREAD_ANYDEPTH if deep else 0)
-    if deep and about.planar == 2 and about.samples > 1:
-        image = _decode(path, tiff.for_decoding(data, about, 1, 0), flags)
-        for band in (1, 2):
-            image[:, :, band] = _decode(path, tiff.for_decoding(data, about, 1, band), flags)[:, :, 0]
-        return image
-    if called_grey and about.samples >= 3:
-        return _decode(path, tiff.for_decoding(data, about, 2), flags)
-    image = _decode(path, tiff.for_decoding(data, about, 1 if about.photometric is None else None), flags)
-    # Grey of which white is zero is turned round on the way to 8 bit only.
-    if image.dtype == np.uint16 and about.photometric == 0:
-        np.subtract(65535, image, out=image)
-    return image
-
-
-def _check_tiff(path: Path, about: tiff.Tiff) -> None:
-    """Raise ImageError for pixels that OpenCV would misread or refuse without a reason."""
-    convert = "gdal_translate -of PNG -ot Byte -scale LOWEST HIGHEST 0 255 IN OUT"
-    kinds = {2: "signed", 3: "float", 5: "complex", 6: "complex"}
-    if found := [kinds[one] for one in about.formats if one in kinds]:
-        raise ImageError(
-            f"{path}: expected 8 or 16 bit pixels, got a {found[0]} TIFF; "
-            f"convert it to 8 bit first ({convert})"
-        )
-    if len(set(about.bits)) > 1 or about.bits[0] not in (1, 2, 4, 8, 16):
-        bits = ", ".join(str(one) for one in sorted(set(about.bits)))
-        raise ImageError(
-            f"{path}: expected 8 or 16 bit pixels, got {bits} bits; convert it to 8 bit first ({convert})"
-        )
-    # Grey with alpha is a picture; of the second of two other bands nothing would be seen. In tiles OpenCV
-    # scrambles both at the right border.
-    grey_alpha = about.samples == 2 and about.extra in ((1,), (2,)) and not about.tiled
-    if about.samples not in (1, 3, 4) and not grey_alpha:
-        choose = ("one", "-b 1") if about.samples == 2 else ("three", "-b 3 -b 2 -b 1")
-        raise ImageError(
-            f"{path}: {about.samples} bands; expected 1, 3 or 4; choose {choose[0]} "
-            f"(gdal_translate -of PNG {choose[1]} IN OUT, with -ot Byte -scale LOWEST HIGHEST 0 255 for more "
-            "than 8 bits)"
-        )
-
-
-def _turned(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """The image as EXIF's orientation 1…8 says that it is to be seen."""
-    if orientation in (5, 6, 7, 8):
-        image = image.transpose(1, 0, 2)
-    if orientation in (2, 3, 6, 7):
-        image = image[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        image = image[::-1]
-    return np.ascontiguousarray(image)
 
 
 # -------------------------------------------------------------------------------------------- cut off

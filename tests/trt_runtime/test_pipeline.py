@@ -7,6 +7,7 @@ import json
 import shutil
 import threading
 import time
+import warnings
 import weakref
 import zlib
 from pathlib import Path
@@ -209,7 +210,7 @@ def test_a_pixel_of_a_geotiff_has_known_coordinates(tmp_path: Path, order: str, 
         place = georeference.find(geotiff(tmp_path, tags, order=order, big=big))
         assert world(place, x, y) == pytest.approx(expected, abs=1e-9)
         assert place is not None
-        assert place.epsg == 32631
+        assert place.code == "EPSG:32631"
 
 
 @pytest.mark.parametrize(
@@ -226,7 +227,7 @@ def test_a_world_file_is_for_the_middles_of_pixels(tmp_path: Path, name: str, wo
     assert world(place, 0.5, 0.5) == pytest.approx([500000, 4600000])
     assert world(place, 10.5, 20.5) == pytest.approx([500110, 4600020])
     assert place is not None
-    assert (place.epsg, place.source, place.member()) == (None, world_name, {})
+    assert (place.code, place.member()) == ("", {})
 
 
 @pytest.mark.parametrize("kind", ["jpg", "png"])
@@ -293,13 +294,50 @@ def test_the_reference_system(tmp_path: Path, keys: list, text: str, crs: str, m
     tags = SCALE | {34735: (3, [1, 1, 0, len(keys) // 4, *keys]), 34737: (2, text)}
     place = georeference.find(geotiff(tmp_path, tags))
     assert place is not None
-    assert place.crs == crs if member else place.crs.startswith(f"{crs} (no EPSG code")
+    assert place.crs == crs if member else place.crs.startswith(f"{crs} (no code in the file")
     assert place.member() == ({"crs": {"type": "name", "properties": {"name": member}}} if member else {})
 
 
+def test_what_gdal_writes_beside_an_image_is_read(tmp_path: Path) -> None:
+    """A GeoTIFF converted to PNG has its place in .aux.xml; other programs write .prj beside a world file."""
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning
+    from rasterio.shutil import copy
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        copy(geotiff(tmp_path, SCALE | {34735: UTM}), tmp_path / "a.png", driver="PNG")
+        place = georeference.find(tmp_path / "a.png")
+        assert place is not None
+        assert place.code == "EPSG:32631"
+        assert world(place, 10, 20) == [500005, 4599995]
+        copy(geotiff(tmp_path, {}), tmp_path / "b.png", driver="PNG")
+    (tmp_path / "b.pgw").write_text("0.5\n0\n0\n-0.25\n500000.25\n4599999.875\n")
+    (tmp_path / "b.prj").write_text(rasterio.CRS.from_epsg(32631).to_wkt())
+    assert (place := georeference.find(tmp_path / "b.png")) is not None
+    assert (place.code, world(place, 10, 20)) == ("EPSG:32631", [500005, 4599995])
+    (tmp_path / "b.prj").write_text("nothing")
+    with pytest.raises(InputError, match=r"b.prj: expected a reference system as WKT"):
+        georeference.find(tmp_path / "b.png")
+
+
+def test_the_horizontal_part_of_a_compound_system_counts(tmp_path: Path) -> None:
+    keys = [1024, 0, 1, 1, 3072, 0, 1, 32631, 4096, 0, 1, 5773]
+    tags = SCALE | {34735: (3, [1, 1, 0, 3, *keys])}
+    place = georeference.find(geotiff(tmp_path, tags))
+    assert place is not None
+    assert place.code == "EPSG:32631"
+
+
+def test_control_points_alone_are_told(tmp_path: Path) -> None:
+    points = {33922: (12, [0, 0, 0, 5, 5, 0, 9, 9, 0, 8, 8, 0, 9, 0, 0, 5, 8, 0]), 34735: UTM}
+    with pytest.warns(UserWarning, match="ground control points or rational polynomials alone: no coord"):
+        assert georeference.find(geotiff(tmp_path, points)) is None
+
+
+@pytest.mark.filterwarnings("ignore:.*ground control points")  # a scale of 0 leaves the tie point alone
 def test_what_is_not_georeferenced(tmp_path: Path) -> None:
-    points = {33922: (12, [0, 0, 0, 5, 5, 0, 9, 9, 0, 8, 8, 0]), 34735: UTM}  # ground control points
-    for tags in ({}, points, {33550: (12, [0, 0, 0]), 33922: SCALE[33922]}, {34264: (12, [0] * 16)}):
+    for tags in ({}, {33550: (12, [0, 0, 0]), 33922: SCALE[33922]}, {34264: (12, [0] * 16)}):
         assert georeference.find(geotiff(tmp_path, tags)) is None
     (tmp_path / "broken.tif").write_bytes(b"II*\0\xff\xff\xff\xff")
     assert georeference.find(tmp_path / "broken.tif") is None
@@ -313,7 +351,7 @@ def test_geojson_in_coordinates_is_the_same_polygons_on_earth() -> None:
     )
     classes = ("plane", "ship")
     affine = np.array([[0.5, 0, 500000], [0, -0.5, 4600000]])
-    place = georeference.Georeference(affine, 32631, "GeoTIFF tags")
+    place = georeference.Georeference(affine, "EPSG:32631")
     pixels, record = (
         pipeline.geojson("scene", found, classes),
         pipeline.geojson("scene", found, classes, place),
@@ -327,7 +365,7 @@ def test_geojson_in_coordinates_is_the_same_polygons_on_earth() -> None:
     assert ring == [
         [500008, 4599996], [500008, 4599994], [500012, 4599994], [500012, 4599996], [500008, 4599996]
     ]  # fmt: skip
-    degrees = georeference.Georeference(affine * 1e-5, None, "scene.tfw")
+    degrees = georeference.Georeference(affine * 1e-5, "")
     (feature,) = pipeline.geojson("scene", found, classes, degrees)["features"]
     assert feature["geometry"]["coordinates"][0][0] == pytest.approx([5.00008, 45.99996], abs=1e-9)
 
@@ -342,7 +380,7 @@ def test_the_command_writes_coordinates_of_a_geotiff(
     (images / "earth.tif").write_bytes(tiff_bytes(pixels, 1, tags=SCALE | {34735: UTM}))
     draw.save(pixels, images / "plain.png")
     assert pipeline.main(["--model", str(tiny_onnx), "--images", str(images), "--out", str(out)]) == 0
-    assert "earth.tif (GeoTIFF tags) in EPSG:32631: polygons" in capsys.readouterr().out
+    assert "earth.tif in EPSG:32631: polygons" in capsys.readouterr().out
     written = sorted(path.name for path in (out / "geojson").iterdir())
     assert written == ["earth.geojson", "earth.world.geojson", "plain.geojson"]
     earth, there, plain = (json.loads((out / "geojson" / name).read_text())["features"] for name in written)
@@ -365,26 +403,47 @@ def test_the_command_writes_all_its_files(
 ) -> None:
     out = tmp_path / "found"
     command = ["--model", tiny_onnx, "--images", tiny_scenes.images / "P0003.png", "--out", out, "--batch", 2]
-    assert pipeline.main(list(map(str, command))) == 0
+    assert pipeline.main(list(map(str, [*command, "--score", 0]))) == 0
     record = json.loads((out / "detections.json").read_text())
     collection = json.loads((out / "geojson" / "P0003.geojson").read_text())
     lines = sum(len(path.read_text().splitlines()) for path in out.glob("Task1_*.txt"))
     assert sum(record["detections"]["P0003"].values()) == len(collection["features"]) == lines > 0
     assert record["timing"]["tiles"] == 6
     assert (out / "pictures" / "P0003.jpg").stat().st_size > 1000
+    scores = [feature["properties"]["score"] for feature in collection["features"]]
+    middle = float(np.median(scores))
+    assert pipeline.main(list(map(str, [*command, "--score", middle]))) == 0
+    likely = json.loads((out / "geojson" / "P0003.geojson").read_text())["features"]
+    assert len(likely) == sum(score >= middle for score in scores) < len(scores)
+    assert lines == sum(len(path.read_text().splitlines()) for path in out.glob("Task1_*.txt"))
+
+
+def test_names_with_white_space_are_in_no_task_1_file(
+    tiny_onnx: Path, tiny_scenes: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Whoever wants GeoJSON need not rename a thousand files."""
+    images, out = tmp_path / "images", tmp_path / "out"
+    (images / "more").mkdir(parents=True)
+    for name in ("my scene.png", "b.png"):
+        shutil.copy(tiny_scenes.images / "P0003.png", images / name)
+    command = ["--model", str(tiny_onnx), "--images", str(images), "--out", str(out)]
+    assert pipeline.main(command) == 0
+    told = capsys.readouterr().err
+    assert "note: 1 names with white space, such as 'my scene', are not in the Task 1 files" in told
+    assert f"note: subfolders of {images} are not looked into: more" in told
+    assert (out / "geojson" / "my scene.geojson").is_file()
+    lines = [line for path in out.glob("Task1_*.txt") for line in path.read_text().splitlines()]
+    assert {line.split()[0] for line in lines} == {"b"}
 
 
 def test_wrong_paths_are_one_line(tiny_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "file").touch()
-    (tmp_path / "spaced").mkdir()
-    (tmp_path / "spaced" / "two words.png").touch()
     (tmp_path / "out" / "pictures").mkdir(parents=True)
     (tmp_path / "out" / "pictures" / "a.jpg").touch()
     for images, out, expected in (
         (tmp_path / "none", tmp_path / "out", "no such file or directory"),
         (tmp_path, tmp_path / "out", "no image in this folder"),
         (tmp_path / "file", tmp_path / "file", "is a file, expected a directory"),
-        (tmp_path / "spaced", tmp_path / "out", "white space in an image's name"),
         (tmp_path / "out" / "pictures", tmp_path / "out", "the images lie there"),
         (tmp_path / "out" / "pictures", tmp_path / "none", "a.jpg: the file is empty"),
     ):

@@ -1,0 +1,249 @@
+"""Pixels of the files that GDAL reads and OpenCV reads wrongly or not at all: TIFF, JPEG 2000, NITF, VRT.
+
+OpenCV gives a black image for a compression it lacks, takes bands for grey where the file calls them so, and
+accepts damaged data. Pixels become 8 bit RGB strip by strip, so a scene takes the memory of that and little
+more.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import struct
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
+
+# What a file of each of GDAL's drivers begins with: of those that are read here…
+DRIVERS = {
+    "GTiff": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    "JP2OpenJPEG": (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),
+    "NITF": (b"NITF", b"NSIF"),
+    "HFA": (b"EHFA_HEADER_TAG",),
+    "VRT": (b"<VRTDataset",),
+}
+# … and of those that OpenCV reads, where GDAL knows their place on earth.
+OTHERS = {"PNG": (b"\x89PNG",), "JPEG": (b"\xff\xd8\xff",), "BMP": (b"BM",), "WEBP": (b"RIFF",)}
+COLOURS = ("red", "green", "blue")
+STRIP = 1 << 24  # values read at once
+SAMPLE = 8  # of the rows, and of the columns, one in so many tells how bright an image is
+ORIENTATION = 274  # a tag of TIFF
+
+# GDAL's complaints come as exceptions; printed as well they would stand between the tool's own lines.
+logging.getLogger("rasterio").addHandler(logging.NullHandler())
+
+
+class RasterError(ValueError):
+    """The file is damaged, or its pixels are no picture; the message names no file."""
+
+
+class Pixels(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        bits: of a value in the file.
+        bright: of a value that 99.5% of the image, without its black parts, do not exceed; 0 for 8 bits.
+    """
+
+    image: NDArray[np.uint8]
+    bits: int
+    bright: int
+
+
+def is_raster(head: bytes | bytearray) -> bool:
+    """Whether a file that begins with these 16 bytes or more is for this module."""
+    return bytes(head[:16]).startswith(tuple(mark for marks in DRIVERS.values() for mark in marks))
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[DatasetReader]:
+    """The file, open in the driver that its first bytes name.
+
+    Raises:
+        RasterError: they name none, or GDAL cannot read the file, there or in the block.
+        OSError: it cannot be opened.
+    """
+    with path.open("rb") as file:
+        head = file.read(16)
+    driver = next((name for name, marks in (DRIVERS | OTHERS).items() if head.startswith(marks)), None)
+    if driver is None:
+        raise RasterError("not an image")
+    import rasterio  # late: --help must be quick
+    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+    warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # of most images, and no fault
+    try:
+        with rasterio.open(path, driver=driver) as dataset:
+            yield dataset
+    except RasterioError as error:
+        reason = " ".join(str(error.__cause__ or error).split()).removeprefix(f"{path.name}: ")
+        raise RasterError(
+            f"GDAL cannot read it: {reason.rstrip('.')}; if it is damaged, copy or download it again"
+        ) from error
+
+
+def size(path: Path) -> tuple[int, int]:
+    """(height, width) of what `read` gives, from the header.
+
+    Raises:
+        RasterError: the header is broken.
+    """
+    with opened(path) as dataset:
+        turned = orientation(path) in (5, 6, 7, 8)
+        return (dataset.width, dataset.height) if turned else (dataset.height, dataset.width)
+
+
+def read(path: Path) -> Pixels:
+    """The picture in a file: colours in the order red, green, blue, whatever their order there.
+
+    That order is what the bands are called, by their names or else their colour interpretation; of three or
+    four that are called nothing it is the first three. Grey becomes three equal channels, a palette its
+    colours. Alpha is dropped and multiplies nothing. Pixels that the file declares to hold no data are black.
+    A TIFF is turned as its orientation tag says.
+
+    Raises:
+        RasterError: the file is damaged; its pixels are signed, float or of 32 bits; or which of its bands
+            are colours is not said.
+    """
+    with opened(path) as dataset:
+        bands = _bands(dataset)
+        bits = _bits(dataset, bands[0])
+        palette = _palette(dataset) if bands == [1] else None
+        inverted = palette is None and dataset.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
+        height, width = dataset.height, dataset.width
+        try:
+            image = np.empty((height, width, 3), np.uint8)
+        except (MemoryError, ValueError) as error:
+            raise RasterError(f"{height} × {width} pixels, more than fit into memory") from error
+        samples = [np.zeros(0, np.uint16)]
+        for top, values in _strips(dataset, bands):
+            _blacken(values, [dataset.nodatavals[band - 1] for band in bands])
+            strip = image[top : top + values.shape[1]]
+            if palette is not None:
+                strip[:] = palette[values[0]]
+                continue
+            if bits > 8:
+                samples.append(values[:, ::SAMPLE, ::SAMPLE].max(axis=0).ravel())
+            strip[:] = _to_8_bit(values, bits).transpose(1, 2, 0)
+            if inverted:
+                np.subtract(255, strip, out=strip)
+    shown = np.concatenate(samples)
+    shown = shown[shown > 0]
+    bright = int(np.percentile(shown, 99.5)) if len(shown) and not inverted else 0
+    return Pixels(_turned(image, orientation(path)), bits, bright)
+
+
+def _strips(dataset: DatasetReader, bands: Sequence[int]) -> Iterator[tuple[int, NDArray[np.uint16]]]:
+    """First row, and values (bands, rows, W), of as many rows of blocks as `STRIP` holds, at least one."""
+    from rasterio.windows import Window
+
+    block = dataset.block_shapes[bands[0] - 1][0]
+    rows = max(1, STRIP // (len(bands) * dataset.width * block)) * block
+    for top in range(0, dataset.height, rows):
+        window = Window(0, top, dataset.width, min(rows, dataset.height - top))
+        yield top, dataset.read(bands, window=window)
+
+
+def _bands(dataset: DatasetReader) -> list[int]:
+    """Numbers, from 1, of red, green and blue, or of the only band to be seen."""
+    kinds = {str(kind) for kind in dataset.dtypes}
+    convert = "convert it to 8 bit first (gdal_translate -ot Byte -scale LOWEST HIGHEST 0 255 IN OUT.tif)"
+    if not kinds <= {"uint8", "uint16"}:
+        raise RasterError(f"expected 8 or 16 bit pixels, got {', '.join(sorted(kinds))}; {convert}")
+    called = [interpretation.name for interpretation in dataset.colorinterp]
+    names = [(name or "").strip().lower() for name in dataset.descriptions]
+    for words in (names, called):
+        if all(words.count(colour) == 1 for colour in COLOURS):
+            return [words.index(colour) + 1 for colour in COLOURS]
+    if dataset.count in (3, 4):
+        return [1, 2, 3]
+    if dataset.count == 1 or (dataset.count == 2 and called[1] == "alpha"):
+        return [1]
+    which = "one (gdal_translate -b 1 IN OUT.tif)"
+    if dataset.count > 2:
+        which = "three: red, green, blue (such as gdal_translate -b 3 -b 2 -b 1 IN OUT.tif)"
+    raise RasterError(
+        f"{dataset.count} bands, and which are colours is not said; expected 1, 3 or 4; choose {which}"
+    )
+
+
+def _bits(dataset: DatasetReader, band: int) -> int:
+    """Bits of a value, which may be fewer than those of its type where the file says so."""
+    whole = 8 * np.dtype(dataset.dtypes[band - 1]).itemsize
+    declared = dataset.tags(band, ns="IMAGE_STRUCTURE").get("NBITS", "")
+    return min(whole, int(declared)) if re.fullmatch("[1-9][0-9]?", declared) else whole
+
+
+def _palette(dataset: DatasetReader) -> NDArray[np.uint8] | None:
+    """(number of values, 3) RGB, or None for a band that has no palette."""
+    try:
+        colours = dataset.colormap(1)
+    except ValueError:  # there is none
+        return None
+    table = np.zeros((1 << 8 * np.dtype(dataset.dtypes[0]).itemsize, 3), np.uint8)
+    for value, colour in colours.items():
+        table[value] = colour[:3]
+    return table
+
+
+def _blacken(values: NDArray[np.uint16], nodata: Sequence[float | None]) -> None:
+    """Sets to 0 what is `nodata` in every band."""
+    if any(nodata) and None not in nodata:
+        empty = np.logical_and.reduce([band == value for band, value in zip(values, nodata, strict=True)])
+        values[:, empty] = 0
+
+
+def _to_8_bit(values: NDArray[np.uint16], bits: int) -> NDArray[np.uint8]:
+    """The highest value of `bits` becomes 255."""
+    if bits > 8:
+        return (np.minimum(values, (1 << bits) - 1) >> (bits - 8)).astype(np.uint8)
+    if bits < 8:
+        return (np.minimum(values, (1 << bits) - 1).astype(np.uint16) * 255 // ((1 << bits) - 1)).astype(
+            np.uint8
+        )
+    return values.astype(np.uint8, copy=False)
+
+
+# --------------------------------------------------------------------------------------- orientation
+
+
+def orientation(path: Path) -> int:
+    """1…8 as in EXIF, of a TIFF; 1 where there is none. GDAL does not tell it."""
+    with path.open("rb") as file:
+        head = file.read(16)
+        if not head.startswith(DRIVERS["GTiff"]):
+            return 1
+        order, big = "<" if head[:2] == b"II" else ">", b"+" in head[2:4]
+        count, entry = ("Q", "HHQ8s") if big else ("H", "HHI4s")
+        try:
+            (start,) = struct.unpack_from(order + ("Q" if big else "I"), head, 8 if big else 4)
+            file.seek(start)
+            (entries,) = struct.unpack(order + count, file.read(struct.calcsize(order + count)))
+            table = file.read(struct.calcsize(order + entry) * min(entries, 1 << 12))
+            for tag, _, _, value in struct.iter_unpack(order + entry, table):
+                if tag == ORIENTATION:
+                    (number,) = struct.unpack_from(order + "H", value)
+                    return number if 1 <= number <= 8 else 1
+        except (struct.error, OSError, OverflowError):  # a broken directory: reading it says so
+            pass
+    return 1
+
+
+def _turned(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """The image as EXIF's orientation 1…8 says that it is to be seen."""
+    if orientation in (5, 6, 7, 8):
+        image = image.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return np.ascontiguousarray(image)
