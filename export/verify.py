@@ -468,14 +468,14 @@ def detection_tiles(spec: DetectorSpec, count: int, images: Path | None) -> NDAr
         return patterned_tiles(spec.image_size, count)
     from rgfl.dota.images import read_image
     from rgfl.dota.tiling import crop, windows
-    from rgfl.trt_runtime.pipeline import default_stride, find_scenes
+    from rgfl.trt_runtime.pipeline import find_scenes
 
     size = spec.tile_side
     paths = list(find_scenes(images).values())[:count]
     cut: list[NDArray[np.uint8]] = []
     for index, path in enumerate(paths):
         image = read_image(path)
-        places = windows(image.shape[0], image.shape[1], size, default_stride(size))
+        places = windows(image.shape[0], image.shape[1], size, 0)
         share = -(-(count - len(cut)) // (len(paths) - index))  # of what is left, rounded up
         cut += [crop(image, x, y, size, spec.pad_value) for x, y in places[:share]]
         del image  # before the next one is read

@@ -19,6 +19,7 @@ import os
 import pickle
 import signal
 import threading
+import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,8 +36,9 @@ from torch.utils.data import DataLoader, get_worker_info
 from rgfl import boxes
 from rgfl.augment import about, map_pixels, map_points, map_round, random_color, random_turn
 from rgfl.dota import labels as dota_labels
-from rgfl.dota.images import ImageError, find_images, image_size, read_image
+from rgfl.dota.images import IMAGE_SUFFIXES, ImageError, find_images, image_size, read_image
 from rgfl.dota.labels import DIFFICULT_CUT, Objects, Unknown, quad_areas
+from rgfl.dota.nearby import nearby
 from rgfl.dota.tiling import clip_objects, windows
 from rgfl.nn.assign import Targets
 from rgfl.recipes import AugmentConfig, DataConfig
@@ -101,14 +103,16 @@ def read_dataset(
     classes: str | Sequence[str] = "",
     with_val: bool = True,
     unknown: Unknown = "error",
+    train_splits: Sequence[str] = ("train",),
 ) -> Dataset:
     """Read and check all labels of `root`, and the sizes of all images.
 
     Args:
         root: folder with train/ and val/.
+        train_splits: the folders of it to learn from.
         classes: the names; or "1.0", "1.5", "2.0", a file, or names with commas; empty: root/classes.txt,
             else the names that occur in train's labels.
-        with_val: False reads train/ only.
+        with_val: False reads no val/ to evaluate on.
         unknown: what an object of another class does: "error", or "ignore" it and count it in `left_out`.
 
     Raises:
@@ -116,29 +120,52 @@ def read_dataset(
         LabelError: a label is wrong; the message begins with file:line.
     """
     root = Path(root)
-    for split in ("train", "val") if with_val else ("train",):
-        for kind in ("images", "labelTxt"):
-            if not (root / split / kind).is_dir():
+    splits = [root / split for split in train_splits]
+    for folder in [*splits, root / "val"] if with_val else splits:
+        for kind, suffixes in (("images", IMAGE_SUFFIXES), ("labelTxt", [".txt"])):
+            if not (folder / kind).is_dir():
                 raise DataError(
-                    f"{root / split / kind}: no such folder; training data hold train/ and val/, each with "
-                    "images/ and labelTxt/" + ("" if split == "train" else " (--eval-every 0 needs no val/)")
+                    f"{folder / kind}: no such folder; training data hold train/ and val/, each with "
+                    f"images/ and labelTxt/{'' if folder in splits else ' (--eval-every 0 needs no val/)'}"
+                    f"{nearby(folder / kind, suffixes)}"
                 )
-    names = _class_names(root, classes) if isinstance(classes, str) else tuple(classes)
-    train = _read_split(root / "train", names, unknown)
+    names = _class_names(root, splits, classes) if isinstance(classes, str) else tuple(classes)
+    train = [picture for folder in splits for picture in _read_split(folder, names, unknown)]
+    if repeated := [name for name, count in Counter(one.name for one in train).items() if count > 1]:
+        raise DataError(f"image {repeated[0]!r} is in more than one of {', '.join(train_splits)}; rename one")
     val = _read_split(root / "val", names, unknown) if with_val else []
+    _warn_of_leaks(train, val)
     left_out: Counter[str] = Counter()
     if unknown == "ignore":
-        for split in ("train", "val") if with_val else ("train",):
-            left_out += dota_labels.count_others(root / split / "labelTxt", names)
+        for folder in [*splits, root / "val"] if with_val else splits:
+            left_out += dota_labels.count_others(folder / "labelTxt", names)
         if left_out and not any(len(picture.objects) for picture in train):
             raise DataError(
-                f"{root / 'train/labelTxt'}: no object of {', '.join(names)}; the labels hold "
+                f"{splits[0] / 'labelTxt'}: no object of {', '.join(names)}; the labels hold "
                 f"{', '.join(sorted(left_out))}"
             )
     return Dataset(names, train, val, dict(left_out.most_common()))
 
 
-def _class_names(root: Path, classes: str) -> tuple[str, ...]:
+def _warn_of_leaks(train: Sequence[Picture], val: Sequence[Picture]) -> None:
+    """Images of equal name, size and labels in both."""
+    learned = {picture.name: picture for picture in train}
+    same = [
+        one.name
+        for one in val
+        if (other := learned.get(one.name)) is not None
+        and (one.height, one.width) == (other.height, other.width)
+        and np.array_equal(one.objects.quads, other.objects.quads)
+    ]
+    if same:
+        warnings.warn(
+            f"{len(same)} of {len(val)} validation images are training images too, such as {same[0]}: their "
+            "AP says how well they were learned, not what the detector is worth",
+            stacklevel=3,
+        )
+
+
+def _class_names(root: Path, splits: Sequence[Path], classes: str) -> tuple[str, ...]:
     try:
         if classes:
             return dota_labels.read_classes(classes)
@@ -148,16 +175,17 @@ def _class_names(root: Path, classes: str) -> tuple[str, ...]:
         raise
     except ValueError as error:
         raise DataError(str(error)) from error
-    if names := dota_labels.find_classes(root / "train/labelTxt"):
+    found = {name for folder in splits for name in dota_labels.find_classes(folder / "labelTxt")}
+    if names := dota_labels.in_order(found):
         return names
-    raise DataError(f"{root / 'train/labelTxt'}: no object in any label file, so there is nothing to learn")
+    raise DataError(f"{splits[0] / 'labelTxt'}: no object in any label file, so there is nothing to learn")
 
 
 def _read_split(folder: Path, classes: Sequence[str], unknown: Unknown) -> list[Picture]:
     images = find_images(folder / "images")
     objects = dota_labels.read_label_folder(folder / "labelTxt", classes, unknown)
     if not images:
-        raise DataError(f"{folder / 'images'}: no images")
+        raise DataError(f"{folder / 'images'}: no images{nearby(folder / 'images', IMAGE_SUFFIXES)}")
     if without := sorted(set(images) - set(objects)):
         raise DataError(
             f"{images[without[0]]}: no label file {folder / 'labelTxt' / without[0]}.txt"

@@ -165,7 +165,13 @@ class Training:
     def _read_data(self, root: Path, classes: str, unknown: Unknown) -> None:
         """The tiles to train on, the images to evaluate on, and the numbers of steps that follow."""
         recipe = self.recipe
-        self.dataset = read_dataset(root, classes, with_val=self.evaluating, unknown=unknown)
+        self.dataset = read_dataset(
+            root,
+            classes,
+            with_val=self.evaluating,
+            unknown=unknown,
+            train_splits=recipe.data.train_splits,
+        )
         self.spec = recipe.spec(self.dataset.classes)
         self.tiles = Tiles(
             self.dataset.train,

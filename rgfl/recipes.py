@@ -34,6 +34,7 @@ class RecipeError(ValueError):
 class DataConfig:
     """Which pixels and which labels a training tile holds."""
 
+    train_splits: tuple[str, ...] = ("train",)  # folders of --data to learn from, such as train,val
     tile_size: int = 1024  # side of a training tile, pixels; a multiple of 128
     windows: Literal["random", "grid"] = "random"
     # "random": new windows of every image each epoch, as many as tiles cover it; "grid": the devkit's fixed
@@ -226,14 +227,20 @@ class Recipe:
     def warnings(self) -> list[str]:
         """What works and is likely not meant, one sentence each."""
         tile, test = self.data.tile_size, self.evaluation.test_size
+        warnings = []
+        if "val" in self.data.train_splits and self.evaluation.eval_every:
+            warnings.append(
+                "--train-splits with val: AP on val/ is that of images that are learned from; --eval-every 0 "
+                "saves the time"
+            )
         if self.model.head_norm == "batch" and tile != test:
             # Seen: trained at 256², one box with a score of 1.0 in every image of 512².
-            return [
+            warnings.append(
                 f"--test-size {test} is not --tile-size {tile}: the coarsest levels are a few cells "
                 "wide, and their BatchNorm holds for tiles of the training size only; expect false "
                 "detections, or use equal sizes or --head-norm group"
-            ]
-        return []
+            )
+        return warnings
 
     def result_fields(self) -> dict[str, Any]:
         """Everything that decides the outcome, as `{field: value}` of plain JSON types.
@@ -288,8 +295,8 @@ def rgfl_r50_dota_1x() -> Recipe:
 
 def rgfl_r50_dota_1x_trainval() -> Recipe:
     """The published trainval row: rgfl_r50_dota_1x on train and val together, in tiles of stride 824."""
-    row = rgfl_r50_dota_1x()
-    return dataclasses.replace(row, name="rgfl_r50_dota_1x_trainval").replace(stride=824)
+    row = dataclasses.replace(rgfl_r50_dota_1x(), name="rgfl_r50_dota_1x_trainval")
+    return row.replace(stride=0, train_splits=("train", "val"), eval_every=0)
 
 
 def gfl_r50_dota_1x() -> Recipe:

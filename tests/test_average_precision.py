@@ -62,10 +62,12 @@ def found(*detections: tuple[str, float, Quad]) -> Task1Class:
     )
 
 
-def ap_of(objects: list, detections: list, *, version: str = "1.0", thresholds=(0.5,)) -> list[float]:
+def ap_of(
+    objects: list, detections: list, *, version: str = "1.0", thresholds=(0.5,), image="a"
+) -> list[float]:
     """AP of one class in one image, by threshold; objects (quad[, difficult]), detections (score, quad)."""
-    truth = {"a": truth_of(*((row[0], 0, *row[1:]) for row in objects))}
-    task1 = {"ship": found(*(("a", score, quad) for score, quad in detections))}
+    truth = {image: truth_of(*((row[0], 0, *row[1:]) for row in objects))}
+    task1 = {"ship": found(*((image, score, quad) for score, quad in detections))}
     return evaluate(task1, truth, ["ship"], version=version, thresholds=thresholds).ap[0].tolist()
 
 
@@ -151,12 +153,22 @@ def test_what_a_tile_cut_away_is_ignored_by_every_version(version):
     """Difficult 2 is no official file's: v1.5 and v2.0 missed slivers that no detector could find."""
     objects = [(square(0), 2), (square(100),)]
     on_sliver_twice = [(0.9, square(0)), (0.8, square(0, 0.5))]
-    assert ap_of(objects, on_sliver_twice, version=version) == [0.0]
-    assert ap_of(objects, [*on_sliver_twice, (0.7, square(100))], version=version) == [pytest.approx(1.0)]
-    truth = {"a": truth_of((square(0), 0, 2), (square(100), 0))}
-    result = evaluate({"ship": found(("a", 0.7, square(100)))}, truth, ["ship"], version=version)
+    tile = "P1__1__0___0"
+    assert ap_of(objects, on_sliver_twice, version=version, image=tile) == [0.0]
+    rows = [*on_sliver_twice, (0.7, square(100))]
+    assert ap_of(objects, rows, version=version, image=tile) == [pytest.approx(1.0)]
+    truth = {tile: truth_of((square(0), 0, 2), (square(100), 0))}
+    result = evaluate({"ship": found((tile, 0.7, square(100)))}, truth, ["ship"], version=version)
     assert result.ap50 == pytest.approx(1.0)
     assert result.counts["ship"] == {"ground_truth": 1, "difficult": 1, "detections": 1}
+
+
+@pytest.mark.parametrize("version", ["1.5", "2.0"])
+def test_difficult_2_of_a_full_image_counts_as_every_object(version):
+    """It is no border's there; such objects vanished from the count."""
+    objects = [(square(0), 2), (square(100),)]
+    assert ap_of(objects, [(0.9, square(0)), (0.8, square(100))], version=version) == [pytest.approx(1.0)]
+    assert ap_of(objects, [(0.8, square(100))], version=version) == [pytest.approx(6 / 11)]
 
 
 @pytest.mark.parametrize("version", CLASSES)
@@ -256,7 +268,7 @@ def slow_ap(
 ) -> float:
     """AP of one class: the rules of the module's docstring as plain loops, polygons by shapely."""
     counted = {
-        (image, place): difficult == 0 or (difficult == 1 and version != "1.0")
+        (image, place): difficult == 0 or version != "1.0"
         for image, rows in objects.items()
         for place, (_, difficult) in enumerate(rows)
     }

@@ -5,6 +5,7 @@ import multiprocessing
 import pickle
 import struct
 import time
+import warnings
 import zlib
 from multiprocessing import resource_sharer
 from multiprocessing.reduction import ForkingPickler
@@ -118,6 +119,40 @@ def test_a_missing_folder_is_named(folder, missing):
     with pytest.raises(DataError, match="no such folder; training data hold") as error:
         read_dataset(folder)
     assert missing in str(error.value)
+
+
+def test_labels_of_an_archive_are_found(folder):
+    (folder / "train/labelTxt-v1.0").mkdir()
+    (folder / "train/labelTxt").rename(folder / "train/labelTxt-v1.0/labelTxt")
+    with pytest.raises(DataError, match=r": labelTxt-v1.0/labelTxt/ \(3 files\); choose one: ln -s"):
+        read_dataset(folder)
+    (folder / "train/labelTxt").symlink_to("labelTxt-v1.0/labelTxt")
+    assert len(read_dataset(folder).train) == 3
+
+
+def test_several_splits_are_learned_from(folder):
+    """The published trainval row: the recipe of this name learned from train/ alone."""
+    both = read_dataset(folder, with_val=False, train_splits=("train", "val"))
+    assert [picture.name for picture in both.train] == ["large", "small", "tile", "v"]
+    assert both.val == []
+    (folder / "val/labelTxt/v.txt").write_text(f"{SQUARE} harbor 0\n")
+    assert read_dataset(folder, with_val=False, train_splits=("train", "val")).classes[-1] == "harbor"
+    for kind in ("images/v.png", "labelTxt/v.txt"):
+        path = folder / "val" / kind
+        path.rename(path.with_stem("tile"))
+    with pytest.raises(DataError, match="image 'tile' is in more than one of train, val; rename one"):
+        read_dataset(folder, with_val=False, train_splits=("train", "val"))
+
+
+def test_images_of_both_splits_are_told(folder):
+    for kind in ("images/tile.png", "labelTxt/tile.txt"):
+        (folder / "val" / kind).write_bytes((folder / "train" / kind).read_bytes())
+    with pytest.warns(UserWarning, match="1 of 2 validation images are training images too, such as tile"):
+        read_dataset(folder)
+    (folder / "val/labelTxt/tile.txt").write_text("")  # another image of that name
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_dataset(folder)
 
 
 def test_without_evaluation_val_may_be_missing(folder):

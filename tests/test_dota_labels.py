@@ -1,5 +1,6 @@
 """labelTxt, Task 1 files, class lists and image files: identities both ways, and every message."""
 
+import warnings
 import zipfile
 
 import cv2
@@ -511,4 +512,43 @@ def test_find_images(tmp_path):
 @pytest.mark.parametrize("version", ["1.0", "1.5", "2.0"])
 def test_version_of_its_classes(version: str) -> None:
     assert labels.version_of(labels.CLASSES[version]) == version
+    assert labels.version_of(labels.CLASSES[version][::-1]) == version
+    assert labels.version_of(labels.CLASSES[version][-2:]) == version
     assert labels.version_of(("plane", "own-class")) == "1.0"
+
+
+def test_horizontal_labels_are_told(tmp_path):
+    """DOTA's labels for Task 2 have the same form, and trained and scored without a word."""
+    upright = [
+        f"{x} {y} {x + 9} {y} {x + 9} {y + 5} {x} {y + 5} plane 0\n" for x in range(8) for y in range(8)
+    ]
+    written(tmp_path, "".join(upright), "P0001.txt")
+    with pytest.warns(LabelWarning, match="all 64 boxes lie along the axes: DOTA's horizontal labels"):
+        labels.read_label_folder(tmp_path, ["plane"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        written(tmp_path, "".join(upright) + "0 0 9 1 8 6 -1 5 plane 0\n", "P0001.txt")
+        labels.read_label_folder(tmp_path, ["plane"])
+        written(tmp_path, "".join(upright[:40]), "P0001.txt")
+        labels.read_label_folder(tmp_path, ["plane"])
+
+
+def test_labels_elsewhere_are_named(tmp_path):
+    """As DOTA's archives unpack."""
+    for name in ("labelTxt-v1.0/labelTxt", "labelTxt-v1.5/DOTA-v1.5_train"):
+        (tmp_path / name).mkdir(parents=True)
+        written(tmp_path / name, "", "P0001.txt")
+    with pytest.raises(FileNotFoundError) as error:
+        labels.read_label_folder(tmp_path / "labelTxt", ["plane"])
+    assert str(error.value).endswith(
+        f"; found in {tmp_path}: labelTxt-v1.0/labelTxt/ (1 files), labelTxt-v1.5/DOTA-v1.5_train/ (1 files)"
+        f"; choose one: ln -s labelTxt-v1.0/labelTxt {tmp_path}/labelTxt"
+    )
+    (tmp_path / "labelTxt").symlink_to("labelTxt-v1.0/labelTxt")
+    assert list(labels.read_label_folder(tmp_path / "labelTxt", ["plane"])) == ["P0001"]
+
+
+def test_archives_that_are_not_unpacked_are_named(tmp_path):
+    written(tmp_path, "", "labelTxt.zip")
+    with pytest.raises(FileNotFoundError, match=r"no \.txt file in it; .*labelTxt.zip is not unpacked"):
+        labels.read_label_folder(tmp_path, ["plane"])

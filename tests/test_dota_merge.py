@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from rgfl import geometry
 from rgfl.boxes import to_quads
 from rgfl.detections import Detections
+from rgfl.dota import labels, tiling
 from rgfl.dota import merge as merging
-from rgfl.dota import tiling
 from rgfl.dota.merge import Part, detect, merge
 
 
@@ -237,3 +237,43 @@ def test_many_boxes_in_small_steps(monkeypatch):
 def test_nothing_merges_to_nothing():
     assert len(merge([])) == 0
     assert len(merge([Part(Detections.empty(), 5, 5)])) == 0
+
+
+# ---------------------------------------------------------------------------------- Task 1 files of tiles
+
+
+@pytest.mark.parametrize(("scale", "named"), [(1.0, "1"), (1.0, "512"), (0.5, "0.5"), (1.5, "1.5")])
+def test_results_of_tiles_become_those_of_images(scene, tmp_path, scale, named):
+    """`named`: mmrotate writes the window's side where the devkit has the scale."""
+    classes = ("plane", "ship", "harbor")
+    found = {}
+    boxes = scene.boxes * np.array([scale] * 4 + [1.0])
+    for x, y in tiling.windows(round(400 * scale), round(600 * scale), 128, 80):
+        quads = to_quads(boxes) - np.tile([x, y], 4)
+        inside = (quads.min(1) >= 0) & (quads.max(1) <= 128)
+        local = boxes[inside] - [x, y, 0, 0, 0]
+        found[f"P0001__{named}__{x}___{y}"] = record(local, scene.scores[inside], scene.labels[inside])
+    labels.write_task1(tmp_path / "tiles", found, classes)
+    command = ["--task1", str(tmp_path / "tiles"), "--out", str(tmp_path / "out")]
+    assert merging.main([*command, "--classes", ",".join(classes)]) == 0
+    merged = labels.read_task1(tmp_path / "out", classes)
+    for label, name in enumerate(classes):
+        rows = np.flatnonzero(scene.labels == label)
+        order = rows[np.argsort(-scene.scores[rows])]
+        np.testing.assert_allclose(merged[name].scores, scene.scores[order], rtol=1e-6)
+        assert set(merged[name].images) == {"P0001"}
+        for quad, box in zip(merged[name].quads, scene.boxes[order], strict=True):
+            corners, expected = quad.reshape(4, 2), to_quads(box[None]).reshape(4, 2)
+            nearest = np.linalg.norm(corners[:, None] - expected, axis=2).min(axis=1)
+            assert nearest.max() < 2e-3
+
+
+def test_merging_what_is_no_tile_is_one_line(tmp_path, capsys):
+    labels.write_task1(tmp_path / "a", {"P0001": record([[5, 5, 4, 2, 0]], [0.5])}, ("plane",))
+    command = ["--task1", str(tmp_path / "a"), "--classes", "plane"]
+    assert merging.main([*command, "--out", str(tmp_path / "b")]) == 2
+    assert capsys.readouterr().err == (
+        "error: Task1_plane.txt: P0001 is no tile's name, P0000__<scale>__<x>___<y>\n"
+    )
+    assert merging.main([*command, "--out", str(tmp_path / "a")]) == 2
+    assert "--out: must not be the folder of --task1" in capsys.readouterr().err

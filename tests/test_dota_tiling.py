@@ -446,7 +446,11 @@ def test_messages_name_the_folder_that_is_wrong(data, tmp_path, capsys):
     assert run(data, tmp_path / "file") == 2
     assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'file'}")
     shutil.rmtree(data / "train/labelTxt")
-    assert run(data, tmp_path / "unlabelled") == 0
+    assert run(data, tmp_path / "unlabelled") == 2
+    assert f"{data / 'train/labelTxt'}: no such folder, so the tiles would have no labels" in (
+        capsys.readouterr().err
+    )
+    assert run(data, tmp_path / "unlabelled", "--no-labels") == 0
     assert f"{data / 'train'} has no labelTxt/" in capsys.readouterr().err
     for path in (data / "train/images").iterdir():
         path.unlink()

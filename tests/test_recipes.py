@@ -103,10 +103,12 @@ def test_published_row_is_what_was_published():
         assert {name: ours[name] for name in values} == values
 
 
-def test_published_trainval_row_differs_in_the_stride_alone():
+def test_published_trainval_row_differs_in_the_data_alone():
     row, twin = (RECIPES[f"rgfl_r50_dota_1x{name}"]().result_fields() for name in ("", "_trainval"))
     assert twin["stride"] == 824
-    assert {name for name in row if row[name] != twin[name]} == {"recipe", "stride"}
+    assert twin["train_splits"] == ["train", "val"]
+    data = {"stride", "train_splits", "eval_every"}
+    assert {name for name in row if row[name] != twin[name]} == {"recipe", *data}
 
 
 # Full Generalized Focal Loss, typed from DESIGN §4 and its paper, and not from the code.

@@ -23,7 +23,6 @@ from rgfl.trt_runtime.pipeline import (
     add_model_arguments,
     check_model_arguments,
     check_names,
-    default_stride,
     find_scenes,
     stream,
 )
@@ -58,7 +57,9 @@ def main(argv: list[str] | None = None) -> int:
     what.add_argument(
         "--model", type=Path, metavar="MODEL", help="run this .pt, .onnx or .engine over --images"
     )
-    what.add_argument("--task1", type=Path, metavar="DIR", help="score the Task1_<class>.txt files in DIR")
+    what.add_argument(
+        "--task1", type=Path, metavar="DIR", help="score the Task1_<class>.txt files in DIR, or a zip"
+    )
     parser.add_argument("--images", type=Path, metavar="DIR", help="full images (with --model)")
     parser.add_argument("--labels", type=Path, metavar="DIR", help="labelTxt files: the image set to score")
     parser.add_argument(
@@ -115,7 +116,8 @@ def evaluate_files(arguments: argparse.Namespace) -> int:
             raise errors.InputError(f"--{flag} goes with --model; --task1 only scores what is there")
     if not arguments.labels:
         raise errors.InputError("--task1 needs --labels DIR, the labelTxt files of the images")
-    errors.existing_directory(arguments.task1, "--task1")
+    if arguments.task1.suffix.lower() != ".zip":
+        errors.existing_directory(arguments.task1, "--task1")
     if arguments.classes:
         try:
             classes = read_classes(arguments.classes)
@@ -183,6 +185,7 @@ def evaluate_model(arguments: argparse.Namespace) -> int:
         check_names(images)
         found = _detect(runner, images, truth, arguments, timing)
         from rgfl.dota.merge import MERGE_IOU
+        from rgfl.dota.tiling import default_stride
 
         model = runner.describe()
         settings = {
@@ -196,10 +199,16 @@ def evaluate_model(arguments: argparse.Namespace) -> int:
         }
     result = _score(found, truth, classes, arguments)
     if arguments.submission:
-        from rgfl.dota.labels import write_submission
+        from rgfl.dota.labels import CLASSES, version_of, write_submission
 
-        write_submission(arguments.submission, found, classes)
+        official = CLASSES[arguments.version or version_of(classes)]
+        missing = tuple(name for name in official if name not in classes)
+        if not set(classes) < set(official):  # other classes are no submission to DOTA's server
+            missing = ()
+        write_submission(arguments.submission, found, (*classes, *missing))
         print(f"submission: {arguments.submission}, {len(classes)} classes, {len(found)} images")
+        if missing:
+            print(f"eval_dota: note: empty files for what the model does not know: {', '.join(missing)}")
     if arguments.json:
         record: dict[str, Any] = result.record() if result else {"images": len(found)}
         record |= {
@@ -216,10 +225,14 @@ def evaluate_model(arguments: argparse.Namespace) -> int:
 
 def read_truth(arguments: argparse.Namespace, classes: tuple[str, ...], hint: str) -> dict[str, Objects]:
     """The label files of --labels; classes that are not in the list are an error or, if asked, ignored."""
-    from rgfl.dota.labels import LabelError, find_classes, read_label_folder
+    from rgfl.dota.labels import LabelError, count_others, find_classes, read_label_folder
 
     labels = errors.existing_directory(arguments.labels, "--labels")
     if arguments.ignore_unknown:
+        left_out = count_others(labels, classes)
+        if left_out:
+            counts = ", ".join(f"{count:,} {name}" for name, count in left_out.most_common())
+            print(f"eval_dota: note: left out, as their classes are not evaluated: {counts}", file=sys.stderr)
         if not set(find_classes(labels)) & set(classes):
             raise errors.InputError(
                 f"--labels {labels}: no object of any of the classes {', '.join(classes)}; {hint}"

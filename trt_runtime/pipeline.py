@@ -90,13 +90,6 @@ class Scene:
     parts: list[Any] = field(default_factory=list)
 
 
-def default_stride(size: int) -> int:
-    """`rgfl.dota.tiling.default_stride`, imported late: `--help` must be quick."""
-    from rgfl.dota import tiling
-
-    return tiling.default_stride(size)
-
-
 def stream(
     runner: Runner,
     images: Mapping[str, Path],
@@ -112,7 +105,7 @@ def stream(
     Args:
         runner: takes the tiles; its spec says their size and what lies outside an image.
         images: file of each scene by name.
-        stride: pixels of a tile from one to the next; 0 for `default_stride`.
+        stride: pixels of a tile from one to the next; 0 for `rgfl.dota.tiling.default_stride`.
         scales: factors, each of which adds its tiles; at 0.5 a tile shows twice as many pixels each way.
         batch: tiles a call.
         timing: filled while the scenes come.
@@ -124,9 +117,8 @@ def stream(
     from rgfl.dota.merge import Part, merge
 
     size = runner.spec.tile_side
-    stride = stride or default_stride(size)
-    if not 0 < stride <= size:
-        raise errors.InputError(f"--stride {stride}: expected 1…{size}, the side of the model's tile")
+    if not 0 <= stride <= size:
+        raise errors.InputError(f"--stride {stride}: expected 0…{size}, the side of the model's tile")
     timing = timing if timing is not None else Timing()
     started = time.perf_counter()
     waiting: queue.Queue[_Batch | Exception | None] = queue.Queue(WAITING_BATCHES)

@@ -484,7 +484,9 @@ def _matching(
     labels_G = np.concatenate([part.labels for part in objects]).astype(np.int64)
     images_G = np.repeat(np.arange(len(names)), [len(part) for part in objects])
     difficult_G = np.concatenate([part.difficult for part in objects])
-    difficult_G = difficult_G > 0 if version == "1.0" else difficult_G == DIFFICULT_CUT
+    # From v1.5 on every object counts; only a tile's border takes some away.
+    cut_G = (difficult_G == DIFFICULT_CUT) & are_tiles(names)
+    difficult_G = difficult_G > 0 if version == "1.0" else cut_G
 
     # Only pairs of one class and image are of interest: number those groups.
     group_D, group_G = labels_D * len(names) + images_D, labels_G * len(names) + images_G

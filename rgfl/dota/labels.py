@@ -17,13 +17,14 @@ from __future__ import annotations
 import io
 import math
 import re
+import tempfile
 import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal, NoReturn, get_args
 
 import numpy as np
@@ -31,6 +32,7 @@ from numpy.typing import NDArray
 
 from rgfl import atomic
 from rgfl.detections import Detections
+from rgfl.dota.nearby import nearby
 
 _V1_0 = (
     "plane",
@@ -57,7 +59,8 @@ CLASSES: dict[str, tuple[str, ...]] = {
 }
 Unknown = Literal["error", "ignore"]
 _DIFFICULT = {"0": 0, "1": 1, "2": 2}
-DIFFICULT_CUT = 2  # what tiling writes, and no official file holds
+DIFFICULT_CUT = 2  # what tiling writes; the evaluation of full images takes it for 1
+HORIZONTAL_QUADS = 50  # from so many on, all of them along the axes is no chance
 # Coordinates of YOLO-OBB: shares of an image's side. Objects may reach out of it; pixels lie far beyond.
 YOLO_RANGE = (-1.0, 2.0)
 # Task 1 coordinates are rounded to this many decimals of a pixel, in files and in memory alike.
@@ -212,8 +215,9 @@ def _unfit_for_file(name: str) -> str:
 
 
 def version_of(classes: Sequence[str]) -> str:
-    """The DOTA version whose classes these are, hence whose rule for difficult objects; else "1.0"."""
-    return next((version for version, names in CLASSES.items() if tuple(classes) == names), "1.0")
+    """The DOTA version whose rule for difficult objects holds for these classes, in any order: the first one
+    that has them all, where they are DOTA's; "1.0" for others."""
+    return next((version for version, names in CLASSES.items() if set(classes) <= set(names)), "1.0")
 
 
 def in_order(names: Collection[str]) -> tuple[str, ...]:
@@ -292,7 +296,23 @@ def read_label_folder(
     """
     _check_unknown(unknown)
     index = {name: number for number, name in enumerate(classes)}
-    return {path.stem: _parse_labels(path, index, unknown) for path in _label_files(directory)}
+    found = {path.stem: _parse_labels(path, index, unknown) for path in _label_files(directory)}
+    quads = np.concatenate([objects.quads for objects in found.values()])
+    if len(quads) >= HORIZONTAL_QUADS and _are_horizontal(quads):
+        warnings.warn(
+            f"{directory}: all {len(quads):,} boxes lie along the axes: DOTA's horizontal labels (Task 2, "
+            "…_hbb, …_reclabelTxt) are not for oriented detection",
+            LabelWarning,
+            stacklevel=2,
+        )
+    return found
+
+
+def _are_horizontal(quads: NDArray[np.float64]) -> bool:
+    """Whether each of the corners (N, 8) shares its x with one neighbour and its y with the other."""
+    x, y = quads[:, ::2], quads[:, 1::2]
+    along = (x == np.roll(x, -1, axis=1)) != (y == np.roll(y, -1, axis=1))
+    return bool(along.all())
 
 
 def write_labels(path: Path | str, objects: Objects, classes: Sequence[str]) -> None:
@@ -441,7 +461,7 @@ def to_task1(detections: Mapping[str, Detections], classes: Sequence[str]) -> di
 def read_task1(
     directory: Path | str, classes: Sequence[str], images: Collection[str] | None = None
 ) -> dict[str, Task1Class]:
-    """All detections of a folder of `Task1_<class>.txt`, by class.
+    """All detections of a folder, or a zip, of `Task1_<class>.txt`, by class.
 
     Args:
         images: names that detections may have; None takes any.
@@ -452,8 +472,18 @@ def read_task1(
             not among `images`.
     """
     directory = Path(directory)
+    if zipfile.is_zipfile(directory):
+        with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(directory) as archive:
+            unpacked = Path(folder, directory.name)  # so that messages name the archive
+            unpacked.mkdir()
+            for entry in archive.infolist():
+                if (name := PurePosixPath(entry.filename).name).startswith("Task1_"):
+                    (unpacked / name).write_bytes(archive.read(entry))
+            return read_task1(unpacked, classes, images)
     if not directory.is_dir():
-        raise FileNotFoundError(f"{directory}: no such folder; expected one that holds Task1_<class>.txt")
+        raise FileNotFoundError(
+            f"{directory}: no such folder; expected one, or a zip, that holds Task1_<class>.txt"
+        )
     if missing := [name for name in classes if not (directory / f"Task1_{name}.txt").is_file()]:
         raise FileNotFoundError(
             f"{directory}: no Task1_<class>.txt for {', '.join(missing)}; "
@@ -523,6 +553,8 @@ def _fail_image(path: Path, unknown: Collection[str], images: Collection[str]) -
         fields = line.split()
         if fields and fields[0] in unknown:
             hint = "; names have no extension" if Path(fields[0]).stem in images else ""
+            if fields[0].split("__")[0] in images:
+                hint = "; it is a tile's name: merge first (python -m rgfl.dota.merge)"
             count = f"there are {len(images)}, {min(images)} … {max(images)}" if images else "there are none"
             _fail(path, number, f"image {fields[0]!r} has no label file ({count}){hint}")
     raise AssertionError(f"{path}: an unknown image was seen and not found again")
@@ -548,10 +580,12 @@ def _fail_task1(path: Path, text: str) -> NoReturn:
 def _label_files(directory: Path | str) -> list[Path]:
     directory = Path(directory)
     if not directory.is_dir():
-        raise FileNotFoundError(f"{directory}: no such folder; expected one that holds labelTxt files")
+        hint = nearby(directory, [".txt"])
+        raise FileNotFoundError(f"{directory}: no such folder; expected one that holds labelTxt files{hint}")
     files = sorted(path for path in directory.glob("*.txt") if not path.name.startswith("."))
     if not files:
-        raise FileNotFoundError(f"{directory}: no .txt file in it; expected one labelTxt file an image")
+        hint = nearby(directory, [".txt"])
+        raise FileNotFoundError(f"{directory}: no .txt file in it; expected one labelTxt file an image{hint}")
     return files
 
 

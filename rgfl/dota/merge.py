@@ -1,5 +1,7 @@
 """From tiles back to the image: run any model over the windows and join what it found.
 
+    python -m rgfl.dota.merge --task1 TILES --out DIR      Task 1 files of any detector's tiles, merged
+
 Precision: float32 holds 20,000.5 to 0.001 px, and NMS would see boxes that far off. So centres are
 shifted in float64, and NMS gets each cluster of boxes that may overlap in coordinates of its own,
 a few hundred pixels at most times: two boxes compare as they would within one tile, wherever in the
@@ -12,19 +14,23 @@ which a model lists its boxes nor the batch size decides a tie.
 
 from __future__ import annotations
 
+import argparse
 import math
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from rgfl import geometry
+from rgfl.boxes import from_quads
 from rgfl.detections import Detections, Infer
-from rgfl.dota.tiling import crop, default_stride, windows
+from rgfl.dota.labels import Task1Class, read_classes, read_task1, write_task1
+from rgfl.dota.tiling import crop, default_stride, place_of, windows
 
 # Rotated IoU above which the NMS over the tiles of an image drops a box, as in the published rows.
 MERGE_IOU = 0.1
@@ -108,7 +114,7 @@ def detect(
     iou_threshold: float = MERGE_IOU,
     scales: Sequence[float] = (1.0,),
     batch: int = 1,
-    progress: Progress | bool = False,
+    progress: Progress | None = None,
 ) -> Detections:
     """Run `infer` over all windows of an image, at every scale, and merge.
 
@@ -120,7 +126,7 @@ def detect(
         iou_threshold: NMS drops a box above this rotated IoU with a better one of its class.
         scales: factors; at 0.5 a tile shows twice as many pixels of the image each way. The source
             window is whole pixels, so the true factor may differ by half a pixel in `size`.
-        progress: True shows a bar; a function is called with (tiles done, tiles).
+        progress: called with (tiles done, tiles) after each batch.
 
     Raises:
         ValueError: the arguments do not fit, or `infer` gives other than one finite record a tile.
@@ -129,18 +135,15 @@ def detect(
         raise ValueError(f"batch: expected 1 or more, got {batch}")
     places = places_at_scales(*image.shape[:2], size=size, stride=stride, scales=scales)
     parts: list[Part] = []
-    bar = tqdm(total=len(places), unit="tile", disable=None if progress is True else True)
-    with bar:
-        for start in range(0, len(places), batch):
-            chunk = places[start : start + batch]
-            tiles = np.stack([tile_at(image, place, size, pad_value) for place in chunk])
-            found = infer(tiles)
-            if len(found) != len(chunk):
-                raise ValueError(f"infer: expected {len(chunk)} records for as many tiles, got {len(found)}")
-            parts += [Part.at(place, size, record) for place, record in zip(chunk, found, strict=True)]
-            bar.update(len(chunk))
-            if callable(progress):
-                progress(len(parts), len(places))
+    for start in range(0, len(places), batch):
+        chunk = places[start : start + batch]
+        tiles = np.stack([tile_at(image, place, size, pad_value) for place in chunk])
+        found = infer(tiles)
+        if len(found) != len(chunk):
+            raise ValueError(f"infer: expected {len(chunk)} records for as many tiles, got {len(found)}")
+        parts += [Part.at(place, size, record) for place, record in zip(chunk, found, strict=True)]
+        if progress is not None:
+            progress(len(parts), len(places))
     return merge(parts, iou_threshold)
 
 
@@ -249,3 +252,61 @@ def _touching(
             meet = np.abs(y[a] - y[b]) <= half_y[a] + half_y[b]
             yield a[meet], b[meet]
             start = stop
+
+
+# ------------------------------------------------------------------------------------- Task 1 files of tiles
+
+
+def merge_task1(
+    found: Mapping[str, Task1Class], iou_threshold: float = MERGE_IOU
+) -> tuple[dict[str, Detections], tuple[str, ...]]:
+    """Detections on full images, by image, and the classes their labels index, from Task 1 files of tiles.
+
+    What the devkit's ResultMerge does, with the minimum-area rectangle of each quad.
+
+    Raises:
+        ValueError: an image name is not a tile's, `P0000__{scale}__{x}___{y}`.
+    """
+    classes = tuple(found)
+    parts: dict[str, list[Part]] = {}
+    for label, name in enumerate(classes):
+        images = np.array(found[name].images)
+        boxes = from_quads(found[name].quads).astype(np.float32)
+        scores = found[name].scores.astype(np.float32)
+        for tile in np.unique(images):
+            if (place := place_of(str(tile))) is None:
+                raise ValueError(f"Task1_{name}.txt: {tile} is no tile's name, P0000__<scale>__<x>___<y>")
+            image, scale, x, y = place
+            rows = np.flatnonzero(images == tile)
+            detections = Detections(boxes[rows], scores[rows], np.full(len(rows), label, np.int32))
+            parts.setdefault(image, []).append(Part(detections, x / scale, y / scale, 1 / scale))
+    return {image: merge(parts[image], iou_threshold) for image in sorted(parts)}, classes
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `python -m rgfl.dota.merge`; 0, or 2 after a one-line error."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rgfl.dota.merge",
+        description="Merge Task 1 files of tiles into those of full images: rotated NMS within each class.",
+    )
+    parser.add_argument("--task1", required=True, metavar="DIR", help="Task1_<class>.txt of tiles, or a zip")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the merged files")
+    parser.add_argument("--classes", default="1.0", help="1.0, 1.5, 2.0, a file of names, or a,b,c [1.0]")
+    parser.add_argument("--iou", type=float, default=MERGE_IOU, help="NMS drops above this rotated IoU [0.1]")
+    options = parser.parse_args(arguments)
+    try:
+        if options.out.resolve() == Path(options.task1).resolve():
+            raise ValueError("--out: must not be the folder of --task1")
+        found = read_task1(options.task1, read_classes(options.classes))
+        merged, classes = merge_task1(found, options.iou)
+        write_task1(options.out, merged, classes)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    before, after = sum(map(len, found.values())), sum(map(len, merged.values()))
+    print(f"{options.out}: {after} of {before} detections on {len(merged)} images")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

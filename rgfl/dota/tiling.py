@@ -49,13 +49,15 @@ from rgfl.dota.labels import (
     read_labels,
     write_labels,
 )
+from rgfl.dota.nearby import nearby
 from rgfl.processes import each, usable_cores
 
 Cut = Literal["clipped", "whole"]
 LARGEST_TILE = 16384  # pixels a side; more is a slip of the hand, and would not fit into memory
 # The journal of a tiled folder: its first line the settings, then one line a finished image.
 JOURNAL = "tiles.jsonl"
-_TILE_NAME = re.compile(r"(?P<image>.+)__[0-9.e+-]+__\d+___\d+")
+LEAST_SIDE = 32  # pixels of a window, and more than any scale
+_TILE_NAME = re.compile(r"(?P<image>.+)__(?P<scale>\d[0-9.e+-]*)__(?P<x>\d+)___(?P<y>\d+)")
 
 
 class TilingError(ValueError):
@@ -146,6 +148,18 @@ def are_tiles(names: Iterable[str]) -> bool:
     """Whether there are names, without extension, and all are those of tiles (see the module)."""
     names = list(names)
     return bool(names) and all(map(_TILE_NAME.fullmatch, names))
+
+
+def place_of(name: str) -> tuple[str, float, int, int] | None:
+    """Image, scale, x and y that a tile's name says; None if it is not one.
+
+    In the scale's place mmrotate writes the window's side, and does not resize.
+    """
+    tile = _TILE_NAME.fullmatch(name)
+    if tile is None:
+        return None
+    scale = float(tile["scale"])
+    return tile["image"], scale if scale < LEAST_SIDE else 1.0, int(tile["x"]), int(tile["y"])
 
 
 def default_stride(size: int) -> int:
@@ -561,6 +575,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="an object at the border: its part, or whole",
     )
     parser.add_argument("--keep-empty", action="store_true", help="also tiles with no object to learn from")
+    parser.add_argument("--no-labels", action="store_true", help="train/ and val/ may lack labelTxt/")
     parser.add_argument(
         "--classes",
         help="1.0, 1.5, 2.0, a file of names, or a,b,c: refuse others (default: classes.txt in --data)",
@@ -589,6 +604,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not images:
                 raise TilingError(f"{folder / 'images'}: no image in this folder")
             if labels is None:
+                if name in ("train", "val") and not options.no_labels:
+                    raise TilingError(
+                        f"{folder / 'labelTxt'}: no such folder, so the tiles would have no labels; "
+                        f"--no-labels wants them so{nearby(folder / 'labelTxt', ['.txt'])}"
+                    )
                 print(f"note: {folder} has no labelTxt/: its tiles get no labels", file=sys.stderr)
             tiled = split(
                 images,

@@ -103,9 +103,8 @@ def test_scales_are_those_of_detect(scales: tuple[float, ...], tmp_path: Path) -
 def test_a_real_model_gives_the_same_as_detect(tiny_onnx: Path, tiny_scenes: SimpleNamespace) -> None:
     images = {name: tiny_scenes.images / f"{name}.png" for name in tiny_scenes.names}
     with load_runner(tiny_onnx, device="cpu") as runner:
-        stride = pipeline.default_stride(128)
         for scene in stream(runner, images):
-            expected = detect(scene.image, runner, size=128, stride=stride, pad_value=runner.spec.pad_value)
+            expected = detect(scene.image, runner, size=128, pad_value=runner.spec.pad_value)
             assert equal(scene.detections, expected)
             assert equal(runner.detect(scene.image, batch=2), expected)
 
@@ -152,11 +151,6 @@ def test_a_bad_image_ends_the_stream_where_it_stands(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"S1\.png"):
         list(stream(BrightSpots(), images))
     assert "rgfl-reader" not in {thread.name for thread in threading.enumerate()}
-
-
-@pytest.mark.parametrize(("size", "stride"), [(1024, 824), (512, 412), (256, 206), (128, 103)])
-def test_the_default_stride_keeps_the_published_overlap(size: int, stride: int) -> None:
-    assert pipeline.default_stride(size) == stride
 
 
 def test_geojson_is_closed_polygons_in_pixels() -> None:

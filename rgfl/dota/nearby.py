@@ -1,0 +1,52 @@
+"""Where files are that are not where they should be: DOTA's archives unpack into folders of their own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+DEPTH = 3  # train/labelTxt-v1.5/DOTA-v1.5_train, images/part1/images
+ARCHIVES = (".zip", ".tar.gz", ".tgz")
+NAMED = 3  # folders in a message at most
+
+
+def nearby(folder: Path, suffixes: Sequence[str]) -> str:
+    """The end of an error message about a `folder` that is missing or holds no file with one of `suffixes`.
+
+    Names folders below it, or below the one that it should be in, that do hold some, with the command that
+    puts the first in its place; and archives. Empty where there is nothing of the kind.
+    """
+    root = folder if folder.is_dir() else folder.parent
+    if not root.is_dir():
+        return ""
+    found, archives = [], []
+    for place, files in _folders(root, DEPTH):
+        if count := sum(file.lower().endswith(tuple(suffixes)) for file in files):
+            found.append((place, count))
+        archives += [str(place / file) for file in files if file.lower().endswith(ARCHIVES)]
+    found = [(place, count) for place, count in found if place != folder]
+    hint = ""
+    if found:
+        named = ", ".join(f"{place.relative_to(root)}/ ({count} files)" for place, count in found[:NAMED])
+        more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+        hint = f"; found in {root}: {named}{more}"
+        if not folder.exists():
+            hint += f"; choose one: ln -s {os.path.relpath(found[0][0], folder.parent)} {folder}"
+    if archives:
+        hint += f"; {archives[0]} is not unpacked"
+    return hint
+
+
+def _folders(root: Path, depth: int) -> Iterator[tuple[Path, list[str]]]:
+    """Folders to this depth, sorted, hidden ones left out, each with the names of its files."""
+    try:
+        entries = sorted(os.scandir(root), key=lambda entry: entry.name)
+    except OSError:
+        return
+    shown = [entry for entry in entries if not entry.name.startswith(".")]
+    yield root, [entry.name for entry in shown if entry.is_file()]
+    if depth:
+        for entry in shown:
+            if entry.is_dir():
+                yield from _folders(root / entry.name, depth - 1)
