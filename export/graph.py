@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import importlib.util
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -117,6 +118,13 @@ def write_note(model: onnx.ModelProto, name: str, text: str) -> None:
 # --- files -----------------------------------------------------------------------------------------------
 
 
+def check_packages(extra: str = "build") -> None:
+    """InputError, with the `extra` to install, where what reads and edits graphs is missing."""
+    for name in ("onnx", "onnx_graphsurgeon"):
+        if importlib.util.find_spec(name) is None:
+            raise errors.InputError(f"{name} is not installed: pip install 'rgfl[{extra}]'")
+
+
 def load(path: Path, *, weights: bool = True) -> onnx.ModelProto:
     """The model in `path`.
 
@@ -190,6 +198,7 @@ def tidy(model: onnx.ModelProto) -> onnx.ModelProto:
     strip(model)
     graph = gs.import_onnx(model)
     fold_batch_norm(graph)
+    read_shapes_behind_the_cast(graph)
     # ONNX Runtime does the folding; what it would blow up (large tiles of zeros) stays as it is.
     graph.fold_constants(size_threshold=1 << 20, error_ok=False).cleanup(remove_unused_graph_inputs=True)
     folded = gs.export_onnx(graph)
@@ -243,6 +252,15 @@ def strip(model: onnx.ModelProto) -> None:
             item.doc_string = ""
             del item.metadata_props[:]
     del model.graph.metadata_props[:]
+
+
+def read_shapes_behind_the_cast(graph: onnx_graphsurgeon.Graph) -> None:
+    """Let each Shape of `images` read its Cast: TensorRT wants a UINT8 input to feed nothing else."""
+    (images,) = graph.inputs
+    for cast in [node for node in images.outputs if node.op == "Cast"]:
+        graph.nodes.insert(0, graph.nodes.pop(graph.nodes.index(cast)))  # nodes stay sorted
+        for shape in [node for node in images.outputs if node.op == "Shape"]:
+            shape.inputs = [cast.outputs[0]]
 
 
 def fold_batch_norm(graph: onnx_graphsurgeon.Graph) -> int:
@@ -670,6 +688,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def edit(arguments: argparse.Namespace) -> int:
     """The command behind `main`, with parsed arguments."""
+    check_packages()
     if not (arguments.fp16 or arguments.rounding or arguments.nms or arguments.no_nms):
         raise errors.InputError("nothing to do; give --fp16, --rounding, --nms or --no-nms")
     if arguments.keep_fp32 and not (arguments.fp16 or arguments.rounding):

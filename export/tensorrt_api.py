@@ -6,8 +6,8 @@
     TensorRT-RTX 1   flag STRONGLY_TYPED    none          no-op          no
 
 All of them lack, or deprecate, precision flags and the INT8 calibrator, so nothing here uses them.
-Only TensorRT for RTX has run in this project's tests; the calls to 10 and 11 are checked by name
-against their Python bindings (tests/export/test_to_trt.py).
+Only TensorRT for RTX has run in this project's tests; the calls to 10 (from 10.3, JetPack 6's) and 11
+are checked by name against their Python bindings (tests/export/test_to_trt.py).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import ctypes
 import importlib
 import importlib.util
 import json
+import platform
 import re
 import sys
 from collections import Counter
@@ -31,10 +32,6 @@ Compatibility = Literal["none", "ampere-plus", "same-compute-capability"]
 
 MODULES: dict[BackendName, str] = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 NAMES: dict[BackendName, str] = {"tensorrt": "TensorRT", "rtx": "TensorRT for RTX"}
-INSTALL: dict[BackendName, str] = {
-    "tensorrt": "pip install 'rgfl[tensorrt]'",
-    "rtx": "pip install 'rgfl[rtx]'",
-}
 BUILD_PLUGIN = "python -m rgfl.plugins.build --force"  # what cannot be loaded may still be up to date
 MAGIC: dict[bytes, BackendName] = {b"ftrt": "tensorrt", b"vtrt": "rtx"}
 # In NVIDIA's support matrices of TensorRT for RTX 1.0 to 1.5: no data centre's GPU, such as A100 and H100.
@@ -192,11 +189,21 @@ def open_api(backend: Literal["auto", "tensorrt", "rtx"], gpu: Gpu | None) -> Ap
     if standard:
         raise InputError(
             "TensorRT needs a GPU to build, and CUDA's driver finds none here; TensorRT for RTX does not: "
-            + INSTALL["rtx"]
+            + install("rtx")
         )
     raise InputError(
-        f"no TensorRT is installed; {INSTALL['tensorrt']}, or {INSTALL['rtx']} which builds without a GPU"
+        f"no TensorRT is installed; {install('tensorrt')}, or {install('rtx')} which builds without a GPU"
     )
+
+
+def install(backend: BackendName) -> str:
+    """The command that installs it. Of JetPack's TensorRT there is no wheel, and pip's is not for Jetson."""
+    if backend == "tensorrt" and platform.machine() == "aarch64":
+        return (
+            "on a Jetson apt-get install python3-libnvinfer, then an environment that sees it, "
+            "python3 -m venv --system-site-packages; elsewhere pip install 'rgfl[tensorrt]'"
+        )
+    return f"pip install 'rgfl[{backend}]'"
 
 
 def _installed(backend: BackendName) -> bool:
@@ -205,11 +212,11 @@ def _installed(backend: BackendName) -> bool:
 
 def _load(backend: BackendName, reason: str) -> Api:
     if not _installed(backend):
-        raise InputError(f"{NAMES[backend]} is not installed: {INSTALL[backend]}")
+        raise InputError(f"{NAMES[backend]} is not installed: {install(backend)}")
     try:
         module = importlib.import_module(MODULES[backend])
     except (ImportError, OSError) as error:
-        raise InputError(f"{NAMES[backend]} does not load ({error}); {INSTALL[backend]}") from error
+        raise InputError(f"{NAMES[backend]} does not load ({error}); {install(backend)}") from error
     return Api(backend, module, _numbers(module.__version__), reason)
 
 

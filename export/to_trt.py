@@ -400,6 +400,7 @@ def convert(arguments: argparse.Namespace) -> int:
         raise InputError("--calib goes with --int8")
     if arguments.calib is not None:
         errors.existing_directory(arguments.calib, "--calib")
+    graph.check_packages("build" if arguments.calib is None else "export")  # the least that does it
     options = _options(arguments)
     path: Path = arguments.model or newest_export(Path.cwd())
     if arguments.model is None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,7 @@ HERE = Path(__file__).resolve().parent
 LIBRARY = HERE / "lib" / "librgfl_plugins.so"
 # What TensorRT finds the plugin by, and what an ONNX node of it carries.
 NAME, VERSION, NAMESPACE = "RotatedNMS", "1", ""
+LINUX_ONLY = "the plugin builds on Linux only"
 
 _TYPES: dict[str, Literal["float32", "int32"]] = {"float": "float32", "int32_t": "int32"}
 
@@ -27,8 +29,10 @@ def library() -> Path:
     """The plugin library, to be loaded by TensorRT or by `rgfl.plugins.launcher`.
 
     Raises:
-        FileNotFoundError: it was not built on this machine.
+        FileNotFoundError: it was not built on this machine, or cannot be.
     """
+    if sys.platform != "linux":
+        raise FileNotFoundError(LINUX_ONLY)
     if not LIBRARY.exists():
         raise FileNotFoundError(f"{LIBRARY} is not built; run: python -m rgfl.plugins.build")
     return LIBRARY

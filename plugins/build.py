@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rgfl import atomic
-from rgfl.plugins import HERE, LIBRARY
+from rgfl.plugins import HERE, LIBRARY, LINUX_ONLY
 from rgfl.trt_runtime.errors import one_line
 
 # Machine code for each generation since Turing; newer GPUs compile the PTX of the last one when they
@@ -231,8 +231,10 @@ def find_toolchain(
     """Compiler and headers; with `may_fetch`, what is not there comes from PyPI.
 
     Raises:
-        BuildError: one of them is missing.
+        BuildError: one of them is missing, or this is not Linux.
     """
+    if sys.platform != "linux":
+        raise BuildError(LINUX_ONLY)
     if may_fetch:
         missing: list[str] = []
         for find, given, packages in (
@@ -257,7 +259,10 @@ def compile_command(
     tools: Toolchain, architectures: Sequence[int], output: Path, *, strict: bool
 ) -> list[str]:
     """The one command that makes the library."""
-    command = [str(tools.nvcc), *FLAGS, f"-I{HERE}", "-isystem", str(tools.tensorrt_include)]
+    command = [str(tools.nvcc), *FLAGS, f"-I{HERE}"]
+    # The compiler looks there by itself, after the C++ headers: before them, these do not find math.h.
+    if tools.tensorrt_include.resolve() != Path("/usr/include"):
+        command += ["-isystem", str(tools.tensorrt_include)]
     for arch in architectures:
         command += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
     newest = max(architectures)

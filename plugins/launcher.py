@@ -18,6 +18,9 @@ class LaunchError(RuntimeError):
     """CUDA refused the launch."""
 
 
+INSUFFICIENT_DRIVER = 35  # cudaErrorInsufficientDriver
+
+
 class _Shape(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int32) for name in ("batch", "points", "classes")]
 
@@ -122,7 +125,7 @@ class RotatedNms:
             stream,
         )
         if code != 0:
-            raise LaunchError(
-                f"rotated NMS of (batch, points, classes) = {shape} with {settings}: "
-                f"{self._error(code).decode()} (CUDA error {code})"
-            )
+            reason = f"{self._error(code).decode()} (CUDA error {code})"
+            if code == INSUFFICIENT_DRIVER:
+                reason += "; build it with an older CUDA's nvcc: python -m rgfl.plugins.build --nvcc NVCC"
+            raise LaunchError(f"rotated NMS of (batch, points, classes) = {shape} with {settings}: {reason}")

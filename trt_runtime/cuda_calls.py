@@ -17,6 +17,12 @@ from numpy.typing import NDArray
 
 from rgfl.trt_runtime.errors import ModelError
 
+# What to do about an error, by its name.
+REMEDIES = {
+    "cudaErrorMemoryAllocation": "build the engine with a smaller --max-batch",
+    "cudaErrorInsufficientDriver": "cuda-bindings 13 needs a driver of R580 or newer: install one, or for an "
+    "older one pip install 'cuda-bindings<13'",
+}
 LEGACY_STREAM = 1  # the default stream by name; 0 may mean another under per-thread default streams
 
 
@@ -46,9 +52,8 @@ class Cuda:
         if int(status) != 0:
             _, text = self._runtime.cudaGetErrorString(status)
             self._runtime.cudaGetLastError()  # or the next launch would report it again
-            out_of_memory = status.name == "cudaErrorMemoryAllocation"
-            hint = "; build the engine with a smaller --max-batch" if out_of_memory else ""
-            raise CudaError(f"{name}: {text.decode()} ({status.name}){hint}")
+            remedy = f"; {REMEDIES[status.name]}" if status.name in REMEDIES else ""
+            raise CudaError(f"{name}: {text.decode()} ({status.name}){remedy}")
         return results[0] if results else None
 
     def start(self) -> None:

@@ -2,7 +2,7 @@
 
     prepare   tiles → pinned memory → device      copy stream, any thread
     infer     one CUDA graph of the network [and one of NMS], results → pinned memory    compute stream
-    finish    detections from the rows that count                                        any thread
+    finish    detections from the rows that count, or NMS where CUDA's is not built      any thread
 
 While one batch is computed, `prepare` copies the next: the streams meet at events only. Buffers are
 allocated once. The last copy inside the device, from where a batch arrived to where the network reads,
@@ -22,7 +22,7 @@ from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,7 +70,9 @@ class Engine:
         record: how it was built, {} if unknown.
         tensors: inputs and outputs by name.
         batch: least, most frequent and greatest batch of its profile.
-        nms_inside: whether it gives detections, or boxes and scores before NMS.
+        nms: where it runs: "inside" the engine, "behind" it on its stream, or, behind it too, on the "cpu".
+        nms_reason: why on the CPU, else "".
+        kernels: launcher of the CUDA NMS, where it runs behind.
     """
 
     def __init__(self, path: Path, api: Api, record: dict[str, Any], cuda: Cuda) -> None:
@@ -91,8 +93,11 @@ class Engine:
         )
         self.spec = self._read_spec()
         self.tensors = self._read_tensors()
-        self.nms_inside = NMS_OUTPUTS[0] in self.tensors
+        self.nms: Literal["inside", "behind", "cpu"]
+        self.nms, self.nms_reason = "inside" if NMS_OUTPUTS[0] in self.tensors else "behind", ""
         self._check_border()
+        if self.nms == "behind":
+            self._load_kernels()
         profile = self._engine.get_tensor_profile_shape(INPUT_NAME, 0)
         self.batch: tuple[int, ...] = tuple(int(shape[0]) for shape in profile)
         self._config: Any = None
@@ -126,13 +131,24 @@ class Engine:
         except (FileNotFoundError, ModelError) as error:
             raise ModelError(f"{self.path}: {error}{or_else}") from error
 
+    def _load_kernels(self) -> None:
+        """The CUDA NMS for behind the engine; where it was not, or cannot be, built, the CPU's takes over."""
+        from rgfl.plugins import launcher
+
+        try:
+            self.kernels = launcher.RotatedNms()
+        except FileNotFoundError as error:
+            self.nms, self.nms_reason = "cpu", str(error)
+        except (OSError, AttributeError) as error:  # not loadable, or another library
+            hint = "run: python -m rgfl.plugins.build --force"
+            raise ModelError(f"{self.path}: NMS runs behind this engine, and {error}; {hint}") from error
+
     def _read_spec(self) -> DetectorSpec:
         try:
             return DetectorSpec.from_json(self._engine.name)
         except SpecError as error:
-            raise ModelError(
-                f"{self.path}: no rgfl spec in the engine's name ({error}); {self.again}"
-            ) from error
+            lacks = f"no rgfl spec in the engine's name, as trtexec writes none ({error})"
+            raise ModelError(f"{self.path}: {lacks}; {self.again}") from error
 
     def _read_tensors(self) -> dict[str, Tensor]:
         tensors = {}
@@ -149,7 +165,7 @@ class Engine:
         height, width = self.spec.image_size
         classes, rows = len(self.spec.classes), self.spec.max_detections
         inputs = (Tensor((-1, height, width, 3), "uint8"), Tensor((-1, 3, height, width), "float32"))
-        if self.nms_inside:
+        if self.nms == "inside":
             expected = {
                 "num_detections": Tensor((-1, 1), "int32"),
                 "boxes": Tensor((-1, rows, 5), "float32"),
@@ -266,8 +282,12 @@ def open_engine(path: Path) -> tuple[Engine, str]:
     cuda = Cuda()
     cuda.start()
     engine = Engine(path, api, record, cuda)
-    nms = "inside the engine" if engine.nms_inside else "behind the engine, on the same stream"
-    return engine, f"{api}, which wrote the file, on {gpu}; NMS {nms}"
+    nms = {
+        "inside": "inside the engine",
+        "behind": "behind the engine, on the same stream",
+        "cpu": f"behind the engine, on the CPU, as {engine.nms_reason}",
+    }
+    return engine, f"{api}, which wrote the file, on {gpu}; NMS {nms[engine.nms]}"
 
 
 def _api_for(path: Path, plan: Plan, gpu: Gpu) -> Api:
@@ -358,7 +378,7 @@ class _Buffer:
     row_bytes: int
 
 
-Results = tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]]
+Results = tuple[NDArray[Any], ...]  # as NMS_OUTPUTS, or OUTPUT_NAMES where NMS is still to be done
 
 
 class EngineRunner(Runner):
@@ -379,13 +399,13 @@ class EngineRunner(Runner):
     The first call with a number of tiles captures its CUDA graphs: no thread may synchronise the whole device
     meanwhile (`torch.cuda.synchronize`), or that number runs without.
 
-    An engine drops boxes and scores that are not numbers, so unlike the other runners this one cannot tell
-    a broken model from one that finds nothing.
+    NMS on the GPU drops boxes and scores that are not numbers, so there, unlike the other runners, this one
+    cannot tell a broken model from one that finds nothing.
 
     Attributes:
         device_ms: milliseconds of the last call on the GPU, by CUDA events: copy_in, network, nms (where it
-            runs behind the engine), copy_out. Where the GPU waits for the host, as with one call at a time,
-            the host's launch of a part counts as its time.
+            runs behind the engine on its stream), copy_out. Where the GPU waits for the host, as with one
+            call at a time, the host's launch of a part counts as its time.
         graph_note: "" where CUDA graphs are used, else why not.
     """
 
@@ -426,7 +446,7 @@ class EngineRunner(Runner):
         return {
             **super().describe(),
             "tensorrt": str(self.engine.api),
-            "nms": "inside" if self.engine.nms_inside else "behind",
+            "nms": self.engine.nms,
             "batch_sizes": list(self.engine.batch),
             "cuda_graphs": self.graph_note or "yes",
         }
@@ -460,20 +480,21 @@ class EngineRunner(Runner):
             for name, tensor in tensors.items()
             if name != INPUT_NAME
         }
-        rows = self.spec.max_detections
+        behind, rows = self.engine.nms == "behind", self.spec.max_detections
         shapes: dict[str, tuple[tuple[int, ...], Any]] = {
             "num_detections": ((1,), np.int32),
             "boxes": ((rows, 5), np.float32),
             "scores": ((rows,), np.float32),
             "labels": ((rows,), np.int32),
         }
+        if self.engine.nms == "cpu":
+            shapes = {name: (tensors[name].shape[1:], np.float32) for name in OUTPUT_NAMES}
         self._results = {
-            name: self._result(name, greatest, *shapes[name], inside=self.engine.nms_inside)
-            for name in NMS_OUTPUTS
+            name: self._result(name, greatest, *shape, given=not behind) for name, shape in shapes.items()
         }
         self._activations = self._device_memory(self.engine.activation_bytes)
         self._stages: list[tuple[str, Callable[[Any, int], None]]] = [("network", self._enqueue_network)]
-        if not self.engine.nms_inside:
+        if behind:
             self._stages.append(("nms", self._prepare_nms(greatest)))
         self._marks = [self._event() for _ in range(len(self._stages) + 3)]
         self._resources.callback(self._drop_contexts)  # before the memory they use
@@ -492,9 +513,10 @@ class EngineRunner(Runner):
     def _pinned_memory(self, size: int) -> int:
         return self._keep(lambda: self._cuda.allocate_pinned(size), self._cuda.free_pinned)
 
-    def _result(self, name: str, batch: int, shape: tuple[int, ...], dtype: Any, *, inside: bool) -> _Buffer:
+    def _result(self, name: str, batch: int, shape: tuple[int, ...], dtype: Any, *, given: bool) -> _Buffer:
+        """A buffer of what the engine gives itself, or NMS behind it."""
         row_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        device = self._outputs[name] if inside else self._device_memory(batch * row_bytes)
+        device = self._outputs[name] if given else self._device_memory(batch * row_bytes)
         host = self._pinned_memory(batch * row_bytes)
         return _Buffer(device, host, host_view(host, (batch, *shape), dtype), row_bytes)
 
@@ -502,12 +524,7 @@ class EngineRunner(Runner):
         """What enqueues the CUDA NMS on the outputs of the engine."""
         from rgfl.plugins import launcher
 
-        try:
-            launch = launcher.RotatedNms()
-        except (OSError, AttributeError) as error:  # not built, not loadable, or another library
-            hint = "" if "rgfl.plugins.build" in str(error) else "; run: python -m rgfl.plugins.build"
-            raise ModelError(f"{self.path}: NMS runs behind this engine, and {error}{hint}") from error
-        spec = self.spec
+        launch, spec = self.engine.kernels, self.spec
         settings = launcher.Settings(
             score_threshold=spec.score_threshold,
             iou_threshold=spec.iou_threshold,
@@ -611,11 +628,11 @@ class EngineRunner(Runner):
     # --- on the device
 
     def infer(self, feed: Feed) -> Results:
-        """num_detections (B, 1), boxes (B, K, 5), scores (B, K), labels (B, K) for `feed`."""
+        """num_detections (B, 1), boxes (B, K, 5), scores (B, K), labels (B, K) for `feed`; where NMS runs on
+        the CPU, boxes (B, P, 5) and scores (B, P, C)."""
         with closing(self._runs(feed)) as runs:
             found = [self._copied_results(count) for count in runs]
-        joined = [np.concatenate([part[index] for part in found]) for index in range(len(NMS_OUTPUTS))]
-        return joined[0], joined[1], joined[2], joined[3]
+        return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
 
     def raw(self, tiles: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Decoded boxes and scores before NMS.
@@ -623,7 +640,7 @@ class EngineRunner(Runner):
         Raises:
             ModelError: NMS is inside the engine, and they never leave it.
         """
-        if self.engine.nms_inside:
+        if self.engine.nms == "inside":
             raise ModelError(
                 f"{self.path}: NMS is inside this engine, so only detections can be compared: --detections"
             )
@@ -703,7 +720,7 @@ class EngineRunner(Runner):
             )
 
     def _copied_results(self, count: int) -> list[NDArray[Any]]:
-        return [self._results[name].array[:count].copy() for name in NMS_OUTPUTS]
+        return [buffer.array[:count].copy() for buffer in self._results.values()]
 
     # --- contexts and graphs
 
@@ -782,7 +799,9 @@ class EngineRunner(Runner):
     # --- from the device
 
     def finish(self, outputs: Results) -> list[Detections]:
-        """Detections of each tile: the rows that count, in canonical form."""
+        """Detections of each tile: the rows that count, in canonical form; or `select`'s, on the CPU."""
+        if self.engine.nms == "cpu":
+            return super().finish(outputs)
         from rgfl.boxes import canonical
 
         counts, boxes, scores, labels = outputs

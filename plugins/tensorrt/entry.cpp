@@ -1,4 +1,5 @@
-// What TensorRT looks for in a plugin library (IPluginRegistry::loadLibrary).
+// What TensorRT looks for in a plugin library (IPluginRegistry::loadLibrary), and what registers one that is only
+// opened, as Triton and DeepStream do: then it needs libnvinfer, and serves the version of its headers alone.
 #include "tensorrt/plugin.hpp"
 
 #define RGFL_EXPORT extern "C" __attribute__((visibility("default")))
@@ -13,3 +14,9 @@ RGFL_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count
     count = 1;
     return creators;
 }
+
+#ifdef RGFL_REGISTERS_ITSELF
+namespace rgfl {
+REGISTER_TENSORRT_PLUGIN(RotatedNmsCreator);
+}
+#endif

@@ -167,6 +167,25 @@ def run_node(node: onnx.NodeProto, feed: dict[str, np.ndarray], outputs: list[st
     return ort.InferenceSession(single.SerializeToString(), options).run(outputs, feed)
 
 
+# --- what TensorRT wants of the input -----------------------------------------------------------------------
+
+
+def test_the_uint8_input_feeds_its_cast_alone(tiny_onnx: Path) -> None:
+    """TensorRT takes no other reader of a UINT8 input; the exporter reads the batch size off it, too."""
+    source = graph.load(tiny_onnx)
+    typed, rounded = graph.to_fp16(source)[0], graph.to_rounded(source)[0]
+    for model in (source, typed, rounded, graph.add_nms(typed)):
+        assert [node.op_type for node in model.graph.node if "images" in node.input] == ["Cast"]
+    as_exported = onnx.ModelProto()
+    as_exported.CopyFrom(source)
+    (cast,) = [node for node in as_exported.graph.node if "images" in node.input]
+    (shape,) = [n for n in as_exported.graph.node if n.op_type == "Shape" and cast.output[0] in n.input]
+    shape.input[0] = "images"
+    tiles = sample_tiles(graph.read_spec(source), 2)
+    for one, two in zip(run(source, tiles), run(as_exported, tiles), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
 # --- where FP16 is ---------------------------------------------------------------------------------------
 
 

@@ -65,6 +65,7 @@ def test_every_head_exports(
     else:
         assert tensor.elem_type == onnx.TensorProto.UINT8
         assert sizes == ["batch", 128, 128, 3]
+        assert [node.op_type for node in model.graph.node if "images" in node.input] == ["Cast"]
 
 
 def test_the_border_is_the_contract(tiny_onnx: Path) -> None:

@@ -23,7 +23,7 @@ trt = pytest.importorskip("tensorrt_rtx", reason="needs TensorRT for RTX: pip in
 import rgfl._core  # noqa: E402
 import rgfl.plugins  # noqa: E402
 from rgfl import atomic  # noqa: E402
-from rgfl.export import graph, tensorrt_api, to_trt  # noqa: E402
+from rgfl.export import graph, quantize, tensorrt_api, to_trt  # noqa: E402
 from rgfl.export.tensorrt_api import Api, BuildOptions, Gpu, open_api  # noqa: E402
 from rgfl.trt_runtime import draw  # noqa: E402
 from rgfl.trt_runtime.errors import InputError, ModelError  # noqa: E402
@@ -99,6 +99,12 @@ def test_an_engine_is_built_on_the_cpu(
     assert {path.name for path in model.parent.iterdir()} == {model.name, engine.name, f"{engine.name}.json"}
 
 
+def test_the_uint8_input_of_an_int8_graph_feeds_its_cast_alone(model: Path, calibration: Path) -> None:
+    typed = to_trt.typed_model(model, fp16=True, calibration=calibration)
+    assert graph.precision(typed) == "int8-fp16"
+    assert [node.op_type for node in typed.graph.node if "images" in node.input] == ["Cast"]
+
+
 def test_turing_gets_an_engine_of_its_own(model: Path) -> None:
     """It is not among the GPUs that an engine for RTX is for."""
     log = RTX.new_logger(False)
@@ -128,6 +134,53 @@ def test_a_typed_or_nms_file_builds_too(model: Path, tmp_path: Path) -> None:
     assert graph.main([str(model), "--fp16", "--nms", "--out", str(typed)]) == 0
     assert to_trt.main([str(typed), "--backend", "rtx"]) == 0
     assert tensorrt_api.read_record(tmp_path / "typed.engine")["precision"] == "fp16"
+
+
+WITHOUT = """
+import sys
+for name in sys.argv[1].split(","):
+    sys.modules[name] = None  # as if it were not installed
+from rgfl.export import graph, to_trt
+sys.exit((to_trt if "--backend" in sys.argv else graph).main(sys.argv[2:]))
+"""
+NOT_IN_BUILD = "torch,torchvision,timm,onnxscript,onnxruntime,polygraphy,PIL,matplotlib,tensorboard"
+
+
+def run_without(names: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WITHOUT, names, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_machine_that_only_builds_needs_only_the_extra_for_it(model: Path, calibration: Path) -> None:
+    quantised = model.with_name("quantised.onnx")
+    quantize.quantize(model, quantised, calibration_images=calibration)
+    typed = model.with_name("typed.onnx")
+    for words in (
+        (model, "--fp16", "--backend", "rtx"),
+        (quantised, "--int8", "--backend", "rtx"),
+        (model, "--fp16", "--nms", "--out", typed),
+    ):
+        done = run_without(NOT_IN_BUILD, *words)
+        assert done.returncode == 0, done.stderr
+    assert tensorrt_api.read_record(model.with_name("model.fp16.engine"))["precision"] == "fp16"
+    assert tensorrt_api.read_record(model.with_name("quantised.int8.engine"))["precision"] == "int8-fp16"
+    assert graph.has_nms(graph.load(typed))
+
+
+@pytest.mark.parametrize("name", ["onnx", "onnx_graphsurgeon"])
+def test_a_package_that_is_missing_is_named_with_the_least_extra(
+    name: str, model: Path, calibration: Path
+) -> None:
+    build = [model, "--fp16", "--backend", "rtx"]
+    for words, extra in (
+        (build, "build"),
+        ([model, "--fp16", "--out", model.with_name("typed.onnx")], "build"),
+        ([model, "--int8", "--calib", calibration, "--backend", "rtx"], "export"),
+    ):
+        done = run_without(name, *words)
+        assert done.returncode == 2
+        assert done.stderr.endswith(f": error: {name} is not installed: pip install 'rgfl[{extra}]'\n")
+    assert list(model.parent.iterdir()) == [model]
 
 
 def test_without_a_model_the_newest_export_is_taken_and_named(
@@ -412,6 +465,20 @@ def test_no_tensorrt_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
         open_api("rtx", None)
 
 
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_on_a_jetson_tensorrt_is_jetpacks(machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip's is not built for it, and would hide JetPack's."""
+    monkeypatch.setattr(tensorrt_api, "_installed", lambda backend: False)
+    monkeypatch.setattr(tensorrt_api.platform, "machine", lambda: machine)
+    for backend in ("auto", "tensorrt"):
+        with pytest.raises(InputError) as caught:
+            open_api(backend, H200)
+        message = str(caught.value)
+        for part in ("apt-get install python3-libnvinfer", "python3 -m venv --system-site-packages"):
+            assert (part in message) == (machine == "aarch64")
+        assert "pip install 'rgfl[tensorrt]'" in message
+
+
 # --- an engine of another version or GPU -----------------------------------------------------------------
 
 
@@ -594,15 +661,18 @@ def names_used() -> set[str]:
     return {name for name in used if not name.startswith("_")}
 
 
+# Read of TensorRT for RTX alone, or asked for by hasattr.
+NOT_IN_10_3 = {"REQUIRE_USER_ALLOCATION", "SAME_COMPUTE_CAPABILITY"}
+NOT_IN_10_3 |= {"ComputeCapability", "SM75", "num_compute_capabilities", "set_compute_capability"}
 # Objects of ours whose attributes have names that TensorRT uses too.
 OURS = ("graph", "arguments", "layers", "self", "api", "plan", "options", "gpu", "node", "tensor")
 
 
-@pytest.mark.parametrize("version", ["10", "11"])
+@pytest.mark.parametrize("version", ["10.3", "10", "11"])
 def test_tensorrt_10_and_11_have_every_name_that_is_used(version: str) -> None:
-    """RGFL_TENSORRT_BINDINGS names a folder with `10` and `11`, each from
+    """RGFL_TENSORRT_BINDINGS names a folder with `10.3`, `10` and `11`, each from
 
-        pip install --no-deps --target FOLDER/10 'tensorrt-cu13-bindings==10.*'
+        pip install --no-deps --target FOLDER/10 'tensorrt-cu12-bindings==10.*'
 
     Without TensorRT's libraries it cannot be imported, so its binary is searched.
     """
@@ -615,7 +685,7 @@ def test_tensorrt_10_and_11_have_every_name_that_is_used(version: str) -> None:
     assert {"STRONGLY_TYPED", "plugins_to_serialize", "set_timing_cache", "IProgressMonitor"} <= used
     # The linker keeps a string that ends another one only once, so names are looked for as ends of strings.
     missing = {name for name in used if name.encode() + b"\0" not in binary}
-    assert not missing
+    assert missing <= (NOT_IN_10_3 if version == "10.3" else set())
 
 
 def test_no_precision_flag_and_no_calibrator_is_used() -> None:

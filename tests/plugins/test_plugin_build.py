@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rgfl.plugins import LIBRARY, attributes, build
+from rgfl.plugins import LIBRARY, attributes, build, library
 from rgfl.plugins.build import ARCHITECTURES, BuildError, Toolchain
 from rgfl.spec import DetectorSpec
 
@@ -81,6 +81,32 @@ def test_headers_are_found_in_an_sdk_root(bare: Path, monkeypatch: pytest.Monkey
     include = write_headers(bare / "sdk" / "include", 10)
     monkeypatch.setenv("TENSORRT_ROOT", str(bare / "sdk"))
     assert build.find_tensorrt_include() == include
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_the_systems_own_folder_of_headers_is_not_put_before_those_of_cpp(bare: Path, linked: bool) -> None:
+    """C++'s math.h includes the system's as the next one behind its own: "math.h not found"."""
+    folder = Path("/usr/include")
+    if linked:
+        folder = bare / "include"
+        folder.symlink_to("/usr/include")
+    tools = Toolchain(write_nvcc(bare / "bin", "true"), folder)
+    assert "-isystem" not in build.compile_command(tools, (90,), bare / "x.so", strict=False)
+    other = Toolchain(tools.nvcc, Path("/usr/include/x86_64-linux-gnu"))
+    assert "/usr/include/x86_64-linux-gnu" in build.compile_command(other, (90,), bare / "x.so", strict=False)
+
+
+@pytest.mark.parametrize("flags", [[], ["--fetch"]])
+def test_elsewhere_than_on_linux_one_line_says_so(
+    flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """On Windows nvcc failed at flags of GCC."""
+    monkeypatch.setattr(build, "fetch", lambda *_: pytest.fail("fetched first"))
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert build.main(flags) == 1
+    assert capsys.readouterr().err == "error: the plugin builds on Linux only\n"
+    with pytest.raises(FileNotFoundError, match="the plugin builds on Linux only"):
+        library()
 
 
 def test_fetches_only_what_is_missing(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,31 +250,65 @@ def test_cmake_builds_the_same_architectures_with_the_same_rounding() -> None:
     assert "--fmad=false" in build.FLAGS
 
 
-def test_cmake_leaves_out_what_the_compiler_does_not_know(tmp_path: Path, tensorrt_include: Path) -> None:
-    """CUDA 12 knows no 11.0, and the list as it stands is an error there."""
+def run_cmake(*words: object) -> None:
     cmake = shutil.which("cmake")
     if cmake is None:
         pytest.skip("CMake is not installed")
-    try:
-        nvcc = build.find_nvcc()
-    except BuildError as error:
-        pytest.skip(str(error))
+    done = subprocess.run([cmake, *map(str, words)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def configure(folder: Path, compiler: Path, nvcc: Path, include: Path, *options: str) -> None:
+    """`nvcc` is what `compiler` is or calls: CMake tries it, and PyPI's needs its folder of libraries."""
+    settings: dict[str, object] = {"TENSORRT_INCLUDE_DIR": include, "CMAKE_CUDA_COMPILER": compiler}
+    settings["CMAKE_CUDA_FLAGS"] = " ".join(f"-L{path}" for path in build.library_folders(nvcc))
+    defined = [f"-D{name}={value}" for name, value in settings.items()]
+    run_cmake("-G", "Unix Makefiles", "-S", build.HERE, "-B", folder, *defined, *options)
+
+
+def test_cmake_leaves_out_what_the_compiler_does_not_know(
+    tmp_path: Path, nvcc: Path, tensorrt_include: Path
+) -> None:
+    """CUDA 12 knows no 11.0, and the list as it stands is an error there."""
     older = tmp_path / "nvcc"
     older.write_text(
         "#!/bin/sh\n"
         f'if [ "$1" = --list-gpu-code ]; then echo sm_75; echo sm_90; else exec {nvcc.resolve()} "$@"; fi\n'
     )
     older.chmod(0o755)
-    command = [cmake, "-G", "Unix Makefiles", "-S", str(build.HERE), "-B", str(tmp_path / "build")]
-    command += [f"-DTENSORRT_INCLUDE_DIR={tensorrt_include}", f"-DCMAKE_CUDA_COMPILER={older}"]
-    for folder in build.library_folders(nvcc):  # CMake tries the compiler, where PyPI's needs the folder
-        command.append(f"-DCMAKE_CUDA_FLAGS=-L{folder}")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    configure(tmp_path / "build", older, nvcc, tensorrt_include)
     folder = tmp_path / "build" / "CMakeFiles" / "rgfl_plugins.dir"
     flags = (folder / "flags.make").read_text()
     assert set(re.findall(r"code=\[?(\w+_\d+)", flags)) == {"sm_75", "compute_90", "sm_90"}, flags
     assert "-Wl,-z,nodelete" in (folder / "link.txt").read_text()
+
+
+def test_a_library_that_is_only_opened_registers_itself(
+    tmp_path: Path, nvcc: Path, tensorrt_include: Path
+) -> None:
+    """As Triton and DeepStream open it. TensorRT for RTX stands for the standard one: its registry is that of
+    headers without the functions of TensorRT 8."""
+    trt_libs = pytest.importorskip(
+        "tensorrt_rtx_libs", reason="needs TensorRT for RTX: pip install 'rgfl[rtx]'"
+    )
+    (library,) = Path(next(iter(trt_libs.__path__))).glob("libtensorrt_rtx.so.*")
+    include = shutil.copytree(tensorrt_include, tmp_path / "include")
+    header = include / "NvInferRuntimeCommon.h"
+    header.write_text(re.sub(r"TRT_DEPRECATED virtual [^;]*;", "", header.read_text(encoding="utf-8")))
+    options = ["-DRGFL_REGISTERING=ON", f"-DTENSORRT_LIBRARY={library}", "-DRGFL_ARCHITECTURES=90"]
+    configure(tmp_path / "build", nvcc, nvcc, include, *options)
+    run_cmake("--build", tmp_path / "build", "--parallel", 2)
+    program = (
+        "import ctypes, sys\n"
+        "import tensorrt_rtx as trt\n"
+        "log = trt.Logger()\n"
+        "runtime = trt.Runtime(log)\n"
+        "for name, registers in (('librgfl_plugins.so', False), ('librgfl_plugins_registering.so', True)):\n"
+        "    ctypes.CDLL(f'{sys.argv[1]}/{name}')\n"
+        "    for registry in (trt.get_plugin_registry(), runtime.get_plugin_registry()):\n"
+        "        assert (registry.get_creator('RotatedNMS', '1', '') is not None) == registers, name\n"
+    )
+    subprocess.run([sys.executable, "-c", program, tmp_path / "build"], check=True)
 
 
 def test_attributes_are_fields_of_the_spec() -> None:

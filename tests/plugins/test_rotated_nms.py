@@ -375,6 +375,16 @@ def test_impossible_settings_are_refused(nms: Emulated | OnGpu) -> None:
             nms(boxes, scores, settings)
 
 
+def test_a_library_of_a_newer_cuda_than_the_drivers_says_what_to_do(
+    emulated_kernels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = RotatedNms(emulated_kernels)
+    monkeypatch.setattr(launch, "_run", lambda *_: 35)
+    outputs = Outputs(num_detections=256, boxes=256, scores=256, labels=256)
+    with pytest.raises(LaunchError, match=r"\(CUDA error 35\); build it with .*rgfl\.plugins\.build --nvcc"):
+        launch((1, 4, 1), USUAL, boxes=256, scores=256, outputs=outputs, workspace=256)
+
+
 # ---- what it takes, counted on the emulator --------------------------------------------------------------
 
 

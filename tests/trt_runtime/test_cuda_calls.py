@@ -52,14 +52,22 @@ def test_cuda_takes_the_call_and_refuses_for_want_of_a_driver(name: str) -> None
     assert "--max-batch" not in str(caught.value)
 
 
-def test_out_of_memory_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        ("cudaErrorMemoryAllocation", "build the engine with a smaller --max-batch"),
+        ("cudaErrorInsufficientDriver", "a driver of R580 or newer: .* pip install 'cuda-bindings<13'"),
+    ],
+)
+def test_an_error_that_can_be_put_right_says_how(
+    error: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runtime = pytest.importorskip(
         "cuda.bindings.runtime", reason="needs cuda-bindings: pip install cuda-bindings"
     )
     cuda = Cuda()
-    failed = (runtime.cudaError_t.cudaErrorMemoryAllocation, None)
-    monkeypatch.setattr(runtime, "cudaMalloc", lambda size: failed)
-    with pytest.raises(CudaError, match=r"^cudaMalloc: .*; build the engine with a smaller --max-batch$"):
+    monkeypatch.setattr(runtime, "cudaMalloc", lambda size: (getattr(runtime.cudaError_t, error), None))
+    with pytest.raises(CudaError, match=rf"^cudaMalloc: .* \({error}\); .*{remedy}$"):
         cuda.allocate(1 << 50)
 
 
@@ -152,7 +160,7 @@ def test_the_tables_hold_what_the_runner_uses() -> None:
     assert mentioned & known - listed <= {"engine", "value"}
 
 
-@pytest.mark.parametrize("version", ["10", "11"])
+@pytest.mark.parametrize("version", ["10.3", "10", "11"])
 def test_tensorrt_10_and_11_have_every_name_that_is_used(version: str) -> None:
     """As in tests/export/test_to_trt.py: without TensorRT's libraries its binary is searched."""
     folder = os.environ.get("RGFL_TENSORRT_BINDINGS")

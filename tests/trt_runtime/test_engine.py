@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import shutil
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -20,9 +22,12 @@ pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxr
 
 from stand_ins import ORDERS, Context, HostCuda, Runtime, aligned, write_engine
 
+import rgfl.plugins
 from rgfl.detections import Detections
 from rgfl.export import tensorrt_api
 from rgfl.matching import match_detections
+from rgfl.plugins import launcher
+from rgfl.plugins.launcher import RotatedNms
 from rgfl.trt_runtime.cuda_calls import CudaError, host_view
 from rgfl.trt_runtime.engine import EngineRunner
 from rgfl.trt_runtime.errors import ModelError
@@ -181,6 +186,43 @@ def test_fewer_tiles_than_the_engine_takes(
         assert_equal(runner(TILES[:2]), reference(padded)[:2])
         assert {call[1] for call in used.cuda.calls if call[0] == "execute"} == {3}
         assert_equal(runner(on_device(used.cuda, TILES[:2])), reference(padded)[:2])
+
+
+@pytest.mark.parametrize("where", ["not built", "on Windows"])
+def test_without_the_cuda_nms_the_cpu_finds_the_same(
+    where: str,
+    machine: Callable[..., Any],
+    reference: Runner,
+    tiny_onnx: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An engine for RTX could not be opened there."""
+    used = machine("random")
+    path = write_engine(tmp_path / "m.engine", tiny_onnx, backend="rtx", batch=(2, 2, 4))
+    with open_runner(path) as runner:
+        assert runner.describe()["nms"] == "behind"
+        expected = runner(TILES)
+    monkeypatch.setattr(launcher, "RotatedNms", RotatedNms)
+    monkeypatch.setattr(rgfl.plugins, "LIBRARY", tmp_path / "none.so")
+    with monkeypatch.context() as patch:
+        if where == "on Windows":
+            patch.setattr(sys, "platform", "win32")
+        runner = open_runner(path)
+    why = (
+        "the plugin builds on Linux only" if where == "on Windows" else r"none\.so is not built; run: python"
+    )
+    assert re.search(rf"; NMS behind the engine, on the CPU, as .*{why}", runner.reason)
+    with runner, runner.fork() as other:
+        assert_equal(runner(TILES), expected)
+        assert_equal(other(on_device(used.cuda, TILES[:3])), expected[:3])
+        assert_equal(runner(TILES[:1]), expected[:1])  # fewer than the engine takes
+        assert sum(map(len, expected)) >= 5 * len(TILES)
+        assert runner.describe()["nms"] == "cpu"
+        assert set(runner.device_ms) == {"copy_in", "network", "copy_out"}
+        boxes, scores = runner.raw(TILES[:2])
+        assert_equal(runner.finish((boxes, scores)), expected[:2])
+    assert used.cuda.live == {}
 
 
 def test_a_float_engine_gets_normalised_tiles(
@@ -688,7 +730,7 @@ def test_engines_that_cannot_run_are_refused_with_the_command(
     message = refused(path, r"built with TensorRT 10\.9\.0\.34, and this is TensorRT 10\.16")
     assert message.endswith(again + copied)
     write_engine(path, tiny_onnx, name="Unnamed Network 0")
-    assert refused(path, "no rgfl spec in the engine's name").endswith(again)
+    assert refused(path, "no rgfl spec in the engine's name, as trtexec writes none").endswith(again)
     tensors: dict[str, Any]
     for tensors, reason in (
         ({"images": [[-1, 128, 128, 4], "UINT8"]}, r"images uint8 \(B, 128, 128, 4\), expected uint8"),
@@ -733,6 +775,11 @@ def test_what_is_missing_on_the_machine_is_named(
         patch.setattr("rgfl.plugins.library", no_library)
         message = refused(path, r"run: python -m rgfl\.plugins\.build")
         assert message.endswith("or, if it was built with --version-compatible, copy m.engine.json along")
+    with monkeypatch.context() as patch:
+        (tmp_path / "noise.so").write_bytes(b"no library")
+        patch.setattr(launcher, "RotatedNms", lambda: RotatedNms(tmp_path / "noise.so"))
+        behind = write_engine(tmp_path / "behind.engine", tiny_onnx, backend="rtx")
+        refused(behind, r"NMS runs behind this engine, and .*noise\.so.*; run: python -m .*build --force$")
     with monkeypatch.context() as patch:
         patch.setattr(tensorrt_api, "find_gpu", lambda: None)
         refused(path, r"needs an NVIDIA GPU, and CUDA's driver finds none here; run the \.onnx")
