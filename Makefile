@@ -6,6 +6,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PY     := $(BIN)/python
 EXTRAS := train,export,rtx,test,dev
+# JetPack's TensorRT lies in the system's Python:  make demo VENV_FLAGS=--system-site-packages
+VENV_FLAGS ?=
 DEMO   ?= demo
 
 CORE_SOURCES := $(wildcard plugins/core/*.hpp plugins/cpu/*.hpp plugins/cpu/*.cpp plugins/python/*.cpp)
@@ -32,7 +34,7 @@ $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null \
 	    || { echo "Python's venv module is missing: apt-get install python3-venv"; exit 1; }
 	@command -v c++ >/dev/null || { echo "no C++ compiler: apt-get install g++"; exit 1; }
-	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	test -x $(PY) || $(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip uv "setuptools>=77" "pybind11>=2.12"
 	# uv fetches the wheels side by side, three times as fast; pip where only pip knows the way out.
 	$(BIN)/uv pip install --python $(PY) --no-build-isolation --editable ".[$(EXTRAS)]" \
@@ -79,12 +81,15 @@ $(DEMO)/model-int8.onnx: $(DEMO)/model.onnx
 $(DEMO)/model-int8-cpu.onnx: $(DEMO)/model-int8.onnx ;
 
 # Built by TensorRT where it and a GPU are, with RotatedNMS inside, else by TensorRT for RTX, which needs none.
-ENGINE_PLUGIN := $(if $(wildcard $(VENV)/lib/python*/site-packages/tensorrt/__init__.py),$(PLUGIN))
+# Which it is, the environment's Python knows, and not before there is one.
+.PHONY: engine-plugin
+engine-plugin: $(VENV)/.built
+	@if $(PY) -c 'import tensorrt' 2>/dev/null; then $(MAKE) $(PLUGIN); fi
 
-$(DEMO)/model.engine $(DEMO)/model.fp16.engine: $(DEMO)/model.onnx $(ENGINE_PLUGIN)
+$(DEMO)/model.engine $(DEMO)/model.fp16.engine: $(DEMO)/model.onnx | engine-plugin
 	$(PY) export/to_trt.py $< $(if $(findstring fp16,$@),--fp16) --out $@
 
-$(DEMO)/model-int8.engine: $(DEMO)/model-int8.onnx $(ENGINE_PLUGIN)
+$(DEMO)/model-int8.engine: $(DEMO)/model-int8.onnx | engine-plugin
 	$(PY) export/to_trt.py $< --int8 --out $@
 
 ENGINES := $(addprefix $(DEMO)/,model.engine model.fp16.engine model-int8.engine)

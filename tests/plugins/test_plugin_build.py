@@ -311,6 +311,54 @@ def test_a_library_that_is_only_opened_registers_itself(
     subprocess.run([sys.executable, "-c", program, tmp_path / "build"], check=True)
 
 
+# ---- the Makefile ----------------------------------------------------------------------------------------
+
+
+def run_make(folder: Path, *words: str) -> str:
+    """What `make` prints in a folder that holds the Makefile and what the test put there."""
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("make is not installed")
+    shutil.copy(build.HERE.parent / "Makefile", folder)
+    environment = {name: value for name, value in os.environ.items() if "MAKE" not in name}
+    done = subprocess.run([make, *words], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_make_passes_flags_to_venv(tmp_path: Path) -> None:
+    """So that it sees JetPack's TensorRT."""
+    for name in ("pyproject.toml", "setup.py"):
+        (tmp_path / name).touch()
+    printed = run_make(tmp_path, "-n", "setup", "VENV_FLAGS=--system-site-packages")
+    assert "python3 -m venv --system-site-packages .venv" in printed
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_make_builds_the_plugin_where_tensorrt_can_be_imported(installed: bool, tmp_path: Path) -> None:
+    """It looked for a folder in the environment: JetPack's TensorRT lies elsewhere."""
+    python, called = tmp_path / ".venv" / "bin" / "python", tmp_path / "called"
+    python.parent.mkdir(parents=True)
+    python.write_text(
+        "#!/bin/sh\n"
+        f'if [ "$1" = -c ]; then exit {int(not installed)}; fi\n'
+        f'echo "$@" >> {called}; mkdir -p plugins/lib; touch plugins/lib/librgfl_plugins.so\n'
+    )
+    python.chmod(0o755)
+    inputs = ["pyproject.toml", "setup.py", ".venv/.installed", ".venv/.built", "demo/data/classes.txt"]
+    inputs += ["demo/run/best.pt", "demo/model.onnx", "plugins/build.py"]
+    for second, name in enumerate(inputs):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (1e9 + second, 1e9 + second))
+    run_make(tmp_path, "demo/model.engine", "demo/model.fp16.engine")
+    lines = called.read_text().splitlines()
+    built = "-m rgfl.plugins.build --fetch --strict"
+    assert lines[: len(lines) - 2] == [built] * installed  # once, before the engines
+    assert [line.split()[0] for line in lines[-2:]] == ["export/to_trt.py"] * 2
+
+
 def test_attributes_are_fields_of_the_spec() -> None:
     spec = DetectorSpec(classes=("plane",))
     python_types = {"float32": float, "int32": int}
