@@ -121,7 +121,8 @@ def read_dataset(
     """
     root = Path(root)
     splits = [root / split for split in train_splits]
-    for folder in [*splits, root / "val"] if with_val else splits:
+    folders = dict.fromkeys([*splits, root / "val"] if with_val else splits)  # each once
+    for folder in folders:
         for kind, suffixes in (("images", IMAGE_SUFFIXES), ("labelTxt", [".txt"])):
             if not (folder / kind).is_dir():
                 raise DataError(
@@ -137,7 +138,7 @@ def read_dataset(
     _warn_of_leaks(train, val)
     left_out: Counter[str] = Counter()
     if unknown == "ignore":
-        for folder in [*splits, root / "val"] if with_val else splits:
+        for folder in folders:
             left_out += dota_labels.count_others(folder / "labelTxt", names)
         if left_out and not any(len(picture.objects) for picture in train):
             raise DataError(

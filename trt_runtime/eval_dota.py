@@ -233,11 +233,12 @@ def read_truth(arguments: argparse.Namespace, classes: tuple[str, ...], hint: st
         if left_out:
             counts = ", ".join(f"{count:,} {name}" for name, count in left_out.most_common())
             print(f"eval_dota: note: left out, as their classes are not evaluated: {counts}", file=sys.stderr)
-        if not set(find_classes(labels)) & set(classes):
+        truth = read_label_folder(labels, classes, unknown="ignore")
+        if not any(map(len, truth.values())):
             raise errors.InputError(
                 f"--labels {labels}: no object of any of the classes {', '.join(classes)}; {hint}"
             )
-        return read_label_folder(labels, classes, unknown="ignore")
+        return truth
     try:
         return read_label_folder(labels, classes)
     except LabelError as error:

@@ -74,7 +74,7 @@ def find(path: Path) -> Georeference | None:
     """The georeference of an image, or None. A file that is no image has none here, and fails when read.
 
     Raises:
-        InputError: the world file beside it is broken.
+        InputError: the world file or the .prj beside it is broken.
     """
     try:
         with rasters.opened(path) as dataset:

@@ -62,24 +62,20 @@ def read_image(path: Path | str) -> NDArray[np.uint8]:
     path = Path(path)
     try:
         with path.open("rb") as file:
-            head = file.read(16)
-            if not rasters.is_raster(head):
-                data = bytearray(os.fstat(file.fileno()).st_size)
-                file.seek(0)
-                del data[file.readinto(data) :]
+            if rasters.is_raster(file.read(16)):
+                return _read_raster(path)
+            data = bytearray(os.fstat(file.fileno()).st_size)
+            file.seek(0)
+            del data[file.readinto(data) :]
     except OSError as error:
         raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if rasters.is_raster(head):
-        return _read_raster(path)
     if not data:
         raise ImageError(f"{path}: the file is empty; copy or download it again")
     if _is_cut_off(data):
         raise ImageError(f"{path}: the image is cut off after {len(data):,} bytes; copy or download it again")
     if data.startswith(b"\x89PNG") and data[24:25] == b"\x10":  # bits a sample
         deep = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
-        shown = deep[:: rasters.SAMPLE, :: rasters.SAMPLE].max(axis=2)
-        shown = shown[shown > 0]
-        _warn_if_dark(path, int(np.percentile(shown, 99.5)) if len(shown) else 0, 16)
+        _warn_if_dark(path, rasters.brightness(rasters.sample(deep.transpose(2, 0, 1))), 16)
         return (deep >> 8).astype(np.uint8)
     return _decode(path, data, cv2.IMREAD_COLOR)
 

@@ -132,14 +132,23 @@ def read(path: Path) -> Pixels:
                 strip[:] = palette[values[0]]
                 continue
             if bits > 8:
-                samples.append(values[:, ::SAMPLE, ::SAMPLE].max(axis=0).ravel())
+                samples.append(sample(values))
             strip[:] = _to_8_bit(values, bits).transpose(1, 2, 0)
             if inverted:
                 np.subtract(255, strip, out=strip)
-    shown = np.concatenate(samples)
-    shown = shown[shown > 0]
-    bright = int(np.percentile(shown, 99.5)) if len(shown) and not inverted else 0
+    bright = 0 if inverted else brightness(np.concatenate(samples))
     return Pixels(_turned(image, orientation(path)), bits, bright)
+
+
+def sample(values: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """(N,) Some of the pixels of values (bands, H, W): the highest band of each."""
+    return values[:, ::SAMPLE, ::SAMPLE].max(axis=0).ravel()
+
+
+def brightness(samples: NDArray[np.uint16]) -> int:
+    """What 99.5% of them, those of 0 left aside, do not exceed; 0 if there are no others."""
+    shown = samples[samples > 0]
+    return int(np.percentile(shown, 99.5)) if len(shown) else 0
 
 
 def _strips(dataset: DatasetReader, bands: Sequence[int]) -> Iterator[tuple[int, NDArray[np.uint16]]]:

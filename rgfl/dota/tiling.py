@@ -57,7 +57,7 @@ LARGEST_TILE = 16384  # pixels a side; more is a slip of the hand, and would not
 # The journal of a tiled folder: its first line the settings, then one line a finished image.
 JOURNAL = "tiles.jsonl"
 LEAST_SIDE = 32  # pixels of a window, and more than any scale
-_TILE_NAME = re.compile(r"(?P<image>.+)__(?P<scale>\d[0-9.e+-]*)__(?P<x>\d+)___(?P<y>\d+)")
+_TILE_NAME = re.compile(r"(?P<image>.+)__(?P<scale>\d+(\.\d+)?(e[+-]?\d+)?)__(?P<x>\d+)___(?P<y>\d+)")
 
 
 class TilingError(ValueError):
@@ -502,8 +502,8 @@ def _remove_others(out: Path, done: Mapping[str, Any]) -> None:
 
 def _image_of(path: Path) -> str:
     """Name of the image whose tile, or tile's labels, the file is; "" if it is none."""
-    tile = _TILE_NAME.fullmatch(path.stem) if path.suffix in (".png", ".txt") else None
-    return tile["image"] if tile else ""
+    place = place_of(path.stem) if path.suffix in (".png", ".txt") else None
+    return place[0] if place else ""
 
 
 def _files(out: Path) -> list[Path]:
