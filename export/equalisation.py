@@ -3,7 +3,7 @@
 A tensor has one scale, so a channel of small values gets few of the 127 steps. Between two convolutions each
 channel may be multiplied by a factor and the next weights divided by it: the network computes what it did,
 and the channel uses more steps (Nagel et al., arXiv 1906.04721, §4.1). There the ranges of weights are
-balanced; here activations get all there is to get, since rounding.py leaves hardly any error in the weights.
+balanced; here activations get all there is to get, since gptq.py leaves hardly any error in the weights.
 ReLU, pooling and resizing may lie between, and additions whose terms get the same factors. ReLU6 keeps its
 bound: a channel's own becomes lower, never below what it was seen to reach.
 """

@@ -23,32 +23,32 @@ def weight_scale(weight: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
     return (np.where(greatest > 0, greatest, 1.0) / LEVELS).astype(np.float32)
 
 
-class Rounded(NamedTuple):
+class WeightSteps(NamedTuple):
     """A weight on its grid."""
 
     steps: NDArray[np.int8]  # -127…127, in the weight's shape
     shift: NDArray[np.float32] | None = None  # (O,) to be added to the bias; None: nothing
 
 
-def nearest(weight: NDArray[np.float32], axis: int) -> Rounded:
+def nearest(weight: NDArray[np.float32], axis: int) -> WeightSteps:
     """Each weight at the nearest step of the grid of `weight_scale`."""
     scale = weight_scale(weight, axis).astype(np.float64)
     steps = np.rint(weight / scale.reshape([-1 if index == axis else 1 for index in range(weight.ndim)]))
-    return Rounded(np.clip(steps, -LEVELS, LEVELS).astype(np.int8))
+    return WeightSteps(np.clip(steps, -LEVELS, LEVELS).astype(np.int8))
 
 
 def insert(
     model: onnx.ModelProto,
     placement: Placement,
     thresholds: Mapping[str, float],
-    rounded: Mapping[str, Rounded] | None = None,
+    weights: Mapping[str, WeightSteps] | None = None,
 ) -> onnx.ModelProto:
     """A copy of `model` with Q/DQ at `placement`; a tensor has one Q, each of its readers its own DQ.
 
     Args:
         model: in float.
         thresholds: magnitude of each activation that becomes 127.
-        rounded: weights by name; None: each at its nearest step.
+        weights: of layers, by name; None: each weight at its nearest step.
     """
     import onnx
     from onnx import helper, numpy_helper
@@ -98,7 +98,7 @@ def insert(
             elif index == 1 and node.name in placement.weights:
                 axis, name = placement.weights[node.name], node.input[1]
                 weight = numpy_helper.to_array(constants[name])
-                steps, shift = nearest(weight, axis) if rounded is None else rounded[name]
+                steps, shift = nearest(weight, axis) if weights is None else weights[name]
                 constant(f"{name}.int8", steps)
                 constant(f"{name}.scale", weight_scale(weight, axis))
                 constant(f"{name}.zero", np.zeros(weight.shape[axis], np.int8))

@@ -3,7 +3,7 @@
     python export/quantize.py model.onnx --calib train/images --out model-int8.onnx
 
 In the order of the work: placement.py chooses what is quantised, equalisation.py lets channels fill their
-grids, calibration.py says how far those reach, rounding.py to which steps the weights go, qdq.py writes it
+grids, calibration.py says how far those reach, gptq.py to which steps the weights go, qdq.py writes it
 into the graph, and cpu_int8.py rewrites that for ONNX Runtime's integer kernels (--cpu-variant). Symmetric
 int8: one scale a tensor, one an output channel for weights, zero points 0. Weights are stored as int8, a
 fourth of the file. A block that alone causes much of the error stays in float (--float-above).
@@ -44,9 +44,9 @@ from rgfl.export.calibration import (
 )
 from rgfl.export.cpu_int8 import cpu_variant
 from rgfl.export.equalisation import equalise
+from rgfl.export.gptq import TILES, round_weights
 from rgfl.export.placement import OUTPUT_MODULES, QUANTISED_MODULES, float_outputs, module_of, place
-from rgfl.export.qdq import checked, insert
-from rgfl.export.rounding import TILES, round_weights
+from rgfl.export.qdq import WeightSteps, checked, insert
 from rgfl.spec import DetectorSpec
 from rgfl.trt_runtime import errors
 
@@ -268,6 +268,57 @@ def read_float_model(path: Path) -> tuple[onnx.ModelProto, DetectorSpec]:
     return model, spec
 
 
+@dataclass(frozen=True)
+class _Calibrated:
+    """A float model and all that makes it INT8, whichever blocks are left out.
+
+    Attributes:
+        model: in float, equalised.
+        thresholds: magnitude of each activation that becomes 127.
+        weights: their steps, by name.
+        tiles: number of them that the thresholds come from.
+        cached: whether those were histograms of the cache.
+        note: how it was calibrated, for the file.
+    """
+
+    model: onnx.ModelProto
+    spec: DetectorSpec
+    thresholds: Mapping[str, float]
+    weights: Mapping[str, WeightSteps]
+    tiles: int
+    cached: bool
+    note: str
+
+    def insert(self, left_out: Collection[str]) -> onnx.ModelProto:
+        """The graph with Q/DQ in all blocks but these."""
+        return insert(self.model, place(self.model, left_out), self.thresholds, self.weights)
+
+    def file(self, left_out: Sequence[str]) -> onnx.ModelProto:
+        """What is written: the same, checked, with the spec and how it was made."""
+        from rgfl import __version__
+        from rgfl.export import graph
+
+        result = checked(self.insert(left_out))
+        graph.write_spec(
+            result,
+            self.spec,
+            precision="int8",
+            version=__version__,
+            calibration=self.note,
+            float_blocks=",".join(left_out),
+        )
+        return result
+
+    def for_cpu(self, left_out: Sequence[str]) -> onnx.ModelProto:
+        """The same for ONNX Runtime's integer kernels."""
+        from rgfl.export import graph
+
+        open_ends = float_outputs(self.model, place(self.model, left_out))
+        result = cpu_variant(self.file(left_out), {name: self.thresholds[name] for name in open_ends})
+        graph.write_spec(result, self.spec, variant="cpu")
+        return result
+
+
 def quantize(
     model_path: Path | str,
     out_path: Path | str,
@@ -283,7 +334,6 @@ def quantize(
     labels: Path | str | None = None,
     cache: Path | str | None = None,
     cpu_variant_path: Path | str | None = None,
-    cpu_exact: bool = False,
     progress: bool = True,
 ) -> Report:
     """Write the INT8 form of `model_path` to `out_path`; the same inputs give the same bytes.
@@ -295,21 +345,19 @@ def quantize(
         percentile: of the method of that name.
         keep_float: blocks that stay in float.
         float_above: blocks that cause more than this share of the error of the head's outputs stay in float
-            too; 1 for none. Those of `cpu_variant` are found by its own error, which grids behind a ReLU make
-            smaller, unless it is to be exact or `max_ap_drop` is given.
+            too; 1 for none.
         scan_blocks: report what each block costs, even if nothing else asks for it.
         max_ap_drop: put the most sensitive blocks into float until mAP on the calibration images is within
             this of FP32's. Needs `labels`.
         labels: DOTA label files of the calibration images.
         cache: file of histograms; used only if it belongs to this very model and these images.
-        cpu_variant_path: write `cpu_variant` of the result there.
-        cpu_exact: of its rewritings only those that change no bit.
+        cpu_variant_path: write `cpu_variant` of the result there. It has fewer blocks in float where its own
+            error allows it, unless `max_ap_drop` has chosen them.
 
     Raises:
         QuantizationFailed: `max_ap_drop` cannot be held.
         ModelError, InputError, SpecError, ImageError, LabelError: what the user can put right.
     """
-    from rgfl import __version__
     from rgfl.export import graph
 
     model_path, out_path = Path(model_path), Path(out_path)
@@ -317,97 +365,121 @@ def quantize(
     model, spec = read_float_model(model_path)
     chosen = find_calibration_images(Path(calibration_images), images)
     truth = _truth(Path(labels), chosen, spec) if labels is not None else None
-    everything = place(model)
-    if unknown := sorted(set(keep_float) - set(everything.blocks)):
-        raise errors.InputError(
-            f"--float {unknown[0]}: no such block; there are {', '.join(everything.blocks)}"
-        )
-
-    # Those of the CPU's variant always: reading more tensors turns off fusions, and a last digit with them.
-    tensors = [*everything.tensors, *float_outputs(model, everything)]
-    # Not of the file's bytes: weights may lie in another.
-    key = calibration_key(model.SerializeToString(deterministic=True), chosen, tensors)
-    stored = load_cache(Path(cache), key) if cache is not None else None
-    sample = sample_of_tiles(chosen, spec, TILES)
-    original, model = model, equalise(model, sample, spec, progress)
-    report = Report(out_path, spec, method, cached=stored is not None)
-    if stored is None:
-        stored = collect(model, tensors, tiles_of(chosen, spec), spec, progress=progress)
-        if cache is not None:
-            save_cache(Path(cache), key, *stored)
-    histograms, report.tiles = stored
-    thresholds = {name: one.threshold(method, percentile) for name, one in histograms.items()}
-
+    blocks = place(model).blocks
+    if unknown := sorted(set(keep_float) - set(blocks)):
+        raise errors.InputError(f"--float {unknown[0]}: no such block; there are {', '.join(blocks)}")
     asked_for = list(dict.fromkeys(keep_float))
-    # A layer's steps depend on no other layer's, so they hold whatever is left in float further on.
-    rounded = round_weights(model, place(model, asked_for), thresholds, sample, spec, progress)
+    calibrated = _calibrate(
+        model,
+        spec,
+        chosen,
+        method,
+        percentile,
+        asked_for,
+        Path(cache) if cache is not None else None,
+        progress,
+    )
+    report = Report(out_path, spec, method, calibrated.tiles, calibrated.cached, blocks=tuple(blocks))
 
-    def build(left_out: Sequence[str]) -> onnx.ModelProto:
-        result = checked(insert(model, place(model, left_out), thresholds, rounded))
-        graph.write_spec(
-            result,
-            spec,
-            precision="int8",
-            version=__version__,
-            calibration=f"{method}, {report.tiles} tiles, {key[:12]}",
-            float_blocks=",".join(left_out),
-        )
-        return result
-
+    # Which blocks stay in float.
     worst: list[str] = []
     if scan_blocks or max_ap_drop is not None or (float_above < 1 and head_outputs(model)):
-        logits = Logits(original, sample_of_tiles(chosen, spec, SCAN_TILES), spec)
+        logits = Logits(model, sample_of_tiles(chosen, spec, SCAN_TILES), spec)
         report.error, report.scan = scan(
             place(model, asked_for).blocks,
-            lambda blocks: logits.error(
-                insert(model, place(model, [*asked_for, *blocks]), thresholds, rounded)
-            ),
+            lambda more: logits.error(calibrated.insert([*asked_for, *more])),
             progress,
         )
         worst = cause_most(report.error, report.scan, float_above)
-    left_out = asked_for + worst
+    in_float = asked_for + worst
     if max_ap_drop is not None and truth is not None:
-        reference = report.ap_float = mean_ap(model_path, chosen, truth, progress)
-        measured: dict[int, float] = {}
-
-        def drop(blocks: Sequence[str]) -> float:
-            with tempfile.TemporaryDirectory() as folder:
-                trial = Path(folder) / "trial.onnx"
-                graph.save(build([*left_out, *blocks]), trial)
-                measured[len(blocks)] = mean_ap(trial, chosen, truth, progress)
-            return reference - measured[len(blocks)]
-
+        report.ap_float = mean_ap(model_path, chosen, truth, progress)
         ranking = [block.name for block in report.scan if block.name not in worst]
-        count = fewest_in_float(ranking, drop, max_ap_drop)
-        report.ap_int8 = measured[count]
-        left_out += ranking[:count]
-
-    result = build(left_out)
-    graph.save(result, out_path)
-    report.quantised = tuple(place(model, left_out).weights)
-    report.blocks = tuple(everything.blocks)
-    report.float_blocks = tuple(left_out)
-    report.bytes_before, report.bytes_after = model_path.stat().st_size, out_path.stat().st_size
-    if cpu_variant_path is None:
-        return report
-
-    def for_cpu(left_out: Sequence[str]) -> onnx.ModelProto:
-        open_ends = {name: thresholds[name] for name in float_outputs(model, place(model, left_out))}
-        return cpu_variant(build(left_out), open_ends)
-
-    if worst and not cpu_exact and max_ap_drop is None:
-        # Its grids behind a ReLU are twice as fine, so what is worst with 127 steps need not be here.
-        found = scan(
-            {name: everything.blocks[name] for name in worst},
-            lambda blocks: logits.error(for_cpu([*asked_for, *blocks])),
-            progress=False,
+        more, report.ap_int8 = _hold_ap(
+            calibrated, in_float, ranking, report.ap_float, max_ap_drop, chosen, truth, progress
         )
-        left_out = asked_for + cause_most(*found, float_above)
-    other = cpu_variant(result) if cpu_exact else for_cpu(left_out)
-    graph.write_spec(other, spec, variant="cpu")
-    graph.save(other, Path(cpu_variant_path))
-    report.cpu_float_blocks = tuple(left_out)
+        in_float += more
+
+    graph.save(calibrated.file(in_float), out_path)
+    report.quantised = tuple(place(model, in_float).weights)
+    report.float_blocks = tuple(in_float)
+    report.bytes_before, report.bytes_after = model_path.stat().st_size, out_path.stat().st_size
+
+    if cpu_variant_path is not None:
+        if worst and max_ap_drop is None:
+            # Behind a ReLU its grids are twice as fine, so what is worst with 127 steps need not be here.
+            found = scan(
+                {name: blocks[name] for name in worst},
+                lambda more: logits.error(calibrated.for_cpu([*asked_for, *more])),
+                progress=False,
+            )
+            in_float = asked_for + cause_most(*found, float_above)
+        graph.save(calibrated.for_cpu(in_float), Path(cpu_variant_path))
+        report.cpu_float_blocks = tuple(in_float)
     return report
+
+
+def _calibrate(
+    model: onnx.ModelProto,
+    spec: DetectorSpec,
+    images: Mapping[str, Path],
+    method: Method,
+    percentile: float,
+    keep_float: Sequence[str],
+    cache: Path | None,
+    progress: bool,
+) -> _Calibrated:
+    """All that is looked at in the float network: peaks, histograms (or those of the cache), moments."""
+    placement = place(model)
+    # The CPU variant's tensors are read even if it is not asked for: each tensor that is read keeps ONNX
+    # Runtime from fusing operators, which changes last digits, and --out must not depend on --cpu-variant.
+    tensors = [*placement.tensors, *float_outputs(model, placement)]
+    # Not of the file's bytes: weights may lie in another.
+    key = calibration_key(model.SerializeToString(deterministic=True), images, tensors)
+    stored = load_cache(cache, key) if cache is not None else None
+    cached = stored is not None
+    sample = sample_of_tiles(images, spec, TILES)
+    model = equalise(model, sample, spec, progress)
+    if stored is None:
+        stored = collect(model, tensors, tiles_of(images, spec), spec, progress=progress)
+        if cache is not None:
+            save_cache(cache, key, *stored)
+    histograms, tiles = stored
+    thresholds = {name: one.threshold(method, percentile) for name, one in histograms.items()}
+    # A layer's steps depend on no other layer's, so they hold whatever is left in float further on.
+    weights = round_weights(model, place(model, keep_float), thresholds, sample, spec, progress)
+    note = f"{method}, {tiles} tiles, {key[:12]}"
+    return _Calibrated(model, spec, thresholds, weights, tiles, cached, note)
+
+
+def _hold_ap(
+    calibrated: _Calibrated,
+    in_float: Sequence[str],
+    ranking: Sequence[str],
+    ap_float: float,
+    max_ap_drop: float,
+    images: Mapping[str, Path],
+    truth: Mapping[str, Any],
+    progress: bool,
+) -> tuple[list[str], float]:
+    """The fewest blocks of `ranking` that, in float besides `in_float`, hold mAP; and mAP with them.
+
+    Raises:
+        QuantizationFailed: even with all but one it is not held.
+    """
+    from rgfl.export import graph
+
+    measured: dict[int, float] = {}
+
+    def drop(more: Sequence[str]) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            trial = Path(folder) / "trial.onnx"
+            graph.save(calibrated.file([*in_float, *more]), trial)
+            measured[len(more)] = mean_ap(trial, images, truth, progress)
+        return ap_float - measured[len(more)]
+
+    count = fewest_in_float(ranking, drop, max_ap_drop)
+    return list(ranking[:count]), measured[count]
 
 
 def _check(
@@ -493,9 +565,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--cpu-variant", type=Path, metavar="FILE", help="also write it for ONNX Runtime's integer kernels"
     )
-    parser.add_argument(
-        "--cpu-exact", action="store_true", help="of its rewritings only those that change no bit (slower)"
-    )
     parser.add_argument("--cache", type=Path, metavar="FILE", help="histograms (default: beside --out)")
     arguments = parser.parse_args(argv)
     return errors.run("quantize", lambda: command(arguments))
@@ -515,8 +584,6 @@ def command(arguments: argparse.Namespace) -> int:
             raise errors.InputError(f"{flag} {path}: this is the FP32 model; choose another name")
         check = errors.cache_file if flag == "--cache" else errors.new_file
         keep.append(check(path, flag, keep))
-    if arguments.cpu_exact and arguments.cpu_variant is None:
-        raise errors.InputError("--cpu-exact goes with --cpu-variant FILE")
     try:
         report = quantize(
             arguments.model,
@@ -532,7 +599,6 @@ def command(arguments: argparse.Namespace) -> int:
             labels=arguments.labels,
             cache=cache,
             cpu_variant_path=arguments.cpu_variant,
-            cpu_exact=arguments.cpu_exact,
         )
     except QuantizationFailed:
         print(

@@ -39,7 +39,6 @@ from rgfl.nn.batchnorm import statistics_kept, synchronise, training_batchnorms
 from rgfl.nn.decode import Raw
 from rgfl.nn.detector import Detector, build_detector
 from rgfl.nn.fake_int8 import fake_int8
-from rgfl.nn.loss import summed_over_replicas
 from rgfl.processes import usable_cores
 from rgfl.ranks import Ranks, SharedError
 from rgfl.recipes import Recipe, ScheduleConfig, learning_rate, schedule_warnings
@@ -452,7 +451,12 @@ class Training:
             # Gradients add up here and meet those of the other processes with the last part.
             with self.unsynchronised() if number < len(parts) else contextlib.nullcontext():
                 raw = self._forward(part)
+                if normalisers is None and not ranks.alone:  # the other images are on other processes
+                    normalisers = ranks.total(self.model.normalisers(raw, part.targets))
                 losses = self.model.losses(raw, part.targets, normalisers)  # float32
+                # Over the processes these add up to the losses of the batch, but of gradients
+                # DistributedDataParallel takes the mean.
+                losses = {name: value * ranks.size for name, value in losses.items()}
                 loss = torch.stack(list(losses.values())).sum()
                 with statistics_kept(self.model):  # checkpointed activations pass BatchNorm again
                     self.scaler.scale(loss).backward()
@@ -472,7 +476,7 @@ class Training:
         # One transfer from the device for everything that is looked at, after all of the step is launched.
         # What is not finite has then spoilt the weights, and the run ends here: these are never saved.
         # Gradients, and so their norm, are those of the whole batch already; of the losses each process has
-        # its share.
+        # its share, times their number.
         values = ranks.mean(torch.stack([*totals.values(), norm])).tolist()
         shown = dict(zip([*totals, "grad_norm"], values, strict=True))
         _check_finite(self.step, shown, rate, batch.names, mending, self.amp == torch.float16, ranks)
@@ -496,7 +500,7 @@ class Training:
                 )
                 for part in parts
             ]
-        return summed_over_replicas(torch.stack(sums).sum(0))
+        return self.ranks.total(torch.stack(sums).sum(0))
 
     def _log_steps(self, interval: _Interval) -> None:
         """The means since the last line of the log."""

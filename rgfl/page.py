@@ -21,18 +21,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from rgfl import atomic
 from rgfl.chart import Line, chart
+from rgfl.dota.average_precision import Result
 from rgfl.page_style import STYLE
 from rgfl.recipes import RECIPES, EvaluationConfig
 from rgfl.seen import Evaluation, pictures_and_mistakes
-
-if TYPE_CHECKING:
-    from rgfl.dota.average_precision import Result
 
 PAGE = "page.html"
 

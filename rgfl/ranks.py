@@ -117,12 +117,15 @@ class Ranks:
         dist.gather_object(values, parts, group=self._control)
         return values if parts is None else {name: value for part in parts for name, value in part.items()}
 
-    def mean(self, values: torch.Tensor) -> torch.Tensor:
-        """The mean over the ranks, on the device of the values."""
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over the ranks, in the place of the values and on their device."""
         if not self.alone:
             dist.all_reduce(values)
-            values /= self.size
         return values
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """The mean over the ranks, on the device of the values."""
+        return self.total(values) / self.size
 
     def copy_buffers(self, model: nn.Module) -> None:
         """The first rank's buffers to all: BatchNorm's statistics differ where nothing joins them."""

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from rgfl import boxes, geometry
 from rgfl.detections import Detections
 from rgfl.dota import mistakes
+from rgfl.dota.average_precision import Result
 from rgfl.dota.mistakes import Verdicts
 
-if TYPE_CHECKING:  # both import torch
+if TYPE_CHECKING:  # it imports torch
     from rgfl.data import Picture
-    from rgfl.dota.average_precision import Result
 
 PICTURES = 6  # samples, spread evenly over the validation images, the same at every evaluation
 WHOLE = 1280  # pixels a side up to which an image is shown whole

@@ -287,6 +287,18 @@ def run_ranks(data, out, *flags, **more):
         return both.end()
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["--mode", "integral", "--anchor-scale", "4", "--iou-loss-weight", "1"]],
+    ids=["gfl", "integral"],
+)
+def test_processes_that_share_a_step_have_the_losses_of_one(data, tmp_path, flags):
+    assert run(data, tmp_path / "one", *SAME, *flags) == 0
+    for code, out, err in run_ranks(data, tmp_path / "two", *SAME, *flags):
+        assert code == 0, out + err
+    assert_same_losses(tmp_path / "two", tmp_path / "one")
+
+
 def test_torchrun_gives_the_losses_of_one_process(data, whole, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "rgfl.train", *TINY, "--data", str(data), "--out", str(tmp_path), *SAME]

@@ -76,7 +76,7 @@ class Detector(nn.Module):
         Args:
             raw: from `forward`.
             targets: of the same images, from `assigner`, on the device of `raw`.
-            normalisers: of the batch of which these images are a part; None: they are all of it.
+            normalisers: of the whole batch, if these images are a part of it; None: they are all of it.
         """
         return detection_losses(raw, targets, self.config, self.decoder.box, normalisers)
 

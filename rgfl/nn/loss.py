@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -18,24 +17,6 @@ from rgfl.nn.config import ModelConfig
 from rgfl.nn.decode import BoxDecoder, Raw
 from rgfl.nn.iou import rotated_iou_pairwise
 from rgfl.nn.precision import full_precision
-
-
-def summed_over_replicas(normalisers: Tensor) -> Tensor:
-    """Sum of the normalisers over the processes of a distributed run; here and nowhere else."""
-    if not _distributed():
-        return normalisers
-    normalisers = normalisers.detach().clone()
-    dist.all_reduce(normalisers)
-    return normalisers
-
-
-def replicas() -> int:
-    """Processes over which gradients are averaged: a sum divided by a global count must be times this."""
-    return dist.get_world_size() if _distributed() else 1
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
 
 
 def log_scores(cls: Tensor, quality: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -138,8 +119,8 @@ def detection_losses(
     Args:
         raw: of the B images.
         targets: of the same images, on the device of `raw`.
-        normalisers: what the sums are divided by, of the whole batch of which these images are a part: the
-            sum over parts and processes of `loss_normalisers`. None: these images are all of this process.
+        normalisers: what the sums are divided by, if these images are a part of a batch: `loss_normalisers`
+            added up over all its parts, on whichever process. None: these images are the whole batch.
     """
     if len(targets.counts) != len(raw.cls[0]):
         raise ValueError(f"expected targets of {len(raw.cls[0])} images, got {len(targets.counts)}")
@@ -152,11 +133,11 @@ def detection_losses(
         iou = rotated_iou_pairwise(predicted, targets.box)
         if config.mode == "integral":
             if normalisers is None:
-                normalisers = summed_over_replicas(_count_positives(targets))
+                normalisers = _count_positives(targets)
             return _integral_losses(cls, iou, targets, normalisers, config)
         weight = _weights(cls, quality, targets)
         if normalisers is None:
-            normalisers = summed_over_replicas(_count_weights(weight))
+            normalisers = _count_weights(weight)
         sides = distances(points, targets.box) / strides
         angles = predicted[:, 4].detach()
         return _gfl_losses(cls, quality, reg, angles, sides, iou, weight, targets, normalisers, config)
@@ -208,7 +189,7 @@ def _integral_losses(
     cls: Tensor, iou: Tensor, targets: Targets, normalisers: Tensor, config: ModelConfig
 ) -> dict[str, Tensor]:
     """Focal loss over all points and −log IoU over the positives, as the published row."""
-    count = normalisers[0] / replicas()
+    count = normalisers[0]
     # All points as if negative, then the positives put right: no dense tensor of labels.
     focal = focal_loss(cls, torch.zeros((), device=cls.device)).sum()
     chosen = cls[targets.image, targets.label, targets.point]
@@ -237,8 +218,8 @@ def _gfl_losses(
     chosen = cls[targets.image, targets.label, targets.point]
     chosen_quality = None if quality is None else quality[targets.image, 0, targets.point]
     soft_label = iou.detach().clamp(0, 1)
-    positives = normalisers[0].clamp(min=1) / replicas()
-    total_weight = normalisers[1].clamp(min=1e-6) / replicas()
+    positives = normalisers[0].clamp(min=1)
+    total_weight = normalisers[1].clamp(min=1e-6)
 
     focal = quality_focal_loss(cls, torch.zeros((), device=cls.device), quality=quality).sum()
     positive = quality_focal_loss(chosen, soft_label, quality=chosen_quality)

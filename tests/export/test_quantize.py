@@ -22,11 +22,11 @@ from rgfl.export import (  # noqa: E402
     calibration,
     cpu_int8,
     equalisation,
+    gptq,
     graph,
     placement,
     qdq,
     quantize,
-    rounding,
     verify,
 )
 from rgfl.spec import DetectorSpec  # noqa: E402
@@ -338,7 +338,7 @@ def test_weights_are_int8_by_channel_and_everything_is_symmetric(
 ) -> None:
     model, _, report = written
     sample = calibration.sample_of_tiles(
-        calibration.find_calibration_images(images, quantize.IMAGES), SPEC, rounding.TILES
+        calibration.find_calibration_images(images, quantize.IMAGES), SPEC, gptq.TILES
     )
     equal = equalisation.equalise(graph.load(detector), sample, SPEC, progress=False)
     values, original = constants_of(model), constants_of(equal)
@@ -357,7 +357,7 @@ def test_weights_are_int8_by_channel_and_everything_is_symmetric(
         assert scale.shape == steps.shape[:1]
         weight = original[made[node.input[1]].input[0].removesuffix(".int8")]
         assert np.allclose(scale, np.abs(weight).max(axis=(1, 2, 3)) / 127)
-        # Not the nearest step of each weight (rounding.py), and never far from it.
+        # Not the nearest step of each weight (gptq.py), and never far from it.
         away = np.abs(steps - weight / scale[:, None, None, None])
         assert steps.min() >= -127
         assert away.max() < 8
@@ -586,17 +586,6 @@ def test_the_cpu_variant_computes_the_same_bits(written: tuple) -> None:
         np.testing.assert_array_equal(one, two)
 
 
-def test_the_exact_cpu_variant_can_be_asked_for(
-    written: tuple, detector: Path, images: Path, tmp_path: Path
-) -> None:
-    command = [str(detector), "--calib", str(images), "--out", str(tmp_path / "int8.onnx")]
-    command += ["--cpu-variant", str(tmp_path / "cpu.onnx"), "--cpu-exact"]
-    assert quantize.main(command) == 0
-    found, expected = graph.load(tmp_path / "cpu.onnx").graph, written[1].graph
-    assert list(found.node) == list(expected.node)
-    assert list(found.initializer) == list(expected.initializer)
-
-
 def test_the_cpu_variant_has_the_same_grids(written: tuple) -> None:
     model, variant, _ = written
     values = constants_of(variant)
@@ -817,7 +806,6 @@ def test_blocks_that_cause_most_of_the_error_stay_in_float(
         assert convolutions
         for node in convolutions:
             assert not any(source.startswith("q ") for source in sources_of(written, node.name))
-    assert run(cpu_exact=True)[2] == [first, second]
     assert run(float_above=1)[1:] == ([], [])
     assert run(float_above=0.32, keep_float=[third])[1] == [third, first, second]
 

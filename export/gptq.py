@@ -13,7 +13,7 @@ float network, so no layer makes up for what those in front of it do: correction
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from rgfl.export.calibration import Network
 from rgfl.export.placement import attribute
-from rgfl.export.qdq import LEVELS, Rounded, weight_scale
+from rgfl.export.qdq import LEVELS, WeightSteps, weight_scale
 
 if TYPE_CHECKING:
     import onnx
@@ -30,13 +30,14 @@ if TYPE_CHECKING:
     from rgfl.spec import DetectorSpec
 
 TILES = 64  # looked at
-# Positions of a layer's output that are looked at, over all tiles: so many at least, and a weight of a row.
-POSITIONS, PER_WEIGHT = 4096, 4
-EXACT = 1024  # so many products of two int8 add up in float32 without rounding
-MEMORY = 2**30  # bytes of covariances at once; a network that needs more looks at the tiles several times
-DAMPING = 0.01  # of the mean variance, added to each: what hardly occurs decides nothing
-LEAST = 1e-9  # of the mean square, that a variance must reach to be one
-BLOCK = 128  # weights of a row that are rounded between two updates of all others
+# Positions of a layer's output that are looked at, over all tiles: at least POSITIONS, and PER_WEIGHT for
+# each weight of a row; of one node on one tile at most PER_TILE.
+POSITIONS, PER_WEIGHT, PER_TILE = 4096, 4, 1024
+EXACT = 1024  # products of two int8 that float32 adds up without rounding: 1024 · 2¹⁴ = 2²⁴
+MEMORY = 2**30  # bytes of inputs kept at once; a network that needs more is run over the tiles several times
+DAMPING = 0.01  # share of the mean variance added to each: inputs that hardly ever vary decide nothing
+LEAST = 1e-9  # a variance below this share of the mean square counts as zero
+BLOCK = 128  # weights of a row that are rounded between two products of matrices
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,15 @@ class _Layer:
         return groups, self.weight.shape[0] // groups, int(np.prod(self.weight.shape[1:]))
 
     @property
+    def positions(self) -> int:
+        """To be looked at, over all tiles."""
+        return max(POSITIONS, PER_WEIGHT * self.shape[2])
+
+    @property
     def bytes(self) -> int:
-        """Of the covariances."""
+        """Of the inputs at these positions, in int8."""
         groups, _, length = self.shape
-        return 8 * groups * length * length
+        return groups * self.positions * length
 
     def matrix(self) -> NDArray[np.float64]:
         """(G, R, D)"""
@@ -83,7 +89,7 @@ def round_weights(
     tiles: Sequence[NDArray[np.uint8]],
     spec: DetectorSpec,
     progress: bool = True,
-) -> dict[str, Rounded]:
+) -> dict[str, WeightSteps]:
     """Every weight of `placement` by its name; the scales are those of `qdq.weight_scale`.
 
     Args:
@@ -97,9 +103,9 @@ def round_weights(
     result = {}
     with tqdm(total=len(layers), unit="layer", desc="round", disable=None if progress else True) as bar:
         for group in _in_memory(layers):
-            sums = _look_at(model, group, placement, thresholds, tiles, spec)
+            inputs = _look_at(model, group, placement, thresholds, tiles, spec)
             for name, layer in group.items():
-                result[name] = _round_layer(layer, *sums.pop(name))
+                result[name] = _round_layer(layer, *_moments(inputs.pop(name)))
                 bar.update()
     return result
 
@@ -121,7 +127,7 @@ def _layers(model: onnx.ModelProto, placement: Placement) -> dict[str, _Layer]:
 
 
 def _in_memory(layers: Mapping[str, _Layer]) -> Iterator[dict[str, _Layer]]:
-    """Layers in runs whose covariances fit into MEMORY; a run has one at least."""
+    """Layers in runs whose inputs fit into MEMORY; a run has at least one."""
     run: dict[str, _Layer] = {}
     used = 0
     for name, layer in layers.items():
@@ -134,7 +140,15 @@ def _in_memory(layers: Mapping[str, _Layer]) -> Iterator[dict[str, _Layer]]:
         yield run
 
 
-# --- moments ------------------------------------------------------------------------------------------------
+# --- inputs -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a node reads, on the grid it will have."""
+
+    scale: float  # of a step
+    steps: list[NDArray[np.int8]] = field(default_factory=list)  # (G, N, D) of each tile
 
 
 def _look_at(
@@ -144,33 +158,45 @@ def _look_at(
     thresholds: Mapping[str, float],
     tiles: Sequence[NDArray[np.uint8]],
     spec: DetectorSpec,
-) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Means (G, D) and second moments (G, D, D) of the rounded inputs of each layer."""
+) -> dict[str, list[_Inputs]]:
+    """The inputs of each layer's nodes at some positions of every tile."""
     nodes = [node for layer in layers.values() for node in layer.nodes]
     network = Network(model, list(dict.fromkeys(node.input[0] for node in nodes)), spec)
-    sums = {}
-    for name, layer in layers.items():
-        groups, _, length = layer.shape
-        sums[name] = np.zeros((groups, length)), np.zeros((groups, length, length))
-    count = dict.fromkeys(layers, 0)
+    found = {
+        name: [
+            _Inputs(float(np.float32(thresholds[placement.activations[node.name, 0]] / LEVELS)))
+            for node in layer.nodes
+        ]
+        for name, layer in layers.items()
+    }
     for number, tile in enumerate(tiles):
         values = dict(zip(network.outputs, network(tile), strict=True))
         for name, layer in layers.items():
-            wanted = max(POSITIONS, PER_WEIGHT * layer.shape[2])
-            each = min(-(-wanted // (len(tiles) * len(layer.nodes))), EXACT)
-            for node in layer.nodes:
-                rng = np.random.default_rng(number)
-                rows = _rows(node, values[node.input[0]], layer, each, rng)
-                scale = np.float32(thresholds[placement.activations[node.name, 0]] / LEVELS)
-                steps = np.clip(np.rint(rows / scale), -LEVELS - 1, LEVELS)
-                total, squares = sums[name]
-                total += np.float64(scale) * steps.sum(1)
-                squares += np.float64(scale) ** 2 * (steps.transpose(0, 2, 1) @ steps)
-                count[name] += steps.shape[1]
-    for name, moments in sums.items():
-        for moment in moments:
-            moment /= count[name]  # in place: they may be all the memory there is
-    return sums
+            each = min(-(-layer.positions // (len(tiles) * len(layer.nodes))), PER_TILE)
+            for node, inputs in zip(layer.nodes, found[name], strict=True):
+                rows = _rows(node, values[node.input[0]], layer, each, np.random.default_rng(number))
+                steps = np.clip(np.rint(rows / np.float32(inputs.scale)), -LEVELS - 1, LEVELS)
+                inputs.steps.append(steps.astype(np.int8, order="C"))
+    return found
+
+
+def _moments(nodes: Sequence[_Inputs]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Means (G, D) and second moments (G, D, D) of what the nodes of a layer read."""
+    groups, _, length = nodes[0].steps[0].shape
+    mean, squares, count = np.zeros((groups, length)), np.zeros((groups, length, length)), 0
+    for inputs in nodes:
+        steps = np.concatenate(inputs.steps, axis=1)
+        products = np.zeros_like(squares)  # of whole numbers, and exact
+        for begin in range(0, steps.shape[1], EXACT):
+            rows = steps[:, begin : begin + EXACT].astype(np.float32)
+            products += rows.transpose(0, 2, 1) @ rows
+        products *= inputs.scale**2
+        squares += products
+        mean += inputs.scale * steps.sum(1, dtype=np.int64)
+        count += steps.shape[1]
+    mean /= count
+    squares /= count
+    return mean, squares
 
 
 def _rows(
@@ -199,29 +225,32 @@ def _rows(
 # --- rounding -----------------------------------------------------------------------------------------------
 
 
-def _round_layer(layer: _Layer, mean: NDArray[np.float64], squares: NDArray[np.float64]) -> Rounded:
+def _round_layer(layer: _Layer, mean: NDArray[np.float64], squares: NDArray[np.float64]) -> WeightSteps:
     matrix = layer.matrix()
     groups, rows, _ = layer.shape
     scale = weight_scale(layer.weight, 0 if layer.is_conv else 1).astype(np.float64).reshape(groups, rows)
     if not layer.is_conv:  # a bias is another node's: means count as errors too
-        return Rounded(layer.as_weight(round_rows(matrix, squares, scale)))
+        return WeightSteps(layer.as_weight(round_rows(matrix, squares, scale)))
     covariance = squares - mean[:, :, None] * mean[:, None, :]
-    # What is constant leaves rounding errors of its square, of either sign: as little as that is nothing.
+    # For constant inputs, squares − mean² is only rounding noise, possibly negative: treat it as zero.
     constant = np.diagonal(covariance, axis1=1, axis2=2).mean(1) < LEAST * np.square(mean).mean(1)
     covariance[constant] = 0
     steps = round_rows(matrix, covariance, scale)
     lost = matrix - steps * scale[:, :, None]
     shift = np.einsum("grd,gd->gr", lost, mean)
-    return Rounded(layer.as_weight(steps), shift.ravel().astype(np.float32))
+    return WeightSteps(layer.as_weight(steps), shift.ravel().astype(np.float32))
 
 
 def round_rows(
     matrix: NDArray[np.float64], covariance: NDArray[np.float64], scale: NDArray[np.float64]
 ) -> NDArray[np.int8]:
-    """Steps q, for which (w − q·scale)ᵀ · covariance · (w − q·scale) of each row w is small.
+    """Steps q for which dᵀ · covariance · d, d = w − q·scale, is small for each row w: the variance that
+    rounding adds to its output.
 
-    One weight of all rows after the other, that of the greatest variance first. The error of each is spread
-    over those still to come, as far as they predict its input: GPTQ, with the Cholesky factor of the inverse.
+    With covariance = L·Lᵀ that is Σⱼ (Σ_{i≥j} Lᵢⱼ dᵢ)². Weights are rounded from the last to the first, that
+    of the greatest variance first, so when j is rounded all others of its term are known, and the term is 0
+    where qⱼ·scale = wⱼ + Σ_{i>j} Lᵢⱼ dᵢ / Lⱼⱼ: that is what is rounded. These are the steps of GPTQ, without
+    its inverse of the covariance (Chen et al., arXiv 2507.18553).
 
     Args:
         matrix: (G, R, D) weights.
@@ -229,28 +258,25 @@ def round_rows(
         scale: (G, R) of a step.
     """
     variance = np.diagonal(covariance, axis1=1, axis2=2)  # (G, D)
-    order = np.argsort(-variance, axis=1, kind="stable")
-    groups = np.arange(len(matrix))[:, None, None]
-    sorted_covariance = covariance[groups, order[:, :, None], order[:, None, :]]
+    # In float32, for equal variances to keep their order whatever rounding noise is in them.
+    order = np.argsort(-variance.astype(np.float32), axis=1, kind="stable")[:, ::-1]
+    groups, length = np.arange(len(matrix))[:, None, None], matrix.shape[2]
+    in_order = covariance[groups, order[:, :, None], order[:, None, :]]
     level = variance.mean(1)
-    damping = np.where(level > 0, DAMPING * level, 1.0)
-    sorted_covariance = sorted_covariance + damping[:, None, None] * np.eye(variance.shape[1])
-    # covariance = R·Rᵀ with R upper triangular, so its inverse is UᵀU with U = R⁻¹.
-    factor = np.linalg.inv(np.linalg.cholesky(sorted_covariance[:, ::-1, ::-1])[:, ::-1, ::-1])
+    in_order[:, np.arange(length), np.arange(length)] += np.where(level > 0, DAMPING * level, 1.0)[:, None]
+    factor = np.linalg.cholesky(in_order)  # L, its columns then over their diagonal
+    factor /= np.diagonal(factor, axis1=1, axis2=2)[:, None, :].copy()
 
-    rest = np.take_along_axis(matrix, order[:, None, :], 2)
-    length = rest.shape[2]
-    steps = np.empty(rest.shape, np.int8)
-    for begin in range(0, length, BLOCK):
-        end = min(begin + BLOCK, length)
-        errors = np.empty((*rest.shape[:2], end - begin))
-        for column in range(begin, end):
-            nearest = np.clip(np.rint(rest[:, :, column] / scale), -LEVELS, LEVELS)
-            steps[:, :, column] = nearest
-            error = (rest[:, :, column] - nearest * scale) / factor[:, None, column, column]
-            rest[:, :, column + 1 : end] -= error[:, :, None] * factor[:, None, column, column + 1 : end]
-            errors[:, :, column - begin] = error
-        rest[:, :, end:] -= errors @ factor[:, begin:end, end:]
+    weights = np.take_along_axis(matrix, order[:, None, :], 2)
+    steps, lost = np.empty(weights.shape, np.int8), np.empty_like(weights)
+    for end in range(length, 0, -BLOCK):
+        begin = max(0, end - BLOCK)
+        wanted = weights[:, :, begin:end] + lost[:, :, end:] @ factor[:, end:, begin:end]
+        for column in reversed(range(begin, end)):
+            nearest = np.clip(np.rint(wanted[:, :, column - begin] / scale), -LEVELS, LEVELS)
+            error = weights[:, :, column] - nearest * scale
+            wanted[:, :, : column - begin] += error[:, :, None] * factor[:, None, column, begin:column]
+            steps[:, :, column], lost[:, :, column] = nearest, error
     unsorted = np.empty_like(steps)
     np.put_along_axis(unsorted, np.broadcast_to(order[:, None, :], steps.shape), steps, 2)
     return unsorted
