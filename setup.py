@@ -45,6 +45,7 @@ setup(
     packages=[
         "rgfl",
         "rgfl.dota",
+        "rgfl.dota.formats",
         "rgfl.dota.synthetic",
         "rgfl.nn",
         "rgfl.export",

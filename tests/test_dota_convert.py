@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 
 from rgfl.dota import convert as module
-from rgfl.dota.convert import ConvertError, main, parse_hrsc, parse_xml, parse_yolo
+from rgfl.dota.convert import main
+from rgfl.dota.formats import dataset, hrsc_dior
+from rgfl.dota.formats.dataset import ConvertError
+from rgfl.dota.formats.hrsc_dior import parse_hrsc, parse_xml
+from rgfl.dota.formats.yolo import parse_yolo
 from rgfl.dota.labels import Objects, read_classes, read_labels, write_labels
 
 YAML = "path: .\ntrain: images/train\nval: images/val\nnames:\n  0: plane\n  1: storage tank\n"
@@ -309,7 +313,7 @@ def test_dior_golden(tmp_path):
 def test_xml_errors_name_file_and_element(content, message, tmp_path):
     text(tmp_path / "a.xml", content)
     with pytest.raises(ConvertError) as error:
-        module.parse_dior(tmp_path / "a.xml", dict.fromkeys(module.DIOR_CLASSES, 0))
+        hrsc_dior.parse_dior(tmp_path / "a.xml", dict.fromkeys(hrsc_dior.DIOR_CLASSES, 0))
     assert str(error.value).startswith(f"{tmp_path / 'a.xml'}:")
     assert message in str(error.value)
 
@@ -385,7 +389,7 @@ def test_yolo_labels_end_at_the_border():
 
 def test_names_that_training_refuses_are_refused_here(tmp_path):
     with pytest.raises(ConvertError, match="car/truck"):
-        module._one_word(["plane", "car/truck"], tmp_path)
+        dataset.one_word(["plane", "car/truck"], tmp_path)
 
 
 def test_images_of_another_data_set_are_not_replaced(yolo, tmp_path, capsys):

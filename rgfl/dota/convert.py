@@ -25,29 +25,28 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args
-from xml.etree import ElementTree
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from rgfl import atomic
+from rgfl.dota.formats.dataset import SPLITS, ConvertError, Dataset, Item, Size
+from rgfl.dota.formats.hrsc_dior import read_dior, read_hrsc
+from rgfl.dota.formats.yolo import read_yolo, yolo_text
 from rgfl.dota.images import find_images, read_image
 from rgfl.dota.journal import failure, follow, read_journal
 from rgfl.dota.labels import (
     DIFFICULT_CUT,
-    YOLO_RANGE,
     Objects,
-    checked_names,
     find_classes,
     in_order,
     read_class_file,
@@ -55,65 +54,11 @@ from rgfl.dota.labels import (
     read_labels,
     write_labels,
 )
-from rgfl.dota.tiling import clip_objects
 from rgfl.processes import usable_cores
 
 Source = Literal["dota", "yolo-obb", "hrsc2016", "dior-r"]
 Target = Literal["dota", "yolo-obb"]
 JOURNAL = "convert.jsonl"
-SPLITS = ("train", "val", "test")
-HRSC_CLASSES = ("ship",)
-DIOR_CLASSES = (
-    "airplane",
-    "airport",
-    "baseballfield",
-    "basketballcourt",
-    "bridge",
-    "chimney",
-    "dam",
-    "expressway-service-area",
-    "expressway-toll-station",
-    "golffield",
-    "groundtrackfield",
-    "harbor",
-    "overpass",
-    "ship",
-    "stadium",
-    "storagetank",
-    "tenniscourt",
-    "trainstation",
-    "vehicle",
-    "windmill",
-)
-
-
-class ConvertError(ValueError):
-    """A data set that cannot be converted; the message names the file, or the folder and what it lacks."""
-
-
-@dataclass(frozen=True)
-class Item:
-    """One image of a data set. `split` is "" where the data set has none; no `label`: no objects."""
-
-    split: str
-    image: Path
-    label: Path | None
-
-    @property
-    def key(self) -> str:
-        return f"{self.split}/{self.image.stem}"
-
-
-Size = Callable[[], tuple[int, int]]  # (width, height) of the image, decoded when asked for
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """What a reader found. `read` gives None for an image that nobody labelled."""
-
-    classes: tuple[str, ...]
-    items: list[Item]
-    read: Callable[[Item, Size], Objects | None]
 
 
 @dataclass(frozen=True)
@@ -125,349 +70,6 @@ class Converted:
     unlabelled: int = 0
     difficult: int = 0
     outside: int = 0
-
-
-# ---------------------------------------------------------------------------------------------
-# YOLO-OBB
-
-
-def read_yolo(data: Path, classes: Sequence[str] | None = None) -> Dataset:
-    """A YOLO-OBB data set with its data.yaml, or with `classes` and folders of the usual names."""
-    config = _yolo_config(data)
-    if classes is None:
-        if "names" not in config:
-            raise ConvertError(
-                f"{data}: no data.yaml with `names`; name the classes by --classes, in their order"
-            )
-        classes = _yolo_names(config["names"], data)
-    folders: dict[str, list[Path]] = {}
-    for split, keys in (("train", ("train",)), ("val", ("val", "valid")), ("test", ("test",))):
-        entries = next((config[key] for key in keys if config.get(key)), None)
-        if entries is not None:
-            listed = entries if isinstance(entries, list) else [entries]
-            folders[split] = [_yolo_place(data, config.get("path"), str(entry), split) for entry in listed]
-        else:
-            usual = [place for key in keys for place in (data / "images" / key, data / key / "images")]
-            folders[split] = [place for place in usual if place.is_dir()][:1]
-    if not any(folders.values()) and (data / "images").is_dir():
-        folders = {"": [data / "images"]}
-    items = [
-        Item(split, image, label if (label := _yolo_label(image)).is_file() else None)
-        for split, places in folders.items()
-        for image in _images_of(places)
-    ]
-    if not items:
-        raise ConvertError(f"{data}: no images found; expected images/train …, train/images … or data.yaml")
-    if not any(item.label for item in items):
-        raise ConvertError(
-            f"{data}: no label file for any of {len(items)} images; expected {_yolo_label(items[0].image)}"
-        )
-    names = _one_word(classes, data)
-
-    def read(item: Item, size: Size) -> Objects:
-        return Objects.empty() if item.label is None else parse_yolo(item.label, len(names), size)
-
-    return Dataset(names, items, read)
-
-
-def parse_yolo(path: Path, classes: int, size: Size) -> Objects:
-    """Objects of one YOLO-OBB label file.
-
-    Raises:
-        ConvertError: `file:line: ` and what is wrong there.
-    """
-    quads, labels = [], []
-    for number, line in enumerate(_text(path).splitlines(), start=1):
-        fields = line.split()
-        if not fields:
-            continue
-        if len(fields) != 9:
-            kind = {5: "; this is a horizontal box of YOLO's detection format"}.get(len(fields), "")
-            _fail(path, number, f"expected `class x1 y1 … x4 y4`, got {len(fields)} fields{kind}")
-        label = _number(fields[0])
-        if label is None or label != int(label) or not 0 <= label < classes:
-            _fail(path, number, f"class must be a whole number in 0…{classes - 1}, got {fields[0]!r}")
-        corners = []
-        for place, field in enumerate(fields[1:]):
-            name, value = f"{'xy'[place % 2]}{place // 2 + 1}", _number(field)
-            if value is None:
-                _fail(path, number, f"{name} must be a finite number, got {field!r}")
-            if not YOLO_RANGE[0] <= value <= YOLO_RANGE[1]:
-                _fail(
-                    path,
-                    number,
-                    f"{name} must be a share of the image's side (0…1), got {field}; is it in pixels?",
-                )
-            corners.append(value)
-        quads.append(corners)
-        labels.append(int(label))
-    if not quads:
-        return Objects.empty()
-    scaled = np.array(quads) * np.tile(np.array(size(), np.float64), 4)
-    return Objects(scaled, np.array(labels, np.int32), np.zeros(len(labels), np.int32))
-
-
-def yolo_text(objects: Objects, width: int, height: int) -> str:
-    """The label file of an image; full precision, corners in their order, difficult 2 left out.
-
-    Objects are cut at the image's border, as a tile's are: Ultralytics leaves out an image with a corner
-    beyond it.
-    """
-    seen = clip_objects(objects, 0, 0, max(width, height), extent=(width, height))
-    kept = seen[seen.difficult != DIFFICULT_CUT]
-    shares = np.clip(kept.quads / np.tile(np.array([width, height], np.float64), 4), 0, 1)
-    return "".join(
-        f"{label} {' '.join(map(repr, quad))}\n"
-        for label, quad in zip(kept.labels.tolist(), shares.tolist(), strict=True)
-    )
-
-
-def _yolo_config(data: Path) -> dict[str, Any]:
-    found = [path for name in ("data.yaml", "data.yml", "dataset.yaml") if (path := data / name).is_file()]
-    if not found:
-        found = sorted(path for path in data.glob("*.yaml") if not path.name.startswith("."))[:1]
-    if not found:
-        return {}
-    try:
-        import yaml
-    except ImportError as error:
-        raise ConvertError(f"{found[0]}: reading it needs PyYAML: pip install pyyaml") from error
-    try:
-        config = yaml.safe_load(_text(found[0]))
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or "nested too deeply"
-        raise ConvertError(f"{found[0]}{line}: not YAML: {reason}") from error
-    if not isinstance(config, dict):
-        raise ConvertError(f"{found[0]}: expected `names:` and `train:`, got {type(config).__name__}")
-    return config
-
-
-def _yolo_names(names: Any, data: Path) -> tuple[str, ...]:
-    if isinstance(names, dict):
-        if sorted(names, key=str) != sorted(range(len(names)), key=str):
-            raise ConvertError(f"{data}: `names` of data.yaml must number the classes 0…{len(names) - 1}")
-        names = [names[index] for index in range(len(names))]
-    if not isinstance(names, list) or not names:
-        raise ConvertError(f"{data}: `names` of data.yaml must list the classes, got {names!r}")
-    return tuple(str(name) for name in names)
-
-
-def _yolo_place(data: Path, root: Any, entry: str, split: str) -> Path:
-    """The folder or list of images that data.yaml means; such files travel, so their root may be stale."""
-    inside = entry
-    while inside.startswith(("../", "./")):
-        inside = inside.split("/", 1)[1]
-    roots = [data / str(root), data] if root else [data]
-    places = [place / way for place in roots for way in (entry, inside)]
-    for place in places:
-        if place.exists():
-            return place
-    raise ConvertError(
-        f"{data}: data.yaml's `{split}: {entry}` is not there; looked at {places[0]} and {places[-1]}"
-    )
-
-
-def _yolo_label(image: Path) -> Path:
-    """…/images/…/a.png → …/labels/…/a.txt, at the last folder of that name; beside the image without one."""
-    parts = list(image.parts)
-    for place in range(len(parts) - 2, -1, -1):
-        if parts[place] == "images":
-            parts[place] = "labels"
-            break
-    return Path(*parts).with_suffix(".txt")
-
-
-def _images_of(places: Iterable[Path]) -> list[Path]:
-    images: list[Path] = []
-    for place in places:
-        if place.is_dir():
-            images += find_images(place).values()
-            continue
-        for number, line in enumerate(_text(place).splitlines(), start=1):
-            if not line.strip():
-                continue
-            image = place.parent / line.strip()
-            if not image.is_file():
-                _fail(place, number, f"no such image: {image}")
-            images.append(image)
-    return images
-
-
-# ---------------------------------------------------------------------------------------------
-# HRSC2016 and DIOR-R
-
-
-def read_hrsc(data: Path, classes: Sequence[str] | None = None) -> Dataset:
-    """HRSC2016 as published: Train/ and Test/, or FullDataSet/ with ImageSets/."""
-    names = _one_word(classes or HRSC_CLASSES, data)
-    if len(names) != 1:
-        raise ConvertError(f"--classes: HRSC2016 is read as one class, got {', '.join(names)}")
-
-    def read(item: Item, _: Size) -> Objects | None:
-        assert item.label is not None
-        return parse_hrsc(item.label)
-
-    return Dataset(names, _xml_items(data), read)
-
-
-def parse_hrsc(path: Path) -> Objects | None:
-    """Objects of one HRSC2016 file, all with label 0; None where it says that nobody annotated the image."""
-    from rgfl.boxes import to_quads  # the compiled core, which the other formats do not need
-
-    root = parse_xml(path)
-    if (root.findtext("Annotated") or "1").strip() == "0":
-        return None
-    found = list(root.iter("HRSC_Object"))
-    boxes, difficult = [], []
-    for place, element in enumerate(found, start=1):
-        where = f"HRSC_Object {element.findtext('Object_ID') or place}"
-        boxes.append([_value(path, element, where, f"mbox_{name}") for name in ("cx", "cy", "w", "h", "ang")])
-        if min(boxes[-1][2:4]) < 0:
-            raise ConvertError(
-                f"{path}: {where}: mbox_w and mbox_h must not be negative, got {boxes[-1][2:4]}"
-            )
-        difficult.append(_difficult(path, element, where))
-    quads = to_quads(np.array(boxes, np.float64).reshape(-1, 5)).reshape(-1, 8).astype(np.float64)
-    return Objects(quads, np.zeros(len(found), np.int32), np.array(difficult, np.int32))
-
-
-def read_dior(data: Path, classes: Sequence[str] | None = None) -> Dataset:
-    """DIOR-R as published: Annotations/Oriented Bounding Boxes/, JPEGImages-…/ and ImageSets/Main/."""
-    names = tuple(name.lower() for name in _one_word(classes or DIOR_CLASSES, data))
-    index = {name: number for number, name in enumerate(names)}
-
-    def read(item: Item, _: Size) -> Objects:
-        assert item.label is not None
-        return parse_dior(item.label, index)
-
-    return Dataset(names, _xml_items(data), read)
-
-
-def parse_dior(path: Path, index: Mapping[str, int]) -> Objects:
-    """Objects of one DIOR-R file; `index` numbers the classes by their names in lower case."""
-    quads, labels, difficult = [], [], []
-    corners = ("left_top", "right_top", "right_bottom", "left_bottom")
-    for place, element in enumerate(parse_xml(path).iter("object"), start=1):
-        name = "-".join((element.findtext("name") or "").lower().split())
-        where = f"object {place} ({name or 'no name'})"
-        if name not in index:
-            raise ConvertError(
-                f"{path}: {where}: unknown class, expected one of {', '.join(index)}; "
-                "name your own by --classes"
-            )
-        if (box := element.find("robndbox")) is None:
-            hint = "; this is the data set's horizontal half" if element.find("bndbox") is not None else ""
-            raise ConvertError(f"{path}: {where}: no element robndbox{hint}")
-        quads.append([_value(path, box, where, f"{axis}_{corner}") for corner in corners for axis in "xy"])
-        labels.append(index[name])
-        difficult.append(_difficult(path, element, where))
-    return Objects(
-        np.array(quads, np.float64).reshape(-1, 8), np.array(labels, np.int32), np.array(difficult, np.int32)
-    )
-
-
-class _NoDoctype(ElementTree.TreeBuilder):
-    def doctype(self, *_: object) -> None:
-        raise ConvertError("it has a DOCTYPE")
-
-
-def parse_xml(path: Path) -> ElementTree.Element:
-    """Root of an XML file without a document type: with one, entities could be expanded or fetched.
-
-    Raises:
-        ConvertError: `file:line: ` not XML, or `file: ` with a DOCTYPE.
-    """
-    data = path.read_bytes()
-    # Before parsing, so that nothing is expanded; without the zeros of UTF-16.
-    if b"<!DOCTYPE" in (plain := data.replace(b"\0", b"")) or b"<!ENTITY" in plain:
-        raise ConvertError(
-            f"{path}: it has a DOCTYPE, which no annotation needs and which is not read; remove it"
-        )
-    try:
-        return ElementTree.fromstring(data, ElementTree.XMLParser(target=_NoDoctype()))
-    except ElementTree.ParseError as error:
-        raise ConvertError(f"{path}:{error.position[0]}: not XML: {error}") from error
-    except (ValueError, LookupError) as error:  # an unknown encoding, or the guard above
-        raise ConvertError(f"{path}: not XML that is read: {error}") from error
-
-
-def _xml_items(data: Path) -> list[Item]:
-    """Images and their XML files, split as the folders or the lists of ImageSets say."""
-    if not data.is_dir():
-        raise ConvertError(f"--data {data}: no such folder")
-    parts = {
-        folder.name.lower(): folder
-        for folder in sorted(data.iterdir())
-        if folder.name.lower() in SPLITS and _annotations(folder) is not None
-    }
-    if parts:
-        return [item for split, root in parts.items() for item in _xml_split(root, root, split, None)]
-    root = next((place for place in (data, data / "FullDataSet") if _annotations(place) is not None), None)
-    if root is None:
-        raise ConvertError(
-            f"{data}: no folder Annotations with .xml files, in it or in Train/, Test/ or FullDataSet/"
-        )
-    places = [top / way for top in (data, root) for way in ("ImageSets/Main", "ImageSets", "Main")]
-    for place in places:
-        lists = {
-            name: place / f"{name}.txt" for name in (*SPLITS, "trainval") if (place / f"{name}.txt").is_file()
-        }
-        if "train" in lists:
-            lists.pop("trainval", None)
-        if lists:
-            return [item for split, names in lists.items() for item in _xml_split(data, root, split, names)]
-    return _xml_split(data, root, "", None)
-
-
-def _xml_split(data: Path, root: Path, split: str, names: Path | None) -> list[Item]:
-    annotations = _annotations(root)
-    assert annotations is not None
-    labels = {path.stem: path for path in sorted(annotations.glob("*.xml"))}
-    images: dict[str, Path] = {}
-    for place in sorted({*data.iterdir(), *root.iterdir()}):
-        if place.is_dir() and place.name.lower().startswith(("allimages", "jpegimages", "images")):
-            images.update(find_images(place))
-    stems = list(labels)
-    if names is not None:
-        stems = []
-        for number, line in enumerate(_text(names).splitlines(), start=1):
-            stem = (line.split() or [""])[0]
-            if stem and stem not in labels:
-                _fail(names, number, f"no {annotations / stem}.xml")
-            stems += [stem] if stem else []
-    if missing := [stem for stem in stems if stem not in images]:
-        raise ConvertError(
-            f"{data}: no image for {len(missing)} of {len(stems)} annotations, the first is {missing[0]}; "
-            "expected it in AllImages/, JPEGImages…/ or images/"
-        )
-    return [Item(split, images[stem], labels[stem]) for stem in dict.fromkeys(stems)]
-
-
-def _annotations(root: Path) -> Path | None:
-    """The folder of XML files below `root`: of DIOR-R's two halves the oriented one."""
-    top = root / "Annotations"
-    if not top.is_dir():
-        return None
-    oriented = [place for place in sorted(top.iterdir()) if place.is_dir() and "orient" in place.name.lower()]
-    return next((place for place in (*oriented, top) if next(place.glob("*.xml"), None)), None)
-
-
-def _value(path: Path, element: ElementTree.Element, where: str, name: str) -> float:
-    text = element.findtext(name)
-    value = None if text is None else _number(text)
-    if value is None:
-        came = "it is missing" if text is None else f"got {text.strip()!r}"
-        raise ConvertError(f"{path}: {where}: {name} must be a finite number, {came}")
-    return value
-
-
-def _difficult(path: Path, element: ElementTree.Element, where: str) -> int:
-    text = (element.findtext("difficult") or "0").strip()
-    if text not in ("0", "1"):
-        raise ConvertError(f"{path}: {where}: difficult must be 0 or 1, got {text!r}")
-    return int(text)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -680,37 +282,6 @@ def _open_journal(out: Path, to: Target, dataset: Dataset) -> dict[str, dict[str
 
 def _is_there(entry: Mapping[str, Any], item: Item, out: Path, to: Target) -> bool:
     return bool(entry["unlabelled"]) or all(path.is_file() for path in _places(item, out, to))
-
-
-# ---------------------------------------------------------------------------------------------
-# Small parts
-
-
-def _one_word(classes: Sequence[str], data: Path) -> tuple[str, ...]:
-    """Class names as label files can hold them: white space becomes a hyphen."""
-    try:
-        return checked_names(["-".join(name.split()) for name in classes], str(data))
-    except ValueError as error:
-        raise ConvertError(str(error)) from error
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConvertError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
-
-
-def _fail(path: Path, line: int, message: str) -> NoReturn:
-    raise ConvertError(f"{path}:{line}: {message}")
 
 
 # ---------------------------------------------------------------------------------------------
