@@ -8,11 +8,12 @@ What travels with the file is in `metadata_props`: the spec under rgfl.spec.META
 ONNX Runtime hands to consumers in any language), plus a few `rgfl_*` strings for people.
 
 FP16 is written into the graph, because TensorRT 11 knows no other way: from the first convolution to
-the head's outputs, weights and activations are float16; normalisation before and decode behind stay
-float32. ONNX Runtime on a CPU computes such a file in float32 and keeps the digits that FP16 drops,
-so it does not measure FP16. `--rounding` does: the float32 graph with each constant and each
-operator's output of that region rounded to float16 and back, which is what storing them in float16
-means. An engine that fuses operators rounds less often, never more.
+the head's outputs, weights and activations are float16; pixels before, decode behind and the statistics
+of GroupNorm between stay float32, and what GroupNorm reads is scaled at export so that it does not
+overflow. ONNX Runtime on a CPU computes such a file in float32 and keeps the digits that FP16 drops, so
+it does not measure FP16. `--rounding` does: the float32 graph with each constant and each operator's
+output of that region rounded to float16 and back, which is what storing them in float16 means. An engine
+that fuses operators rounds less often, never more.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
 QUANTISED_OPSET = 19
 BEGINNINGS = ("Conv", "ConvTranspose", *QUANTISERS)  # the FP16 region starts at the first of them
 ISLAND = "decoder"  # the module whose nodes stay float32: scores, top-k and boxes
+NORMALISATION = "InstanceNormalization"  # between two Reshape: GroupNorm. Squares overflow FP16 from 256 on
 # NVIDIA's domain for nodes that are TensorRT plugins; the parser looks under the namespace of the
 # attribute first, and only then under the domain.
 PLUGIN_DOMAIN = "trt.plugins"
@@ -198,6 +200,7 @@ def tidy(model: onnx.ModelProto) -> onnx.ModelProto:
     strip(model)
     graph = gs.import_onnx(model)
     fold_batch_norm(graph)
+    scale_before_norms(graph)
     read_shapes_behind_the_cast(graph)
     # ONNX Runtime does the folding; what it would blow up (large tiles of zeros) stays as it is.
     graph.fold_constants(size_threshold=1 << 20, error_ok=False).cleanup(remove_unused_graph_inputs=True)
@@ -293,6 +296,46 @@ def fold_batch_norm(graph: onnx_graphsurgeon.Graph) -> int:
         folded += 1
     graph.cleanup()
     return folded
+
+
+def scale_before_norms(graph: onnx_graphsurgeon.Graph) -> int:
+    """Scale the weights of convolutions that only GroupNorm reads, for FP16 to hold their outputs; how many.
+
+    Nothing else bounds them: a tower's first convolution, shared by all levels, was seen to reach 60,000 on
+    the coarsest. GroupNorm takes any factor out again, if ε is multiplied by its square. With a power of
+    two not a bit of the float32 outputs changes. The factor is the greatest for which no output can exceed
+    the greatest input: the sum of a filter's magnitudes is 1 at most.
+    """
+    import numpy as np
+    import onnx_graphsurgeon as gs
+
+    readers: dict[str, list[list[onnx_graphsurgeon.Node]]] = {}  # of each weight: the norms behind each node
+    for node in graph.nodes:
+        for tensor in node.inputs:
+            if isinstance(tensor, gs.Constant):
+                readers.setdefault(tensor.name, []).append(_norms_behind(node))
+    weights = {node.inputs[1].name: node.inputs[1] for node in graph.nodes if node.op == "Conv"}
+    scaled = 0
+    for name, weight in weights.items():
+        if not isinstance(weight, gs.Constant) or not all(readers[name]):
+            continue
+        greatest = np.abs(weight.values).sum((1, 2, 3), dtype=np.float64).max()
+        exponent = int(np.ceil(np.log2(max(greatest, 1.0))))
+        weight.values = np.ldexp(weight.values, -exponent)
+        for norm in (norm for norms in readers[name] for norm in norms):
+            norm.attrs["epsilon"] = float(np.ldexp(norm.attrs.get("epsilon", 1e-5), -2 * exponent))
+        scaled += exponent > 0
+    return scaled
+
+
+def _norms_behind(node: onnx_graphsurgeon.Node) -> list[onnx_graphsurgeon.Node]:
+    """The normalisations that read a convolution without bias; none if anything else reads it."""
+    if node.op != "Conv" or len(node.inputs) > 2:
+        return []
+    readers = [reader for reader in node.outputs[0].outputs if reader.op != "Shape"]
+    behind = [norm for reader in readers for norm in reader.outputs[0].outputs]
+    grouped = all(reader.op == "Reshape" for reader in readers)
+    return behind if grouped and all(norm.op == NORMALISATION for norm in behind) else []
 
 
 # --- types -----------------------------------------------------------------------------------------------
@@ -406,7 +449,7 @@ def _with_half_scales(model: onnx.ModelProto) -> onnx.ModelProto:
 def _region(
     graph: onnx_graphsurgeon.Graph, keep_fp32: Sequence[str]
 ) -> tuple[list[onnx_graphsurgeon.Node], Typing]:
-    """The nodes behind the first convolution that are neither decode nor NMS, and why others are not."""
+    """The nodes behind the first convolution that are no statistics, decode or NMS; why others are not."""
     import onnx_graphsurgeon as gs
 
     import rgfl.plugins
@@ -427,7 +470,9 @@ def _region(
         if not started:
             continue
         behind.update(id(tensor) for tensor in node.outputs)
-        if node.name.rpartition("/")[0].partition(".")[0] == ISLAND or node.op == rgfl.plugins.NAME:
+        if node.name.rpartition("/")[0].partition(".")[0] == ISLAND:
+            continue
+        if node.op in (NORMALISATION, rgfl.plugins.NAME):
             continue
         if any(fnmatch.fnmatch(node.name, pattern) for pattern in keep_fp32):
             typing.refused[node.name] = "as asked"

@@ -15,6 +15,9 @@ from rgfl.spec import METADATA_KEY, DetectorSpec, SpecError
 onnx = pytest.importorskip("onnx", reason="needs onnx: pip install 'rgfl[export]'")
 pytest.importorskip("onnxscript", reason="needs the exporter: pip install 'rgfl[export]'")
 
+from onnx import numpy_helper  # noqa: E402
+
+from rgfl.checkpoint import load_detector  # noqa: E402
 from rgfl.export import graph, to_onnx, verify  # noqa: E402
 from rgfl.trt_runtime.runners import load_runner  # noqa: E402
 from rgfl.trt_runtime.sample_tiles import sample_tiles  # noqa: E402
@@ -228,3 +231,59 @@ def test_help_is_quick_and_has_examples(script: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert f"python export/{script}.py" in done.stdout
+
+
+def outputs_of(model: onnx.ModelProto, tiles: np.ndarray) -> list[np.ndarray]:
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"images": tiles})
+
+
+def test_what_group_norm_reads_is_bounded_and_nothing_changes(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large filters in front of GroupNorm: float32 does not care, and FP16 as plainly exported overflows."""
+    detector = load_detector(tiny_checkpoint)
+    for tower in (detector.head.cls_tower, detector.head.reg_tower):
+        tower.convs[0].weight.data *= 2.0**20
+    scaled = to_onnx.export(detector)
+    with monkeypatch.context() as patch:
+        patch.setattr(graph, "scale_before_norms", lambda _: 0)
+        plain = to_onnx.export(detector)
+
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in scaled.graph.initializer}
+    towers = [weight for name, weight in weights.items() if "tower.convs" in name]
+    assert len(towers) == 2
+    for weight in towers:
+        assert 0.5 < np.abs(weight).sum((1, 2, 3)).max() <= 1
+
+    tiles = sample_tiles(detector.spec, 2)
+    expected = outputs_of(plain, tiles)
+    for one, two in zip(outputs_of(scaled, tiles), expected, strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert np.isnan(outputs_of(graph.to_rounded(plain)[0], tiles)[1]).any()
+    boxes, scores = outputs_of(graph.to_rounded(scaled)[0], tiles)
+    found = verify.compare(expected, (boxes, scores), verify.level_sizes(detector.spec))
+    assert found.worst_score < 0.02
+
+
+def test_a_convolution_that_others_read_too_keeps_its_weights() -> None:
+    import onnx_graphsurgeon as gs
+
+    weight = np.full((4, 3, 1, 1), 1e3, np.float32)
+    names = ("x", "conv", "grouped", "normed", "wide")
+    x, conv, grouped, normed, wide = (gs.Variable(name, np.float32) for name in names)
+    ones, zeros = gs.Constant("ones", np.ones(2, np.float32)), gs.Constant("zeros", np.zeros(2, np.float32))
+    nodes = [
+        gs.Node("Conv", "conv", inputs=[x, gs.Constant("w", weight)], outputs=[conv]),
+        gs.Node("Reshape", "group", inputs=[conv, gs.Constant("s", np.int64([1, 2, -1]))], outputs=[grouped]),
+        gs.Node("InstanceNormalization", "norm", inputs=[grouped, ones, zeros], outputs=[normed]),
+        gs.Node("Relu", "relu", inputs=[conv], outputs=[wide]),
+    ]
+    surgeon = gs.Graph(nodes, [x], [normed, wide], opset=18)
+    assert graph.scale_before_norms(surgeon) == 0
+    assert (surgeon.nodes[0].inputs[1].values == weight).all()
+    surgeon.nodes.pop().inputs.clear()
+    assert graph.scale_before_norms(surgeon) == 1
+    assert surgeon.nodes[0].inputs[1].values.max() == np.float32(1e3 / 4096)
+    assert surgeon.nodes[2].attrs["epsilon"] == 1e-5 / 4096**2
