@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 PI = float(np.pi)
+FAR = 1e3  # radians
 
 
 def canonical(boxes: ArrayLike) -> NDArray[np.floating]:
@@ -61,7 +62,11 @@ def canonical(boxes: ArrayLike) -> NDArray[np.floating]:
     swap = rows[..., 3] > rows[..., 2]
     w, h = rows[..., 2].copy(), rows[..., 3].copy()
     rows[..., 2], rows[..., 3] = np.where(swap, h, w), np.where(swap, w, h)
-    theta = rows[..., 4].astype(np.float64) + np.where(swap, PI / 2, 0.0)
+    theta = rows[..., 4].astype(np.float64)
+    if (far := np.abs(theta) > FAR).any():  # whole turns of float64's π are too short by then
+        with np.errstate(invalid="ignore"):
+            theta = np.where(far, np.arctan2(np.sin(theta), np.cos(theta)), theta)
+    theta = theta + np.where(swap, PI / 2, 0.0)
     square = rows[..., 2] == rows[..., 3]
     rows[..., 4] = _wrap(theta, -PI / 4, np.where(square, PI / 2, PI), rows.dtype)
     return rows
@@ -100,8 +105,9 @@ def from_quads(quads: ArrayLike) -> NDArray[np.float64]:
 def from_quads_by_edges(quads: ArrayLike) -> NDArray[np.float64]:
     """Boxes from the first two edges of each quad, as the published rgfl row read its labels.
 
-    Centre (p1 + p3)/2, w = |p1p2|, h = |p2p3|, θ the direction of the longer of the two; canonical. Equal to
-    `from_quads` for rectangles, and a different box for every other quad.
+    Centre (p1 + p3)/2, sides |p1p2| and |p2p3|, θ the direction of p1p2 where that is the longer, else of
+    p1p4 (not of p2p3); canonical. Equal to `from_quads` for rectangles, another box for every other quad.
+    Source: poly2obb_np_v2 of github.com/Xuyihaoby/rotate_detection, poly2obb_np_le135 of mmrotate.
 
     Args:
         quads: (N, 8) or (8,).
@@ -110,19 +116,15 @@ def from_quads_by_edges(quads: ArrayLike) -> NDArray[np.float64]:
         (N, 5) or (5,) float64.
     """
     corners = _columns("quads", quads, 8, "quads `x1, y1, … x4, y4`").astype(np.float64)
-    p1, p2, p3 = corners[..., 0:2], corners[..., 2:4], corners[..., 4:6]
-    first, second = p2 - p1, p3 - p2
-    w, h = np.hypot(first[..., 0], first[..., 1]), np.hypot(second[..., 0], second[..., 1])
-    along_first = np.arctan2(first[..., 1], first[..., 0])
-    along_second = np.arctan2(second[..., 1], second[..., 0])
-    wide = w >= h
-    theta = np.where(wide, along_first, along_second)
+    p1, p2, p3, p4 = (corners[..., place : place + 2] for place in (0, 2, 4, 6))
+    w, h = np.linalg.norm(p2 - p1, axis=-1), np.linalg.norm(p3 - p2, axis=-1)
+    along = np.where((w > h)[..., None], p2, p4) - p1
     boxes = [
         (p1[..., 0] + p3[..., 0]) / 2,
         (p1[..., 1] + p3[..., 1]) / 2,
         np.maximum(w, h),
         np.minimum(w, h),
-        theta,
+        np.arctan2(along[..., 1], along[..., 0]),
     ]
     return canonical(np.stack(boxes, axis=-1)).astype(np.float64, copy=False)
 

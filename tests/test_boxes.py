@@ -112,6 +112,14 @@ def test_canonical_leaves_its_argument_alone_and_takes_one_box():
     assert boxes.to_quads([]).shape == (0, 8)
 
 
+@pytest.mark.parametrize("theta", [1.2e6, -1.2e9, 1.2e12, 1e15, 1e30])
+def test_canonical_is_the_same_rectangle_after_many_turns(theta):
+    for sides in ((10, 4), (4, 10)):
+        found = boxes.canonical(np.array([0, 0, *sides, theta]))
+        long = theta if sides[0] > sides[1] else math.atan2(math.cos(theta), -math.sin(theta))
+        assert math.sin(found[4] - math.atan2(math.sin(long), math.cos(long))) == pytest.approx(0, abs=1e-12)
+
+
 def test_canonical_of_an_infinite_angle_is_nan():
     assert np.isnan(boxes.canonical([0, 0, 2, 1, math.inf])[4])
 
@@ -132,8 +140,14 @@ def test_from_quads_is_the_minimum_area_rectangle_and_by_edges_is_not():
     assert boxes.from_quads(trapezium)[0] == pytest.approx([5, 2, 10, 4, 0])
     # First two edges: 10 along x, √(2² + 4²) = √20; centre (p1 + p3)/2.
     assert boxes.from_quads_by_edges(trapezium)[0] == pytest.approx([4, 2, 10, math.sqrt(20), 0])
-    # The longer edge is the second: θ follows it.
-    assert boxes.from_quads_by_edges([[0, 0, 0, 3, 7, 3, 7, 0]])[0] == pytest.approx([3.5, 1.5, 7, 3, 0])
+    # The longer edge is the second: θ follows the side across from it, p1 to p4.
+    second = [0, 0, 10, 0, 13, 20, 0, 20]
+    assert boxes.from_quads_by_edges([second])[0] == pytest.approx(
+        [6.5, 10, math.hypot(3, 20), 10, math.pi / 2]
+    )
+    # Equal edges: that of p1p4 too, 53.13°, which for a square is −36.87°.
+    rhombus = [0, 0, 5, 0, 8, 4, 3, 4]
+    assert boxes.from_quads_by_edges([rhombus])[0] == pytest.approx([4, 2, 5, 5, math.atan2(-3, 4)])
 
 
 def test_from_quads_has_opencvs_area():
