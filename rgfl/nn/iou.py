@@ -69,13 +69,15 @@ def _intersection(a: Tensor, b: Tensor) -> Tensor:
 
     # Mean of clamp(y) along the stretch: the middle of its clamped ends, pulled to the border by the
     # shares of the stretch that lie beyond it. Same value as the quotient of the integral, but
-    # the inner stretch has no division at all, hence an exact gradient in float32.
+    # the inner stretch has no division at all, hence an exact gradient in float32. For the same reason
+    # `above` and `below` clamp differences: maximum(hi, half_h) would send 1/rise into half_h twice, which on
+    # almost parallel boxes swallows all else before it cancels.
     lo, hi = torch.minimum(y0, y1), torch.maximum(y0, y1)
     lo_in = torch.minimum(torch.maximum(lo, -half_h), half_h)
     hi_in = torch.minimum(torch.maximum(hi, -half_h), half_h)
     middle = 0.5 * (lo_in + hi_in)
-    above = torch.maximum(hi, half_h) - torch.maximum(lo, half_h)
-    below = torch.minimum(hi, -half_h) - torch.minimum(lo, -half_h)
+    above = (hi - half_h).clamp(min=0) - (lo - half_h).clamp(min=0)
+    below = (hi + half_h).clamp(max=0) - (lo + half_h).clamp(max=0)
     rise = hi - lo
     rise = torch.where(rise <= _TINY, torch.ones_like(rise), rise)
     mean = middle + (above * (half_h - middle) - below * (half_h + middle)) / rise
