@@ -33,6 +33,7 @@ PERCENTILE = 99.999
 TILES_PER_IMAGE = 4
 BINS = 4096
 PIECE = 1 << 16  # values that a cache holds: twice as fast as all at once
+LEAST = 2.0**-100  # magnitudes below count as 0: float32 has no number of bins in 1
 LEAST_KEPT = 0.99  # of the values, by entropy calibration
 CALIBRATION_FORMAT = 2  # raise it when histograms, tiles or equalisation change: older caches serve no more
 
@@ -58,7 +59,7 @@ class Histogram:
         peak = float(max(flat.max(initial=0.0), -flat.min(initial=0.0)))
         if not math.isfinite(peak):
             raise ValueError("not finite")
-        if peak > self.peak:
+        if peak > max(self.peak, LEAST):
             if self.peak > 0:
                 for _ in range(min(_exponent(peak) - _exponent(self.peak), 64)):
                     merged = self.counts.reshape(-1, 2).sum(1)

@@ -32,7 +32,8 @@ def cpu_variant(model: onnx.ModelProto, thresholds: Mapping[str, float] | None =
     - MaxPool, Q becomes Q, MaxPool of the integers, for the same reason.
 
     That alone is slow: where TensorRT has Q only behind a residual addition, the convolution in front stays
-    in float. With `thresholds` three more change the numbers, as little as a step of a grid:
+    in float. With `thresholds` three more change the numbers, by a step at most of the grid of each tensor,
+    which is coarse where a clip behind it cuts most of it off:
 
     - Convolutions that nobody quantises behind get a grid of their own.
     - What a ReLU gives is never negative: its grid has 255 steps above zero, not 127, and saturating does

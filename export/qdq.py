@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from rgfl.export.placement import Placement
 
 LEVELS = 127  # steps from 0 to the threshold
+LEAST = LEVELS * np.finfo(np.float32).tiny  # weights below are 0: denormal scales are not everywhere allowed
 
 
 def weight_scale(weight: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-    """Of each channel along `axis`: its greatest magnitude becomes 127."""
+    """Of each channel along `axis`: its greatest magnitude becomes 127. 1/127 where all are LEAST or less."""
     others = tuple(index for index in range(weight.ndim) if index != axis)
     greatest = np.abs(weight).max(axis=others)
-    return (np.where(greatest > 0, greatest, 1.0) / LEVELS).astype(np.float32)
+    return (np.where(greatest > LEAST, greatest, 1.0) / LEVELS).astype(np.float32)
 
 
 class WeightSteps(NamedTuple):

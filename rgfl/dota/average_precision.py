@@ -7,7 +7,8 @@ them.
 - A detection belongs to the ground truth of its image and class with the greatest polygon IoU (the first of
   equals), looked for among those whose horizontal boxes, one pixel wider than drawn, overlap its own. There
   is no second choice: if that object is taken already, the detection is a false positive.
-- The match counts if its IoU is *strictly* greater than the threshold.
+- The match counts if its IoU is *strictly* greater than the threshold. Where they are equal the devkit's
+  polygon arithmetic, whose noise is 1e-9, decides either way; ours, of 1e-13, gives no match.
 - Detections of a class come by falling score over all images; equal scores keep the order of the file.
 - v1.0: a match with a difficult object is neither hit nor miss, and such objects are not missed either.
   v1.5 and v2.0 count every object. No official file holds the difficult 2 of a tile's border

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from rgfl.nn.detector import Detector
 
 LEVELS = 127
+LEAST = LEVELS * torch.finfo(torch.float32).tiny
 
 
 def fake_int8(detector: Detector) -> list[str]:
@@ -60,7 +61,7 @@ def _rounding(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
 def round_weight(weight: Tensor) -> Tensor:
     """(O, …) on the int8 grid of each output channel."""
     greatest = weight.detach().abs().flatten(1).amax(1).float()
-    scale = torch.where(greatest > 0, greatest, 1.0) / LEVELS
+    scale = torch.where(greatest > LEAST, greatest, 1.0) / LEVELS
     zero = torch.zeros_like(scale)  # of integers the host would look at every one, and wait for the GPU
     return torch.fake_quantize_per_channel_affine(weight.float(), scale, zero, 0, -LEVELS, LEVELS)
 
@@ -68,6 +69,6 @@ def round_weight(weight: Tensor) -> Tensor:
 def round_input(x: Tensor) -> Tensor:
     """x on the int8 grid whose last step is its greatest magnitude; in its own type."""
     greatest = x.detach().abs().amax().float()
-    scale = torch.where(greatest > 0, greatest, 1.0) / LEVELS
+    scale = torch.where(greatest > LEAST, greatest, 1.0) / LEVELS
     zero = torch.zeros((), dtype=torch.int32, device=x.device)
     return torch.fake_quantize_per_tensor_affine(x.float(), scale, zero, -LEVELS, LEVELS).to(x.dtype)

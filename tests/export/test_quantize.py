@@ -380,6 +380,9 @@ def test_a_channel_of_zeros_stays_zero() -> None:
     zeros = np.zeros((2, 1, 1, 1), np.float32)
     assert not qdq.nearest(zeros, 0).steps.any()
     assert (qdq.weight_scale(zeros, 0) > 0).all()
+    tiny = np.float32([[5e-44], [1e-40], [1e-30]])
+    np.testing.assert_array_equal(qdq.weight_scale(tiny, 0), np.float32([1, 1, 1e-30]) / np.float32(127))
+    np.testing.assert_array_equal(qdq.nearest(tiny, 0).steps, [[0], [0], [127]])
 
 
 def test_a_histogram_does_not_depend_on_the_order_of_tiles() -> None:
@@ -408,6 +411,9 @@ def test_thresholds() -> None:
     nothing = calibration.Histogram()
     nothing.add(np.zeros(10, np.float32))
     assert nothing.threshold("entropy") == nothing.threshold("max") == 1
+    nothing.add(np.array([0, 1e-35, -1e-42], np.float32))  # as good as 0, and no reason to fail
+    assert nothing.threshold("max") == 1
+    assert nothing.counts[0] == 13
     with pytest.raises(ValueError, match="finite"):
         nothing.add(np.array([np.nan], np.float32))
 
