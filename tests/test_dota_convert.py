@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+from unicodedata import normalize
 
 import cv2
 import numpy as np
@@ -14,7 +15,8 @@ from rgfl.dota.convert import main
 from rgfl.dota.formats import dataset, hrsc_dior
 from rgfl.dota.formats.dataset import ConvertError
 from rgfl.dota.formats.hrsc_dior import parse_hrsc, parse_xml
-from rgfl.dota.formats.yolo import parse_yolo
+from rgfl.dota.formats.items import placed, with_val
+from rgfl.dota.formats.yolo import parse_yolo, seen_objects
 from rgfl.dota.labels import Objects, read_classes, read_labels, write_labels
 
 YAML = "path: .\ntrain: images/train\nval: images/val\nnames:\n  0: plane\n  1: storage tank\n"
@@ -88,7 +90,14 @@ def test_yolo_lists_of_images_and_classes_by_hand(yolo, tmp_path):
     ("line", "message"),
     [
         ("0 0.5 0.5 0.2 0.1", "expected `class x1 y1 … x4 y4`, got 5 fields; this is a horizontal box"),
-        ("0 0 0 1 0 1 1 0 1 0.5 0.5", "got 11 fields"),
+        ("0 0.5 0.5 0.2 0.1 45", "got 6 fields; this is a box with its angle (class cx cy w h angle, as of"),
+        ("0 0 0 1 0 1 1 0 1 0.9", "got 10 fields; corners and a score are predictions, not labels"),
+        ("1 2 3 4 5 6 7 8 ship 0", "got 10 fields; this is a line of DOTA's labelTxt, see --from dota"),
+        ("0 0 0 1 0 1 1 0 1 0.5 0.5", "got 11 fields, a polygon of 5 points, as of segmentation; --polygons"),
+        ("0 0 0 1 0 1 1", "got 7 fields, a polygon of 3 points"),
+        ("0 0 0 1 0 1 1 0", "got 8 fields"),
+        ("YOLO_OBB", "got the heading of labelImg_OBB's own format"),
+        ("0,0,0,1,0,1,1,0,1", "got '0,0,0,1,0,1,1,0,1'; white space separates the fields, not commas"),
         ("2 0 0 1 0 1 1 0 1", "class must be a whole number in 0…1, got '2'"),
         ("0.5 0 0 1 0 1 1 0 1", "class must be a whole number in 0…1, got '0.5'"),
         ("0 0 0 1 nan 1 1 0 1", "y2 must be a finite number, got 'nan'"),
@@ -146,7 +155,8 @@ def test_foreign_folders_and_other_settings_are_refused(yolo, tmp_path, capsys):
     assert run("--from", "yolo-obb", "--data", yolo, "--out", out) == 2
     assert "holds files that were not converted here" in capsys.readouterr().err
     assert run("--from", "yolo-obb", "--data", yolo, "--out", tmp_path / "o") == 0
-    assert run("--from", "yolo-obb", "--data", yolo, "--out", tmp_path / "o", "--classes", "a,b") == 2
+    others = "storage tank,plane"
+    assert run("--from", "yolo-obb", "--data", yolo, "--out", tmp_path / "o", "--classes", others) == 2
     assert "another --to or other classes" in capsys.readouterr().err
     assert run("--from", "yolo-obb", "--data", yolo, "--out", yolo) == 2
     with pytest.raises(SystemExit):
@@ -207,6 +217,291 @@ def test_dota_labels_are_searched_for_names_only_without_a_list(tmp_path, monkey
 
 
 # ---------------------------------------------------------------------------------------------
+# Own data sets, as tools and drones leave them
+
+SQUARE = "0 0.1 0.2 0.3 0.2 0.3 0.4 0.1 0.4\n"
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def flights(tmp_path):
+    """Two flights of a drone that counts from 1 in each."""
+    data = tmp_path / "flights"
+    text(data / "data.yaml", "train: images/train\nnames: [car]\n")
+    for flight, value in (("flight 0", 10), ("flight1", 20)):
+        for number in (1, 2):
+            image(data / f"images/train/{flight}/DJI_{number}.jpg", value=value)
+            text(data / f"labels/train/{flight}/DJI_{number}.txt", SQUARE)
+    image(data / "images/train/flight1/deep/IMG 1 (2).jpg")
+    text(data / "labels/train/flight1/deep/IMG 1 (2).txt", SQUARE)
+    return data
+
+
+def test_yolo_folders_are_read_with_their_folders_and_equal_names_are_kept_apart(flights, tmp_path, capsys):
+    out, command = tmp_path / "out", ("--from", "yolo-obb", "--data", flights, "--out", tmp_path / "out")
+    assert run(*command) == 0
+    names = ["IMG_1_(2)", "flight1__DJI_1", "flight1__DJI_2", "flight_0__DJI_1", "flight_0__DJI_2"]
+    assert sorted(path.stem for path in (out / "train/labelTxt").iterdir()) == names
+    assert sorted(path.stem for path in (out / "train/images").iterdir()) == names
+    assert all(len(read_labels(out / f"train/labelTxt/{name}.txt", ["car"])) == 1 for name in names)
+    source = flights / "images/train/flight 0/DJI_1.jpg"
+    assert (out / "train/images/flight_0__DJI_1.jpg").read_bytes() == source.read_bytes()
+    assert "5 images, 5 objects of 1 classes, 0 difficult; 5 images renamed" in capsys.readouterr().out
+    # Names that are no longer equal are their own again, and what they were called is gone.
+    shutil.rmtree(flights / "images/train/flight 0")
+    shutil.rmtree(flights / "labels/train/flight 0")
+    assert run(*command) == 0
+    assert sorted(path.stem for path in (out / "train/images").iterdir()) == ["DJI_1", "DJI_2", "IMG_1_(2)"]
+    assert sorted(path.stem for path in (out / "train/labelTxt").iterdir()) == ["DJI_1", "DJI_2", "IMG_1_(2)"]
+
+
+def test_names_that_stay_equal_are_an_error_that_has_both(tmp_path):
+    folder = tmp_path / "images"
+    items = [dataset.Item("", folder / name, None) for name in ("IMG (2).jpg", "IMG_(2).jpg")]
+    with pytest.raises(ConvertError, match=r"IMG \(2\)\.jpg and .*IMG_\(2\)\.jpg: both would be called IMG_"):
+        placed(items)
+
+
+def test_yolo_labels_and_images_without_each_other_are_counted(yolo, tmp_path, capsys):
+    text(yolo / "labels/train/lost.txt", SQUARE)
+    text(yolo / "labels/val/flight/lost.txt", SQUARE)
+    text(yolo / "labels/train/classes.txt", "plane\n")
+    text(yolo / "labels/train/._a.txt", "")
+    for name in ("b.HEIC", "flight/c.dng", "._d.gif"):
+        text(yolo / "images/train" / name, "")
+    assert run("--from", "yolo-obb", "--data", yolo, "--out", tmp_path / "out") == 0
+    shown = capsys.readouterr()
+    said = [
+        "2 images of kinds that are not read (.dng, .heic), such as ",
+        "1 of 3 images have no label file: taken as images without objects, such as "
+        f"{yolo / 'images/train/empty.png'}",
+        f"2 label files have no image, such as {yolo / 'labels/train/lost.txt'}",
+    ]
+    for what in said:
+        assert f"warning: {what}" in shown.err
+        assert what in shown.out
+
+
+def test_yolo_without_an_image_that_is_read_says_which_there_are(yolo):
+    for path in (yolo / "images").rglob("*.png"):
+        path.rename(path.with_suffix(".heic"))
+    with pytest.raises(
+        ConvertError, match=r"no images found; .*; 3 images of kinds that are not read \(\.heic\)"
+    ):
+        module.read_yolo(yolo)
+
+
+def test_yolo_labels_of_other_spellings_are_found(tmp_path, capsys):
+    data, out = tmp_path / "data", tmp_path / "out"
+    text(data / "classes.txt", "big car\nbus\n")  # Label Studio's export
+    text(data / "notes.json", "{}")
+    image(data / f"images/{normalize('NFC', 'Süd')}.jpg")
+    text(data / f"labels/{normalize('NFD', 'Süd')}.txt", SQUARE)
+    image(data / "images/d.jpg")
+    text(data / "labels/d.TXT", SQUARE)
+    assert run("--from", "yolo-obb", "--data", data, "--out", out) == 0
+    assert "2 images, 2 objects of 2 classes" in capsys.readouterr().out
+    assert (out / "labelTxt/d.txt").read_text().split()[8] == "big-car"
+    text(data / "labels/d.txt", SQUARE)
+    with pytest.raises(ConvertError, match="is of the same image; remove one of the two"):
+        module.read_yolo(data)
+
+
+def test_yolo_folders_in_the_data_set_come_before_those_beside_it(tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    text(data / "data.yaml", "path: ../other\ntrain: ../train/images\nval: valid/images\nnames: [car]\n")
+    for folder in (tmp_path, tmp_path / "other", data):
+        for split in ("train", "valid"):
+            image(folder / split / "images/a.jpg")
+            text(folder / split / "labels/a.txt", SQUARE)
+    found = [data / "train/images/a.jpg", data / "valid/images/a.jpg"]
+    assert [item.image for item in module.read_yolo(data).items] == found
+    monkeypatch.chdir(data)
+    relative = [item.image.resolve() for item in module.read_yolo(module.Path()).items]
+    assert relative == found
+
+
+def test_yolo_splits_that_are_not_there_are_told(yolo, tmp_path, capsys):
+    text(yolo / "data.yaml", f"{YAML}test: ../test/images\n")
+    shutil.rmtree(yolo / "images/val")
+    assert run("--from", "yolo-obb", "--data", yolo, "--out", tmp_path / "out") == 0
+    shown = capsys.readouterr().err
+    assert f"data.yaml's `val: images/val` is not there (looked at {yolo / 'images/val'}): left out" in shown
+    assert f"{yolo / 'test/images'} and {yolo / '../test/images'}): left out" in shown
+    shutil.rmtree(yolo / "images/train")
+    with pytest.raises(ConvertError, match="`train: images/train` is not there"):
+        module.read_yolo(yolo)
+
+
+def test_yolo_paths_of_windows_are_read(yolo, tmp_path):
+    text(yolo / "data.yaml", "train: train.txt\nval: images\\val\nnames: [plane, tank]\n")
+    text(yolo / "train.txt", "images\\train\\a.png\r\n.\\images\\train\\empty.png\r\n")
+    assert sorted((item.split, item.image.name) for item in module.read_yolo(yolo).items) == [
+        ("train", "a.png"), ("train", "empty.png"), ("val", "a.png")
+    ]  # fmt: skip
+
+
+def test_yolo_classes_choose_by_name(yolo, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ("--from", "yolo-obb", "--data", yolo, "--out", out, "--classes")
+    assert run(*command, "storage tank,ship") == 2
+    assert "ship: no such class in" in (shown := capsys.readouterr().err)
+    assert "expected of plane, storage-tank" in shown
+    text(tmp_path / "names.txt", "storage tank\nplane\n")
+    assert run(*command, tmp_path / "names.txt") == 0
+    assert (out / "classes.txt").read_text() == "storage-tank\nplane\n"
+    names = [line.split()[8] for line in (out / "train/labelTxt/a.txt").read_text().splitlines()]
+    assert names == ["storage-tank", "plane"]
+    shutil.rmtree(out)
+    assert run(*command, "storage tank") == 0
+    assert "1 objects of 1 classes" in (shown := capsys.readouterr().out)
+    assert "2 objects left out, of classes that --classes lacks" in shown
+    assert (out / "train/labelTxt/a.txt").read_text() == (
+        "10.0 10.0 20.0 10.0 20.0 15.0 10.0 15.0 storage-tank 0\n"
+    )
+    # The same choice of other numbers is another data set.
+    text(yolo / "data.yaml", YAML.replace("0: plane", "1: plane").replace("1: storage", "0: storage"))
+    assert run(*command, "storage tank") == 2
+
+
+def test_yolo_polygons_by_the_rectangle_around_them(tmp_path):
+    path = tmp_path / "a.txt"
+    # A diamond in pixels of 200 × 100, with a point more in the middle of a side; then a quad, as it is.
+    path.write_text("0 0.5 0.2 0.6 0.4 0.55 0.5 0.5 0.6 0.4 0.4\n1 0 0 1 0 1 0.5 0 0.9\n")
+    found = parse_yolo(path, 2, lambda: (200, 100), polygons=True)
+    corners = {tuple(corner) for corner in np.round(found.quads[0].reshape(4, 2), 3).tolist()}
+    assert corners == {(100, 20), (120, 40), (100, 60), (80, 40)}
+    np.testing.assert_allclose(found.quads[1], [0, 0, 200, 0, 200, 50, 0, 90])
+    assert found.labels.tolist() == [0, 1]
+    with pytest.raises(SystemExit):
+        run("--from", "dior-r", "--data", tmp_path, "--out", tmp_path / "o", "--polygons")
+
+
+def test_polygons_are_taken_on_request(yolo, tmp_path, capsys):
+    text(yolo / "labels/train/a.txt", "0 0 0 1 0 1 1\n")
+    command = ("--from", "yolo-obb", "--data", yolo, "--out", tmp_path / "out")
+    assert run(*command) == 2
+    assert "--polygons takes the rectangle of least area" in capsys.readouterr().err
+    assert run(*command, "--polygons") == 0
+
+
+def test_dota_labels_without_an_image_are_refused(tmp_path):
+    data = tmp_path / "dota"
+    image(data / "train/images/P1.png")
+    for stem in ("P1", "P2"):
+        text(data / f"train/labelTxt/{stem}.txt", "0 0 4 0 4 4 0 4 ship 0\n")
+    with pytest.raises(
+        ConvertError, match=r"P2\.txt: no image of this name in .*, as for 1 of 2 label files"
+    ):
+        module.read_dota(data)
+
+
+def test_dota_classes_of_several_words_are_joined(tmp_path):
+    data = tmp_path / "dota"
+    image(data / "train/images/P1.png")
+    text(data / "train/labelTxt/P1.txt", "0 0 4 0 4 4 0 4 big-car 0\n")
+    text(data / "classes.txt", "# ours\nbig car\n")
+    assert module.read_dota(data).classes == ("big-car",)
+    assert dataset.read_names("big car") == dataset.read_names("big car,") == ("big-car",)
+    assert dataset.read_names("1.0") == read_classes("1.0")
+
+
+def test_written_objects_are_counted_and_the_others_with_their_reason(tmp_path, capsys):
+    data = tmp_path / "dota"
+    image(data / "images/P1.png", 100, 50)
+    text(
+        data / "labelTxt/P1.txt",
+        "10 10 30 10 30 20 10 20 ship 1\n90 10 120 10 120 20 90 20 ship 0\n5 5 9 5 9 5 5 5 ship 0\n"
+        "10 10 30 10 30 20 10 20 ship 2\n",
+    )
+    out = tmp_path / "yolo"
+    assert run("--from", "dota", "--to", "yolo-obb", "--data", data, "--out", out) == 0
+    assert len((out / "labels/P1.txt").read_text().splitlines()) == 1
+    assert (
+        "1 images, 1 objects of 1 classes, 1 difficult; "
+        "1 objects left out, of which the image shows less than 0.7; "
+        "1 objects left out, which have no area; 1 objects left out, which a tile's border cut away\n"
+    ) in capsys.readouterr().out
+
+
+def test_files_of_a_vanished_image_go_and_no_others(tmp_path):
+    data, out = tmp_path / "data", tmp_path / "out"
+    for stem in ("tile", "tile.2", "z"):
+        image(data / f"images/{stem}.png")
+        text(data / f"labels/{stem}.txt", SQUARE)
+    command = ("--from", "yolo-obb", "--data", data, "--out", out, "--classes", "car")
+    assert run(*command) == 0
+    (data / "images/tile.png").rename(tmp_path / "tile.png")
+    (data / "labels/tile.txt").unlink()
+    image(data / "images/z.jpg")  # the same image in another format
+    (data / "images/z.png").unlink()
+    assert run(*command) == 0
+    assert files(out) == [
+        "classes.txt", "convert.jsonl", "images/tile.2.png", "images/z.jpg", "labelTxt/tile.2.txt",
+        "labelTxt/z.txt",
+    ]  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------
+# --val-share
+
+
+def places_of(*names):
+    return placed([dataset.Item("", module.Path("images") / name, None) for name in names])
+
+
+def val_of(places):
+    return {place.name for place in places if place.split == "val"}
+
+
+def test_a_share_of_the_images_validates_the_same_in_every_run():
+    places = places_of(*(f"{number}.jpg" for number in range(40)))
+    chosen = val_of(with_val(places, 0.2))
+    assert len(chosen) == 8
+    assert chosen == val_of(with_val(places[::-1], 0.2))
+    assert chosen != val_of(with_val(places, 0.2, seed=1))
+    assert {place.split for place in with_val(places, 0.2)} == {"train", "val"}
+    assert len(val_of(with_val(places, 0.001))) == 1
+    assert len(val_of(with_val(places, 0.999))) == 39
+
+
+def test_flights_and_tiles_of_an_image_stay_together():
+    places = places_of(*(f"flight{number // 5}/{number}.jpg" for number in range(50)))
+    chosen = val_of(with_val(places, 0.3))
+    assert len(chosen) == 15
+    assert len({int(name) // 5 for name in chosen}) == 3
+    tiles = places_of(*(f"P{number}__1__{x}___0.png" for number in range(4) for x in (0, 824)))
+    chosen = val_of(with_val(tiles, 0.25))
+    assert len(chosen) == 2
+    assert len({name.split("__")[0] for name in chosen}) == 1
+
+
+def test_val_share_needs_one_split_and_a_share(flights, yolo, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ("--from", "yolo-obb", "--out", out, "--data")
+    assert run(*command, yolo, "--val-share", 0.2) == 2
+    assert "expected a data set of one split, train, got train, val" in capsys.readouterr().err
+    assert run(*command, flights, "--val-share", 20) == 2
+    assert "expected a share between 0 and 1, got 20" in capsys.readouterr().err
+    with pytest.raises(ConvertError, match="nothing to divide"):
+        with_val(places_of("a.jpg"), 0.5)
+    # A val that is train is none: it is what tools write that have no other.
+    text(flights / "data.yaml", "train: images/train\nval: images/train\nnames: [car]\n")
+    assert run(*command, flights, "--val-share", 0.5) == 0
+    stems = {split: {path.stem for path in (out / split / "images").iterdir()} for split in ("train", "val")}
+    assert sorted(stems["train"] | stems["val"]) == [
+        "IMG_1_(2)", "flight1__DJI_1", "flight1__DJI_2", "flight_0__DJI_1", "flight_0__DJI_2"
+    ]  # fmt: skip
+    assert not stems["train"] & stems["val"]
+    before = files(out)
+    assert run(*command, flights, "--val-share", 0.5) == 0
+    assert before == files(out)
+
+
+# ---------------------------------------------------------------------------------------------
 # XML
 
 
@@ -261,6 +556,20 @@ def test_hrsc_in_train_and_test_folders(tmp_path):
         image(data / split / "AllImages/1.bmp")
     assert run("--from", "hrsc2016", "--data", data, "--out", tmp_path / "out") == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir()) == ["test", "train"]
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ("robndbox><cx>1</cx></robndbox", "no HRSC_Objects, but objects of roLabelImg"),
+        ("robndbox><x_left_top>1</x_left_top></robndbox", "objects of DIOR-R; convert them by --from dior-r"),
+        ("bndbox><xmin>1</xmin></bndbox", "objects of Pascal VOC, which has no turned boxes"),
+    ],
+)
+def test_hrsc_is_not_what_other_tools_write(box, message, tmp_path):
+    text(tmp_path / "a.xml", f"<annotation><object><name>ship</name><{box}></object></annotation>")
+    with pytest.raises(ConvertError, match=message):
+        parse_hrsc(tmp_path / "a.xml")
 
 
 def dior(name="Storagetank", difficult=0, **changes):
@@ -369,7 +678,7 @@ def test_journal_counts_add_up(yolo, tmp_path):
     first = module.convert(dataset, tmp_path / "o", workers=2)
     assert first == module.convert(dataset, tmp_path / "o") == module.Converted(images=3, objects=3)
     head, *entries = map(json.loads, (tmp_path / "o" / module.JOURNAL).read_text().splitlines())
-    assert head == {"convert": 1, "to": "dota", "classes": ["plane", "storage-tank"]}
+    assert head == {"convert": 2, "to": "dota", "classes": ["plane", "storage-tank"], "numbered": []}
     assert sorted(entry["image"] for entry in entries) == ["train/a", "train/empty", "val/a"]
 
 
@@ -379,9 +688,13 @@ def test_yolo_labels_end_at_the_border():
     beyond = [80, 40, 110, 40, 110, 60, 80, 60]  # two thirds of it inside 100 pixels
     mostly = [70, 10, 105, 10, 105, 30, 70, 30]
     outside = [120, 10, 140, 10, 140, 30, 120, 30]
-    quads = np.array([inside, beyond, mostly, outside], np.float64)
-    objects = Objects(quads, np.arange(4, dtype=np.int32), np.zeros(4, np.int32))
-    lines = [line.split() for line in module.yolo_text(objects, 100, 50).splitlines()]
+    flat = [10, 10, 30, 10, 30, 10, 10, 10]
+    quads = np.array([inside, beyond, mostly, outside, flat, inside], np.float64)
+    objects = Objects(quads, np.arange(6, dtype=np.int32), np.array([1, 0, 0, 0, 0, 2], np.int32))
+    seen, counts = seen_objects(objects, 100, 50)
+    assert counts == {"cut_away": 1, "flat": 1, "unseen": 2, "outside": 1}
+    assert seen.difficult.tolist() == [1, 0]
+    lines = [line.split() for line in module.yolo_text(seen, 100, 50).splitlines()]
     assert [line[0] for line in lines] == ["0", "2"]  # less than .7 visible is left out, as of a tile
     assert [float(field) for field in lines[0][1:]] == [0.1, 0.2, 0.3, 0.2, 0.3, 0.4, 0.1, 0.4]
     assert [float(field) for field in lines[1][1:]] == [0.7, 0.2, 1.0, 0.2, 1.0, 0.6, 0.7, 0.6]

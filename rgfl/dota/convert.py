@@ -1,20 +1,37 @@
 """Other data sets' labels to DOTA's labelTxt, and back to YOLO-OBB.
 
-    python -m rgfl.dota.convert --from yolo-obb|hrsc2016|dior-r --data DIR --out DIR
+    python -m rgfl.dota.convert --from FORMAT --data DIR --out DIR
     python -m rgfl.dota.convert --from dota --to yolo-obb --data DIR --out DIR
 
 What each format says, and what becomes of it here, in pixels with y down (rgfl/boxes.py):
 
     yolo-obb  `class x1 y1 … x4 y4`, corners as shares of width and height; class numbers index the
-              names of data.yaml. Images without a label file have no objects.
+              names of data.yaml, or the lines of classes.txt. Images without a label file have no objects.
+              Folders are read with all that they hold. --polygons takes outlines of other than four points.
     hrsc2016  XML, mbox_cx, mbox_cy, mbox_w, mbox_h in pixels, mbox_ang in radians from x towards y: our
               convention, so corners follow. All ships are one class. Images that are marked as not
               annotated are left out.
     dior-r    XML, robndbox by its corners left_top, right_top, right_bottom, left_bottom; class names in
               lower case.
 
-labelTxt wants class names in one word, so "storage tank" becomes "storage-tank". YOLO has no mark for
-difficult objects: those are kept, and what a tile's border cut away (difficult 2) is left out.
+and of annotation tools, as they save or export them; a polygon of other than four points becomes the
+rectangle of least area around it, and shapes without corners (masks, points, circles, …) are refused:
+
+    coco        JSON, polygons in segmentation; CVAT's bbox with attributes.rotation in degrees clockwise
+                about its centre; Detectron2's bbox of centre, size and degrees counter-clockwise.
+                Horizontal boxes alone are refused. iscrowd becomes difficult.
+    cvat        CVAT for images 1.1, XML: box by xtl, ytl, xbr, ybr and rotation in degrees clockwise about
+                its centre; polygon. Tags of whole images are passed over.
+    labelme     JSON of LabelMe and X-AnyLabeling: polygon, rectangle, rotation, oriented_rectangle.
+    rolabelimg  XML, robndbox by cx, cy, w, h in pixels and angle in radians clockwise; bndbox.
+
+Tools show images turned by their EXIF orientation, and so they are read here. An image whose size is not
+the one that its label file says is an error.
+
+labelTxt wants class names in one word, so "storage tank" becomes "storage-tank", and Task 1 files want
+image names so: "IMG (2)" becomes "IMG_(2)". Images of equal names in several folders get those of the
+folders, `flight0__DJI_0001`. YOLO has no mark for difficult objects: those are kept, and what a tile's
+border cut away (difficult 2) is left out, as is an object of which the image shows too little.
 
 Images are hard-linked where the file system can, else copied. Every file appears whole or not at all,
 and `convert.jsonl` lists the finished images: the same command goes on after a kill, and converts anew
@@ -28,48 +45,64 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from glob import escape
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
-
 from rgfl import atomic
-from rgfl.dota.formats.dataset import SPLITS, ConvertError, Dataset, Item, Size
-from rgfl.dota.formats.hrsc_dior import read_dior, read_hrsc
-from rgfl.dota.formats.yolo import read_yolo, yolo_text
-from rgfl.dota.images import find_images, read_image
-from rgfl.dota.journal import failure, follow, read_journal
-from rgfl.dota.labels import (
-    DIFFICULT_CUT,
-    Objects,
-    find_classes,
-    in_order,
-    read_class_file,
-    read_classes,
-    read_labels,
-    write_labels,
+from rgfl.dota.formats.coco import read_coco
+from rgfl.dota.formats.cvat import read_cvat
+from rgfl.dota.formats.dataset import (
+    SPLITS,
+    ConvertError,
+    Dataset,
+    Item,
+    Size,
+    read_name_file,
+    read_names,
 )
+from rgfl.dota.formats.hrsc_dior import read_dior, read_hrsc
+from rgfl.dota.formats.items import Placed, placed, with_val
+from rgfl.dota.formats.labelme import read_labelme
+from rgfl.dota.formats.rolabelimg import read_rolabelimg
+from rgfl.dota.formats.yolo import read_yolo, seen_objects, yolo_text
+from rgfl.dota.images import IMAGE_SUFFIXES, find_images, image_size
+from rgfl.dota.journal import failure, follow, read_journal
+from rgfl.dota.labels import Objects, find_classes, in_order, read_labels, write_labels
+from rgfl.dota.nearby import nearby
 from rgfl.processes import usable_cores
 
-Source = Literal["dota", "yolo-obb", "hrsc2016", "dior-r"]
+Source = Literal["dota", "yolo-obb", "hrsc2016", "dior-r", "coco", "cvat", "labelme", "rolabelimg"]
 Target = Literal["dota", "yolo-obb"]
 JOURNAL = "convert.jsonl"
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What a conversion came to: `unlabelled` images were left out, `outside` objects cross the border."""
+    """What a conversion came to.
+
+    Attributes:
+        objects, difficult: as written.
+        unlabelled: images that were left out.
+        renamed: images that are called otherwise now.
+        others: objects left out, of classes that were not asked for.
+        outside, unseen, flat, cut_away: objects that YOLO's labels cut or leave out, see `seen_objects`.
+    """
 
     images: int = 0
     objects: int = 0
     unlabelled: int = 0
     difficult: int = 0
+    renamed: int = 0
+    others: int = 0
     outside: int = 0
+    unseen: int = 0
+    flat: int = 0
+    cut_away: int = 0
 
 
 # ---------------------------------------------------------------------------------------------
@@ -86,17 +119,24 @@ def read_dota(data: Path, classes: Sequence[str] | None = None) -> Dataset:
     if not splits:
         raise ConvertError(f"{data}: expected labelTxt/ and images/, in it or in train/, val/ …")
     if classes is None and (listed := data / "classes.txt").is_file():
-        classes = read_class_file(listed)
+        classes = read_name_file(listed)
     elif classes is None:
         classes = in_order({name for folder in splits.values() for name in find_classes(folder / "labelTxt")})
     names = tuple(classes)
     items = []
     for split, folder in splits.items():
-        for stem, image in find_images(folder / "images").items():
+        images = find_images(folder / "images")
+        for stem, image in images.items():
             label = folder / "labelTxt" / f"{stem}.txt"
             if not label.is_file():
                 raise ConvertError(f"{label}: missing; an image without objects needs an empty file")
             items.append(Item(split, image, label))
+        labels = sorted(path for path in (folder / "labelTxt").glob("*.txt") if path.name[0] != ".")
+        if others := [path for path in labels if path.stem not in images]:
+            raise ConvertError(
+                f"{others[0]}: no image of this name in {folder / 'images'}, as for {len(others)} of "
+                f"{len(labels)} label files{nearby(folder / 'images', IMAGE_SUFFIXES)}"
+            )
 
     def read(item: Item, _: Size) -> Objects:
         assert item.label is not None
@@ -110,6 +150,10 @@ READERS: dict[str, Callable[[Path, Sequence[str] | None], Dataset]] = {
     "yolo-obb": read_yolo,
     "hrsc2016": read_hrsc,
     "dior-r": read_dior,
+    "coco": read_coco,
+    "cvat": read_cvat,
+    "labelme": read_labelme,
+    "rolabelimg": read_rolabelimg,
 }
 
 
@@ -123,31 +167,29 @@ def convert(
     to: Target = "dota",
     *,
     link: bool = True,
+    val_share: float | None = None,
+    seed: int = 0,
     workers: int = 1,
     progress: bool = False,
 ) -> Converted:
     """Write `dataset` into `out`, taking up where a killed run left off.
 
-    Raises:
-        ConvertError: `out` holds something else, or images failed (the message has their errors; the
-            others are finished).
-    """
-    keys = [item.key for item in dataset.items]
-    if (
-        repeated := next((key for key in keys if keys.count(key) > 1), None)
-        if len(set(keys)) < len(keys)
-        else None
-    ):
-        raise ConvertError(f"two images are called {repeated.strip('/')}; rename one of them")
-    for item in dataset.items:
-        if len(item.image.stem.split()) != 1:
-            raise ConvertError(f"{item.image}: Task 1 files need image names without white space; rename it")
-    done = _open_journal(out, to, dataset)
-    waiting = [item for item in dataset.items if item.key not in done]
+    Args:
+        val_share: of the images of a data set with one split, to validate; chosen by `seed`.
 
-    def work(item: Item) -> dict[str, Any]:
+    Raises:
+        ConvertError: `out` holds something else, two images would have one name, or images failed (the
+            message has their errors; the others are finished).
+    """
+    places = placed(dataset.items)
+    if val_share is not None:
+        places = with_val(places, val_share, seed)
+    done = _open_journal(out, to, dataset, places)
+    waiting = [place for place in places if place.key not in done]
+
+    def work(place: Placed) -> dict[str, Any]:
         try:
-            return _convert_image(item, dataset, out, to, link)
+            return _convert_image(place, dataset, out, to, link)
         except (ValueError, OSError) as error:
             return {"error": " ".join(str(error).split())}
 
@@ -160,56 +202,61 @@ def convert(
                 raise
 
     with closing(entries()) as finished:
-        errors = follow(finished, out / JOURNAL, done, len(keys), task="converting", progress=progress)
+        errors = follow(finished, out / JOURNAL, done, len(places), task="converting", progress=progress)
     if errors:
-        raise ConvertError(failure(errors, len(keys)))
+        raise ConvertError(failure(errors, len(places)))
     if to == "yolo-obb":
-        atomic.write_text(out / "data.yaml", _yolo_yaml(dataset))
+        atomic.write_text(out / "data.yaml", _yolo_yaml({place.split for place in places}, dataset.classes))
     else:
         atomic.write_text(out / "classes.txt", "".join(f"{name}\n" for name in dataset.classes))
     totals = {name: sum(entry[name] for entry in done.values()) for name in Converted.__dataclass_fields__}
     return Converted(**totals)
 
 
-def _places(item: Item, out: Path, to: Target) -> tuple[Path, Path]:
-    """Where the image and its labels go."""
+def _files(key: str, suffix: str, out: Path, to: Target) -> tuple[Path, Path]:
+    """Where the image with this suffix and its labels go."""
+    split, name = key.split("/", 1)
     if to == "yolo-obb":
-        images, labels = out / "images" / item.split, out / "labels" / item.split
+        images, labels = out / "images" / split, out / "labels" / split
     else:
-        images, labels = out / item.split / "images", out / item.split / "labelTxt"
-    return images / item.image.name, labels / f"{item.image.stem}.txt"
+        images, labels = out / split / "images", out / split / "labelTxt"
+    return images / f"{name}{suffix}", labels / f"{name}.txt"
 
 
-def _convert_image(item: Item, dataset: Dataset, out: Path, to: Target, link: bool) -> dict[str, Any]:
+def _convert_image(place: Placed, dataset: Dataset, out: Path, to: Target, link: bool) -> dict[str, Any]:
     """Write image and labels; the journal's entry."""
-    stamp = _stamp(item)
-    known: list[tuple[int, int]] = []
+    item = place.item
+    entry = {"image": place.key, "suffix": item.image.suffix, "source": _stamp(item)}
 
     def size() -> tuple[int, int]:
-        if not known:
-            height, width = read_image(item.image).shape[:2]
-            known.append((width, height))
-        return known[0]
+        height, width = image_size(item.image)
+        return width, height
 
     objects = dataset.read(item, size)
     counts = dict.fromkeys(Converted.__dataclass_fields__, 0)
     if objects is None:
         counts["unlabelled"] = 1
-        return {"image": item.key, "source": stamp, **counts}
-    image, label = _places(item, out, to)
+        return entry | counts
+    counts["others"] = int((objects.labels < 0).sum())
+    objects = objects[objects.labels >= 0]
+    image, label = _files(place.key, item.image.suffix, out, to)
     for folder in (image.parent, label.parent):
         folder.mkdir(parents=True, exist_ok=True)
     _place_image(item.image, image, link)
     if to == "yolo-obb":
         width, height = size()
+        objects, left_out = seen_objects(objects, width, height)
+        counts |= left_out
         atomic.write_text(label, yolo_text(objects, width, height))
-        objects = objects[objects.difficult != DIFFICULT_CUT]
-        reach = objects.quads / np.tile(np.array([width, height], np.float64), 4)
-        counts["outside"] = int(((reach < 0) | (reach > 1)).any(1).sum())
     else:
         write_labels(label, objects, dataset.classes)
-    counts |= {"images": 1, "objects": len(objects), "difficult": int((objects.difficult > 0).sum())}
-    return {"image": item.key, "source": stamp, **counts}
+    counts |= {
+        "images": 1,
+        "objects": len(objects),
+        "difficult": int((objects.difficult > 0).sum()),
+        "renamed": int(place.name != item.image.stem),
+    }
+    return entry | counts
 
 
 def _place_image(source: Path, target: Path, link: bool) -> None:
@@ -227,15 +274,13 @@ def _place_image(source: Path, target: Path, link: bool) -> None:
         temporary.unlink(missing_ok=True)  # os.replace of two links to one file leaves both
 
 
-def _yolo_yaml(dataset: Dataset) -> str:
-    splits = sorted({item.split for item in dataset.items}, key=lambda name: (*SPLITS, name).index(name))
+def _yolo_yaml(found: Iterable[str], classes: Sequence[str]) -> str:
+    splits = sorted(found, key=lambda name: (*SPLITS, name).index(name))
     lines = [f"{split or 'train'}: {f'images/{split}' if split else 'images'}\n" for split in splits]
     if not any(line.startswith("val:") for line in lines):
         lines.append(f"val: {lines[0].split(': ')[1].strip()}  # there is no other\n")
     # JSON strings are YAML strings, whatever is in them.
-    names = [
-        f"  {index}: {json.dumps(name, ensure_ascii=False)}\n" for index, name in enumerate(dataset.classes)
-    ]
+    names = [f"  {index}: {json.dumps(name, ensure_ascii=False)}\n" for index, name in enumerate(classes)]
     return "".join([*lines, "names:\n", *names])
 
 
@@ -244,44 +289,44 @@ def _stamp(item: Item) -> list[int]:
     return [number for status in stamps for number in (status.st_size, status.st_mtime_ns)]
 
 
-def _open_journal(out: Path, to: Target, dataset: Dataset) -> dict[str, dict[str, Any]]:
-    """Entries of images that need no work; files of images that are gone are removed."""
+def _open_journal(
+    out: Path, to: Target, dataset: Dataset, places: Sequence[Placed]
+) -> dict[str, dict[str, Any]]:
+    """Entries of images that need no work; files of images that are gone or changed are removed."""
     journal = out / JOURNAL
-    head = {"convert": 1, "to": to, "classes": list(dataset.classes)}
+    head = {"convert": 2, "to": to, "classes": list(dataset.classes), "numbered": list(dataset.numbered)}
     done: dict[str, dict[str, Any]] = {}
-    by_key = {item.key: item for item in dataset.items}
+    by_key = {place.key: place for place in places}
     if journal.is_file():
         entries = read_journal(journal)
         if not entries or entries[0] != head:
             raise ConvertError(
-                f"{out}: was converted with another --to or other classes; name another --out, or remove it"
+                f"{out}: was converted by another version, or with another --to or other classes; name "
+                "another --out, or remove it"
             )
-        gone = {entry["image"] for entry in entries[1:]} - by_key.keys()
-        if gone and not any(
-            (item := by_key.get(entry["image"])) and entry["source"] == _stamp(item) for entry in entries[1:]
-        ):
+        fresh: list[dict[str, Any]] = []
+        stale: list[dict[str, Any]] = []
+        for entry in entries[1:]:
+            place = by_key.get(entry["image"])
+            (fresh if place and entry["source"] == _stamp(place.item) else stale).append(entry)
+        gone = {entry["image"] for entry in stale} - by_key.keys()
+        if gone and not fresh:
             raise ConvertError(
                 f"{out}: holds {len(gone)} other images, such as {min(gone)}; name another --out, or "
                 "remove it"
             )
-        for entry in entries[1:]:
-            item = by_key.get(entry["image"])
-            if item is None:
-                split, stem = entry["image"].split("/", 1)
-                image, label = _places(Item(split, Path(stem), None), out, to)
-                for path in (label, *image.parent.glob(f"{escape(stem)}.*")):
-                    path.unlink(missing_ok=True)
-            elif entry["source"] == _stamp(item) and _is_there(entry, item, out, to):
+        for entry in stale:  # first, as names that differ in case alone may be one file
+            for path in _files(entry["image"], entry["suffix"], out, to):
+                path.unlink(missing_ok=True)
+        for entry in fresh:
+            files = _files(entry["image"], entry["suffix"], out, to)
+            if entry["unlabelled"] or all(path.is_file() for path in files):
                 done[entry["image"]] = entry
     elif out.is_dir() and any(out.iterdir()):
         raise ConvertError(f"{out}: holds files that were not converted here; name another --out")
     out.mkdir(parents=True, exist_ok=True)
     atomic.write_text(journal, "".join(json.dumps(entry) + "\n" for entry in (head, *done.values())))
     return done
-
-
-def _is_there(entry: Mapping[str, Any], item: Item, out: Path, to: Target) -> bool:
-    return bool(entry["unlabelled"]) or all(path.is_file() for path in _places(item, out, to))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -306,7 +351,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--classes",
         metavar="NAMES",
-        help="1.0, 1.5, 2.0, a file of names, or a,b,c [data.yaml's names, or those of the data set]",
+        help="1.0, 1.5, 2.0, a file of names, or a,b,c: the classes to write, in their order; objects of "
+        "others are left out and counted. Without names in data.yaml or classes.txt they are what the "
+        "numbers of YOLO-OBB mean [all, in the data set's order]",
+    )
+    parser.add_argument(
+        "--val-share",
+        type=float,
+        metavar="X",
+        help="put this share of the images in val and the rest in train, where the data set has one split; "
+        "images of one sub-folder (a flight) stay together where there are several",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another choice of --val-share [0]")
+    parser.add_argument(
+        "--polygons",
+        action="store_true",
+        help="of yolo-obb: take polygons of other than four points, as of segmentation, by the rectangle of "
+        "least area around each",
     )
     parser.add_argument(
         "--link",
@@ -319,13 +380,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.source == options.to:
         parser.error(f"--from {options.source} --to {options.to}: nothing to convert")
+    if options.polygons and options.source != "yolo-obb":
+        parser.error(f"--polygons: is for --from yolo-obb, got {options.source}")
     try:
         if options.out.resolve() == options.data.resolve():
             raise ConvertError("--out: must not be the folder of --data")
-        classes = read_classes(options.classes) if options.classes else None
-        dataset = READERS[options.source](options.data, classes)
+        classes = read_names(options.classes) if options.classes else None
+        reader = partial(read_yolo, polygons=True) if options.polygons else READERS[options.source]
+        dataset = reader(options.data, classes)
+        for note in dataset.notes:
+            print(f"warning: {note}", file=sys.stderr)
         done = convert(
-            dataset, options.out, options.to, link=options.link, workers=options.workers, progress=True
+            dataset,
+            options.out,
+            options.to,
+            link=options.link,
+            val_share=options.val_share,
+            seed=options.seed,
+            workers=options.workers,
+            progress=True,
         )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -333,14 +406,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    cut = ", and are cut at its border" if options.to == "yolo-obb" else ""
-    print(
-        f"{options.out}: {done.images} images, {done.objects} objects of {len(dataset.classes)} classes, "
-        f"{done.difficult} difficult"
-        + (f"; {done.unlabelled} images left out, which nobody annotated" if done.unlabelled else "")
-        + (f"; {done.outside} objects reach out of their image{cut}" if done.outside else "")
-    )
+    print(f"{options.out}: {'; '.join(_summary(done, dataset))}")
     return 0
+
+
+def _summary(done: Converted, dataset: Dataset) -> list[str]:
+    """What to tell at the end; of what was not as it should be, only what there was."""
+    counts = {
+        "images left out, which nobody annotated": done.unlabelled,
+        "images renamed, for white space or equal names": done.renamed,
+        "objects reach out of their image, and are cut at its border": done.outside,
+        "objects left out, of classes that --classes lacks": done.others,
+        "objects left out, of which the image shows less than 0.7": done.unseen,
+        "objects left out, which have no area": done.flat,
+        "objects left out, which a tile's border cut away": done.cut_away,
+    }
+    return [
+        f"{done.images} images, {done.objects} objects of {len(dataset.classes)} classes, "
+        f"{done.difficult} difficult",
+        *(f"{count} {what}" for what, count in counts.items() if count),
+        *dataset.notes,
+    ]
 
 
 if __name__ == "__main__":

@@ -16,6 +16,13 @@ from numpy.typing import NDArray
 from rgfl.dota import rasters
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".jp2")
+# Of pictures that `find_images` leaves out: other formats, and what cameras call raw.
+OTHER_SUFFIXES = (
+    ".gif", ".heic", ".heif", ".avif", ".jxl", ".jfif", ".jpe", ".j2k", ".j2c", ".jpx", ".ppm", ".pgm",
+    ".tga", ".psd", ".exr", ".ntf", ".nitf", ".ecw", ".sid", ".dng", ".nef", ".cr2", ".cr3", ".arw",
+    ".raf", ".rw2", ".orf", ".iiq",
+)  # fmt: skip
+VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".m4v", ".webm")
 
 
 class ImageError(ValueError):
@@ -47,6 +54,16 @@ def find_images(directory: Path | str) -> dict[str, Path]:
             raise ImageError(f"{path}: {other.name} has the same name; rename or remove one of the two")
         found[path.stem] = path
     return dict(sorted(found.items()))
+
+
+def left_out(directory: Path | str) -> list[Path]:
+    """Files directly in `directory` whose suffixes say pictures or videos, of kinds that are not read."""
+    others = OTHER_SUFFIXES + VIDEO_SUFFIXES
+    return [
+        path
+        for path in sorted(Path(directory).iterdir())
+        if path.suffix.lower() in others and not path.name.startswith(".") and not path.is_dir()
+    ]
 
 
 def read_image(path: Path | str) -> NDArray[np.uint8]:
@@ -82,8 +99,6 @@ def read_image(path: Path | str) -> NDArray[np.uint8]:
 
 def image_size(path: Path | str) -> tuple[int, int]:
     """(height, width) of what `read_image` gives, from the file's header where that says it.
-
-    Needs Pillow, but for the files of `rasters`.
 
     Raises:
         ImageError: it is no image.

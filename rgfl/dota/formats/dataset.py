@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from rgfl.dota.labels import Objects, checked_names
+from rgfl.dota.labels import Objects, checked_names, read_classes
 
 SPLITS = ("train", "val", "test")
 
@@ -25,24 +25,44 @@ class Item:
     image: Path
     label: Path | None
 
-    @property
-    def key(self) -> str:
-        return f"{self.split}/{self.image.stem}"
 
-
-Size = Callable[[], tuple[int, int]]  # (width, height) of the image, decoded when asked for
+Size = Callable[[], tuple[int, int]]  # (width, height) of the image, looked up when asked for
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a reader found. `read` gives None for an image that nobody labelled."""
+    """What a reader found.
+
+    Attributes:
+        read: the objects of an item; None for an image that nobody labelled. Label −1 is an object of a class
+            that was not asked for.
+        notes: what was passed over, each with its count and an example.
+        numbered: the names that the label files' numbers mean, where these are not `classes`.
+    """
 
     classes: tuple[str, ...]
     items: list[Item]
     read: Callable[[Item, Size], Objects | None]
+    notes: tuple[str, ...] = ()
+    numbered: tuple[str, ...] = ()
 
 
-def one_word(classes: Sequence[str], data: Path) -> tuple[str, ...]:
+def read_names(text: str) -> tuple[str, ...]:
+    """`rgfl.dota.labels.read_classes` of what --classes says, but `one_word` of names of several."""
+    if "," not in text and Path(text).is_file():
+        return read_name_file(Path(text))
+    if "," not in text and len(text.split()) == 1:
+        return read_classes(text)
+    return one_word([name for name in text.split(",") if name.strip()], f"classes {text!r}")
+
+
+def read_name_file(path: Path) -> tuple[str, ...]:
+    """`one_word` of a file of one name a line; lines that begin with # are comments."""
+    lines = [line.strip() for line in text_of(path).splitlines()]
+    return one_word([line for line in lines if line and not line.startswith("#")], path)
+
+
+def one_word(classes: Sequence[str], data: Path | str) -> tuple[str, ...]:
     """Class names as label files can hold them: white space becomes a hyphen."""
     try:
         return checked_names(["-".join(name.split()) for name in classes], str(data))

@@ -68,6 +68,8 @@ def parse_hrsc(path: Path) -> Objects | None:
     if (root.findtext("Annotated") or "1").strip() == "0":
         return None
     found = list(root.iter("HRSC_Object"))
+    if not found and root.find("HRSC_Objects") is None and (other := root.find("object")) is not None:
+        raise ConvertError(f"{path}: no HRSC_Objects, but {_kind(other)}")
     boxes, difficult = [], []
     for place, element in enumerate(found, start=1):
         where = f"HRSC_Object {element.findtext('Object_ID') or place}"
@@ -79,6 +81,15 @@ def parse_hrsc(path: Path) -> Objects | None:
         difficult.append(_difficult(path, element, where))
     quads = to_quads(np.array(boxes, np.float64).reshape(-1, 5)).reshape(-1, 8).astype(np.float64)
     return Objects(quads, np.zeros(len(found), np.int32), np.array(difficult, np.int32))
+
+
+def _kind(element: ElementTree.Element) -> str:
+    """Whose `object` this is, and what to do with it."""
+    if (box := element.find("robndbox")) is not None:
+        if box.find("x_left_top") is not None:
+            return "objects of DIOR-R; convert them by --from dior-r"
+        return "objects of roLabelImg; convert them by --from rolabelimg"
+    return "objects of Pascal VOC, which has no turned boxes"
 
 
 def read_dior(data: Path, classes: Sequence[str] | None = None) -> Dataset:
