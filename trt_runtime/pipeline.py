@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import queue
+import shlex
 import sys
 import threading
 import time
@@ -40,7 +42,8 @@ WAITING_BATCHES = 2  # prepared and not yet inferred
 EXAMPLES = """\
 examples:
   python trt_runtime/pipeline.py --model model.onnx --images scene.png --out found
-  python trt_runtime/pipeline.py --model best.pt --images scenes/ --out found --batch 4 --score 0.3
+  python trt_runtime/pipeline.py --model model.onnx --images flight/*.jpg scenes/ --out found --score 0.5
+  python trt_runtime/pipeline.py --model best.pt --images flights/ --recursive --out found --batch 4
 
 writes to --out:
   geojson/NAME.geojson (boxes in pixel coordinates) and pictures/NAME.jpg, of scores from --score on,
@@ -77,7 +80,7 @@ class Scene:
     """One image on its way through.
 
     Attributes:
-        name: file name without extension.
+        name: see find_scenes.
         image: (H, W, 3) uint8 RGB; empty once the next scene is asked for.
         windows: tiles that it is cut into.
         detections: merged, in pixels of the image; set when the scene is done.
@@ -308,23 +311,98 @@ def say_places(scenes: Mapping[str, Path], places: Mapping[str, Georeference]) -
         print(f"{who} in {crs}: polygons in these coordinates in geojson/NAME.world.geojson")
 
 
-def find_scenes(path: Path) -> dict[str, Path]:
-    """The image at `path`, or those in the folder."""
-    from rgfl.dota.images import IMAGE_SUFFIXES, find_images
+def find_scenes(*paths: Path, recursive: bool | None = None) -> dict[str, Path]:
+    """Images among `paths` and in those that are folders, by name.
 
-    if path.is_file():
-        return {path.stem: path}
-    if not path.exists():
-        raise errors.InputError(f"--images {path}: no such file or directory")
-    images = find_images(path)
-    if others := [
-        one.name for one in sorted(path.iterdir()) if one.is_dir() and not one.name.startswith(".")
-    ]:
-        print(f"note: subfolders of {path} are not looked into: {', '.join(others[:3])}", file=sys.stderr)
+    A name is the file's without its suffix, with the way to it before, as in north/IMG_1, where it lies in a
+    subfolder of a path.
+
+    Args:
+        recursive: go down into subfolders. None: the same as False, of a command without this flag.
+
+    Raises:
+        InputError: a path leads nowhere, or to a video or a folder without images; two images share a name;
+            a name is not UTF-8.
+    """
+    from rgfl.dota.images import VIDEO_SUFFIXES
+
+    scenes: dict[str, Path] = {}
+    given = set()
+    for path in paths:
+        if path.is_file():
+            if path.suffix.lower() in VIDEO_SUFFIXES:
+                raise errors.InputError(f"--images {path}: a video, expected images; {_frames_of(path)}")
+            found = {path.stem: path}
+        elif path.exists():
+            found = _in_folder(path, recursive)
+        else:
+            raise errors.InputError(f"--images {path}: no such file or directory")
+        for name, file in found.items():
+            if (place := os.path.abspath(file)) in given:
+                continue
+            given.add(place)
+            if any("\udc80" <= character <= "\udcff" for character in name):  # no Task 1 file can hold it
+                raise errors.InputError(f"--images: the name {name!a} is not UTF-8; rename it")
+            if (other := scenes.get(name)) is not None:
+                raise errors.InputError(
+                    f"{file}: {other} has the same name, and so would their results; rename one of the two, "
+                    "or run the command for each, with another --out"
+                )
+            scenes[name] = file
+    return scenes
+
+
+def _in_folder(root: Path, recursive: bool | None) -> dict[str, Path]:
+    """Images in the folder, by name; says what of it is left out."""
+    from rgfl.dota.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, find_images, left_out
+
+    folders = list(_with_subfolders(root, {os.path.realpath(root)})) if recursive else [root]
+    if not recursive and (others := _subfolders(root)):
+        names = ", ".join(path.name for path in others[:3])
+        flag = "" if recursive is None else "; --recursive does it"
+        print(f"note: subfolders of {root} are not looked into: {names}{flag}", file=sys.stderr)
+    suffixes = ", ".join(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
+    if others := [path for folder in folders for path in left_out(folder)]:
+        video = others[0].suffix.lower() in VIDEO_SUFFIXES
+        remedy = _frames_of(others[0]) if video else f"convert to one of {suffixes}"
+        example = others[0].relative_to(root)
+        print(
+            f"note: {len(others)} files in {root} are left out, such as {example}; {remedy}", file=sys.stderr
+        )
+    images = {
+        (folder.relative_to(root) / stem).as_posix(): path
+        for folder in folders
+        for stem, path in find_images(folder).items()
+    }
     if not images:
-        suffixes = ", ".join(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
-        raise errors.InputError(f"--images {path}: no image in this folder; expected {suffixes}")
+        raise errors.InputError(f"--images {root}: no image in this folder; expected {suffixes}")
     return images
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+
+
+def _with_subfolders(folder: Path, seen: set[str]) -> Iterator[Path]:
+    """The folder and those below it, but for pictures of an earlier run.
+
+    Args:
+        seen: real paths of folders that are not gone into again, as links may lead in circles; it grows.
+    """
+    yield folder
+    for path in _subfolders(folder):
+        drawn = path.name == "pictures" and (folder / "geojson").is_dir()
+        if not drawn and (place := os.path.realpath(path)) not in seen:
+            seen.add(place)
+            yield from _with_subfolders(path, seen)
+
+
+def _frames_of(video: Path) -> str:
+    """What to do with it."""
+    return (
+        "take frames of it, here two a second: "
+        f"mkdir frames && ffmpeg -i {shlex.quote(str(video))} -vf fps=2 frames/%06d.png"
+    )
 
 
 def check_names(images: Mapping[str, Path]) -> None:
@@ -379,7 +457,17 @@ def main(argv: list[str] | None = None) -> int:
         help=".pt, .onnx or .engine (engines: not run on a GPU yet)",
     )
     parser.add_argument(
-        "--images", type=Path, required=True, metavar="PATH", help="an image, a .vrt, or a folder"
+        "--images",
+        type=Path,
+        required=True,
+        nargs="+",
+        metavar="PATH",
+        help="images, .vrt files, and folders of images",
+    )
+    parser.add_argument(
+        "--recursive",
+        action="store_true",
+        help="go down into subfolders, but not into pictures of earlier runs; results lie in subfolders too",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where results go")
     parser.add_argument(
@@ -387,7 +475,7 @@ def main(argv: list[str] | None = None) -> int:
         type=float,
         default=0.3,
         metavar="S",
-        help="in pictures and GeoJSON, at least (default: 0.3)",
+        help="in pictures and GeoJSON, at least (default: 0.3); the model's own threshold holds too",
     )
     parser.add_argument(
         "--pictures", action=argparse.BooleanOptionalAction, default=True, help="draw (default: yes)"
@@ -400,12 +488,14 @@ def main(argv: list[str] | None = None) -> int:
 def detect_scenes(arguments: argparse.Namespace) -> int:
     """The command behind `main`, with parsed arguments."""
     check_model_arguments(arguments)
-    scenes = find_scenes(arguments.images)
+    scenes = find_scenes(*arguments.images, recursive=arguments.recursive)
     spaced = [name for name in scenes if len(name.split()) != 1]  # which Task 1 files cannot hold
     places = find_places(scenes)
     errors.new_directory(arguments.out, "--out")
     expect_no_others(arguments.out, scenes)
-    pictures = errors.picture_directory(arguments.out / "pictures", "--out", arguments.images)
+    pictures = arguments.out / "pictures"
+    for path in arguments.images:
+        errors.picture_directory(pictures, "--out", path)
 
     from tqdm import tqdm
 
@@ -418,9 +508,16 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
     timing = Timing()
     unreadable: dict[str, str] = {}
     with load_runner(arguments.model, device=arguments.device, threads=arguments.threads) as runner:
-        classes = runner.spec.classes
+        classes, threshold = runner.spec.classes, runner.spec.score_threshold
         say_places(scenes, places)
         print(f"{runner.name}: {runner.reason}", file=sys.stderr)
+        if arguments.score < threshold:
+            print(
+                f"note: --score {arguments.score:g}: this model keeps scores above {threshold:g} only, its "
+                "spec's score_threshold; for lower ones train with --score-threshold, or see Runner.detect",
+                file=sys.stderr,
+            )
+        score = max(arguments.score, threshold)
         done = stream(
             runner,
             scenes,
@@ -430,12 +527,14 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
             timing=timing,
             unreadable=unreadable,
         )
+        # Written last: where it lies, all results are of one run.
+        (arguments.out / "detections.json").unlink(missing_ok=True)
         for scene in tqdm(done, total=len(scenes), unit="scene"):
-            (arguments.out / "geojson").mkdir(parents=True, exist_ok=True)
             found[scene.name] = scene.detections
-            shown = scene.detections[scene.detections.scores >= arguments.score]
-            collection = geojson(scene.name, shown, classes)
-            atomic.write_text(arguments.out / "geojson" / f"{scene.name}.geojson", json.dumps(collection))
+            shown = scene.detections[scene.detections.scores >= score]
+            file = arguments.out / "geojson" / f"{scene.name}.geojson"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            atomic.write_text(file, json.dumps(geojson(scene.name, shown, classes)))
             if (place := places.get(scene.name)) is not None:
                 collection = geojson(scene.name, shown, classes, place)
                 file = arguments.out / "geojson" / f"{scene.name}.world.geojson"
@@ -443,7 +542,7 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
             numbers = np.bincount(shown.labels, minlength=len(classes)).tolist()
             counts[scene.name] = {name: n for name, n in zip(classes, numbers, strict=True) if n}
             if arguments.pictures:
-                picture = draw.picture(scene.image, shown, classes, min_score=arguments.score)
+                picture = draw.picture(scene.image, shown, classes, min_score=score)
                 draw.save(picture, pictures / f"{scene.name}.jpg")
         if not found:
             more = f" (and {len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
@@ -455,7 +554,7 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
         record = {
             "model": runner.describe(),
             "scales": arguments.scales,
-            "score": arguments.score,
+            "score": score,
             "timing": timing.record(),
             "hardware": machine.hardware(),
             "versions": machine.versions(),
@@ -465,7 +564,7 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
     atomic.write_text(arguments.out / "detections.json", json.dumps(record, indent=2) + "\n")
     total = sum(sum(numbers.values()) for numbers in counts.values())
     print(
-        f"{total} detections of score ≥ {arguments.score:g} in {timing.images} scenes ({timing.tiles} tiles, "
+        f"{total} detections of score ≥ {score:g} in {timing.images} scenes ({timing.tiles} tiles, "
         f"{timing.tiles / timing.total:.1f} a second): {arguments.out}"
     )
     if spaced:
@@ -485,8 +584,9 @@ def expect_no_others(out: Path, scenes: Mapping[str, Path]) -> None:
     Raises:
         InputError: there are some in `out`.
     """
-    for file in sorted((out / "geojson").glob("*.geojson")):
-        name = file.name.removesuffix(".geojson")
+    folder = out / "geojson"
+    for file in sorted(folder.rglob("*.geojson")):
+        name = file.relative_to(folder).as_posix().removesuffix(".geojson")
         if name not in scenes and name.removesuffix(".world") not in scenes:
             raise errors.InputError(
                 f"--out {out}: holds results of other scenes, such as {name}; choose another folder, or "

@@ -15,6 +15,7 @@ Engines take more: tiles that lie on the GPU, and a `fork()` for each thread (rg
 
 from __future__ import annotations
 
+import os
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -60,6 +61,7 @@ class Runner(ABC):
     precision: str = "fp32"
     device: str = "cpu"
     device_ms: dict[str, float]
+    _closed = False
 
     def __init__(self, path: Path, spec: DetectorSpec, reason: str) -> None:
         self.path = path
@@ -96,17 +98,30 @@ class Runner(ABC):
         return self.finish(self.infer(self.prepare(tiles)))
 
     def detect(
-        self, scene: Any, *, stride: int = 0, scales: Sequence[float] = (1.0,), batch: int = 1
+        self,
+        scene: Any,
+        *,
+        score: float | None = None,
+        stride: int = 0,
+        scales: Sequence[float] = (1.0,),
+        batch: int = 1,
     ) -> Detections:
         """Objects of a whole scene, in its pixels: its tiles one batch after the other, merged.
 
         Args:
             scene: shape (H, W, 3), uint8 RGB when sliced, of any size; see rgfl.dota.merge.detect.
+            score: keeps detections of this score or more. There are none at or below the spec's
+                score_threshold; runners but those of engines take another spec, set before:
+                runner.spec = dataclasses.replace(runner.spec, score_threshold=0.01).
             stride, scales, batch: as there.
+
+        Raises:
+            ValueError: the scene is of another kind, shape or type, or the runner is closed.
         """
         from rgfl.dota import merge
 
-        return merge.detect(
+        _check_scene(scene)
+        found = merge.detect(
             scene,
             self,
             size=self.spec.tile_side,
@@ -115,6 +130,7 @@ class Runner(ABC):
             scales=scales,
             batch=batch,
         )
+        return found if score is None else found[found.scores >= score]
 
     def raw(self, tiles: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Decoded boxes (B, P, 5) and scores (B, P, C) before NMS."""
@@ -134,8 +150,9 @@ class Runner(ABC):
             "image_size": list(self.spec.image_size),
         }
 
-    def close(self) -> None:  # noqa: B027 - backends without resources have nothing to release
+    def close(self) -> None:
         """Release the backend; the runner is not used afterwards."""
+        self._closed = True
 
     def __enter__(self) -> Runner:
         return self
@@ -146,6 +163,8 @@ class Runner(ABC):
         self.close()
 
     def _checked(self, tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        if self._closed:
+            raise ValueError(f"{self.path.name}: this runner is closed; use it inside its with block")
         expected = (*self.spec.image_size, 3)
         if tiles.dtype != np.uint8 or tiles.ndim != 4 or tiles.shape[1:] != expected or len(tiles) == 0:
             raise ValueError(
@@ -300,6 +319,7 @@ class OnnxRunner(Runner):
         return {**super().describe(), "threads": self._threads}
 
     def close(self) -> None:
+        super().close()
         if hasattr(self, "_session"):
             del self._session
 
@@ -356,6 +376,41 @@ def recognise(path: Path) -> tuple[Kind, str]:
     if by_content:
         return by_content, f"{by_content}, by its content"
     raise ModelError(f"{path}: no model; expected one of {', '.join(SUFFIXES)}")
+
+
+def _check_scene(scene: Any) -> None:
+    """ValueError that tells how to make of `scene` what Runner.detect takes."""
+    expected = "scene: expected uint8 pixels (H, W, 3), RGB, got"
+    if scene is None:
+        raise ValueError(f"{expected} None; OpenCV gives None for what it cannot read")
+    if isinstance(scene, (str, os.PathLike)):
+        raise ValueError(f"{expected} a path; read the file: rgfl.dota.images.read_image({str(scene)!r})")
+    kind, shape = type(scene), tuple(getattr(scene, "shape", ()))
+    if not shape:
+        made = "scene.convert('RGB')" if kind.__module__.startswith("PIL.") else "scene"
+        raise ValueError(f"{expected} {kind.__module__}.{kind.__qualname__}; take np.asarray({made})")
+    dtype = str(getattr(scene, "dtype", "uint8")).removeprefix("torch.")
+    if 0 in shape:
+        remedy = "there are no pixels in it"
+    elif len(shape) == 2:
+        remedy = "repeat the grey: np.stack([scene] * 3, axis=2)"
+    elif len(shape) != 3:
+        remedy = "pass one image at a time"
+    elif shape[2] == 3 and dtype == "uint8":
+        return
+    elif shape[2] == 3 and dtype.startswith("float"):
+        remedy = "if its values are 0…1: (scene * 255).round().astype(np.uint8)"
+    elif shape[2] == 3:
+        remedy = "bring its values to 0…255, then .astype(np.uint8)"
+    elif shape[2] == 1:
+        remedy = "repeat the grey: np.repeat(scene, 3, axis=2)"
+    elif shape[2] == 4:
+        remedy = "leave the fourth channel away: scene[:, :, :3]"
+    elif shape[0] == 3:
+        remedy = "put the channels last: scene.transpose(1, 2, 0)"
+    else:
+        remedy = "choose its red, green and blue channels, and put them last"
+    raise ValueError(f"{expected} {dtype} {shape}; {remedy}")
 
 
 def _kind_of_content(path: Path) -> Kind | None:

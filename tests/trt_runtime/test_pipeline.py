@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import shutil
 import threading
 import time
@@ -430,6 +431,138 @@ def test_names_with_white_space_are_in_no_task_1_file(
     assert {line.split()[0] for line in lines} == {"b"}
 
 
+def written(out: Path) -> list[str]:
+    """What lies below `out`, but for Task 1 files."""
+    return sorted(
+        str(path.relative_to(out)) for path in out.rglob("*.*") if not path.name.startswith("Task1_")
+    )
+
+
+def test_files_and_folders_together(tiny_onnx: Path, tiny_scenes: SimpleNamespace, tmp_path: Path) -> None:
+    """As the shell makes of --images *.png; one of them is there twice."""
+    for name in ("north/a.png", "south/b.png", "c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(tiny_scenes.images / "P0003.png", tmp_path / name)
+    paths = [tmp_path / "c.png", tmp_path / "north", tmp_path / "south/b.png", tmp_path / "south/../c.png"]
+    command = ["--model", tiny_onnx, "--images", *paths, "--out", tmp_path / "out", "--no-pictures"]
+    assert pipeline.main(list(map(str, command))) == 0
+    names = ["geojson/a.geojson", "geojson/b.geojson", "geojson/c.geojson"]
+    assert written(tmp_path / "out") == ["detections.json", *names]
+
+
+def test_pictures_replace_no_image_of_any_path(
+    tiny_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("a/pictures/x.jpg", "b/y.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    for paths in (["b", "a/pictures"], ["b/y.jpg", "a/pictures/x.jpg"]):
+        images = [str(tmp_path / path) for path in paths]
+        command = ["--model", str(tiny_onnx), "--images", *images, "--out", str(tmp_path / "a")]
+        assert pipeline.main(command) == 2
+        assert "the images lie there, and pictures could replace them" in capsys.readouterr().err
+
+
+def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
+    for name in ("north/a.png", "south/a.jpg"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    for paths in (["north/a.png", "south/a.jpg"], ["north", "south"], ["north/a.png", "south"]):
+        told = r"south/a\.jpg: .*north/a\.png has the same name, and so would their results"
+        with pytest.raises(InputError, match=told):
+            pipeline.find_scenes(*(tmp_path / path for path in paths))
+
+
+def test_subfolders_keep_their_names(
+    tiny_onnx: Path, tiny_scenes: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    images = tmp_path / "images"
+    for name in ("a.png", "north/a.png", "north/far/b.png", ".hidden/c.png"):
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(tiny_scenes.images / "P0003.png", images / name)
+    (images / "north" / "a.wld").write_text("3\n-4\n4\n3\n500000\n4600000\n")
+    (images / "circle").symlink_to(images)
+    out = images / "found"
+    command = ["--model", str(tiny_onnx), "--images", str(images), "--out", str(out), "--score", "0.4"]
+    for _ in range(2):  # the pictures of the first run are no scenes of the second
+        assert pipeline.main([*command, "--recursive"]) == 0
+        assert "not looked into" not in capsys.readouterr().err
+    assert written(out) == [
+        "detections.json",
+        "geojson/a.geojson",
+        "geojson/north/a.geojson",
+        "geojson/north/a.world.geojson",
+        "geojson/north/far/b.geojson",
+        "pictures/a.jpg",
+        "pictures/north/a.jpg",
+        "pictures/north/far/b.jpg",
+    ]
+    scenes = ["a", "north/a", "north/far/b"]
+    collection = json.loads((out / "geojson/north/far/b.geojson").read_text())
+    assert collection["name"] == "north/far/b"
+    assert list(json.loads((out / "detections.json").read_text())["detections"]) == scenes
+    lines = [line for path in out.glob("Task1_*.txt") for line in path.read_text().splitlines()]
+    assert {line.split()[0] for line in lines} == set(scenes)
+    assert pipeline.main(command) == 2  # a.png alone: of north/ there are results already
+    told = capsys.readouterr().err
+    assert "subfolders of" in told
+    assert "; --recursive does it" in told
+    assert "holds results of other scenes, such as north/a" in told
+
+
+def test_a_folder_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(bytes(tmp_path) + b"/s\xfcd"))
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system takes text only")
+    (folder / "a.png").touch()
+    with pytest.raises(InputError, match=r"the name 's\\udcfcd/a' is not UTF-8; rename it"):
+        pipeline.find_scenes(tmp_path, recursive=True)
+
+
+def test_what_a_folder_leaves_out_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "more").mkdir()
+    for name in ("x.png", "x.txt", "e.GIF", ".f.gif", "g.heic", "more/y.png", "more/z.MP4"):
+        (tmp_path / name).touch()
+    assert list(pipeline.find_scenes(tmp_path)) == ["x"]
+    told = f"note: 2 files in {tmp_path} are left out, such as e.GIF; convert to one of png, jpg, "
+    assert told in capsys.readouterr().err
+    assert list(pipeline.find_scenes(tmp_path, recursive=True)) == ["x", "more/y"]
+    assert f"note: 3 files in {tmp_path} are left out, such as e.GIF" in capsys.readouterr().err
+    pipeline.find_scenes(tmp_path / "more")
+    assert f"such as z.MP4; take frames of it, here two a second: {FFMPEG}" in capsys.readouterr().err
+
+
+FFMPEG = "mkdir frames && ffmpeg -i "
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a b.MOV", "a.avi", "a.mkv", "a.m4v", "a.webm"])
+def test_a_video_is_told_how_to_cut(name: str, tmp_path: Path) -> None:
+    video = tmp_path / name
+    video.touch()
+    with pytest.raises(InputError) as told:
+        pipeline.find_scenes(video)
+    quoted = f"'{video}'" if " " in name else str(video)
+    assert str(told.value).startswith(f"--images {video}: a video, expected images; ")
+    assert str(told.value).endswith(f"{FFMPEG}{quoted} -vf fps=2 frames/%06d.png")
+
+
+def test_a_score_below_the_models_threshold_is_told(
+    tiny_onnx: Path, tiny_scenes: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """It said 9 detections of score ≥ 0.01, of which none could be below 0.05."""
+    command = ["--model", tiny_onnx, "--images", tiny_scenes.images / "P0003.png", "--out", tmp_path / "out"]
+    command += ["--no-pictures", "--score"]
+    assert pipeline.main(list(map(str, [*command, 0.01]))) == 0
+    told = capsys.readouterr()
+    assert "note: --score 0.01: this model keeps scores above 0.3 only" in told.err
+    assert " detections of score ≥ 0.3 in 1 scenes" in told.out
+    assert json.loads((tmp_path / "out" / "detections.json").read_text())["score"] == 0.3
+    assert pipeline.main(list(map(str, [*command, 0.3]))) == 0
+    assert "note: --score" not in capsys.readouterr().err
+
+
 def test_wrong_paths_are_one_line(tiny_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "out" / "pictures").mkdir(parents=True)
@@ -465,6 +598,19 @@ def test_a_scene_that_cannot_be_read_does_not_stop_the_others(
     assert list(record["unreadable"]) == ["b"]
     text = "".join(path.read_text() for path in out.glob("Task1_*.txt"))
     assert {line.split()[0] for line in text.splitlines()} == {"a", "c"}
+
+
+def test_a_run_that_ends_early_leaves_no_record_of_the_one_before(
+    tiny_onnx: Path, tiny_scenes: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["--model", str(tiny_onnx), "--images", str(tiny_scenes.images / "P0003.png")]
+    command += ["--out", str(tmp_path), "--no-pictures"]
+    assert pipeline.main(command) == 0
+    assert (tmp_path / "detections.json").is_file()
+    monkeypatch.setattr(pipeline, "geojson", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        pipeline.main([*command, "--score", "0.9"])
+    assert not (tmp_path / "detections.json").exists()
 
 
 def test_results_of_other_scenes_are_not_mixed_with_these(

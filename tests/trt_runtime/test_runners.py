@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from rgfl.trt_runtime import runners
 from rgfl.trt_runtime.errors import ModelError
@@ -171,3 +174,55 @@ def test_int8_with_fp16_scales_is_computed_as_written(tiny_onnx: Path, tmp_path:
         best = [runner.infer(runner.prepare(tiles))[1].max(-1) for runner in (mixed, rounded)]
     # In order of size, as TopK exchanges points whose scores are nearly equal.
     np.testing.assert_allclose(np.sort(best[0]), np.sort(best[1]), atol=0.05)
+
+
+# ------------------------------------------------------------------------------------------------ scenes
+
+
+def test_detections_of_a_scene_from_a_score_on(tiny_onnx: Path) -> None:
+    scene = patterned_tiles((300, 200), 1)[0]
+    with load_runner(tiny_onnx) as runner:
+        found = runner.detect(scene)
+        middle = float(np.median(found.scores))
+        likely = runner.detect(scene, score=middle)
+        assert likely.scores.tolist() == [score for score in found.scores.tolist() if score >= middle]
+        assert 0 < len(likely) < len(found)
+        assert len(runner.detect(scene, score=0)) == len(found)
+        runner.spec = dataclasses.replace(runner.spec, score_threshold=0.2)
+        assert runner.detect(scene).scores.min() < 0.3  # the threshold of the file
+
+
+SCENE = np.zeros((40, 50, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("scene", "told"),
+    [
+        ("a.png", r"a path; read the file: rgfl\.dota\.images\.read_image\('a\.png'\)"),
+        (Path("a.png"), r"a path; read the file: rgfl\.dota\.images\.read_image\('a\.png'\)"),
+        (None, "None; OpenCV gives None for what it cannot read"),
+        (SCENE.tolist(), r"builtins\.list; take np\.asarray\(scene\)"),
+        (Image.fromarray(SCENE), r"PIL\.Image\.Image; take np\.asarray\(scene\.convert\('RGB'\)\)"),
+        (SCENE[:, :, 0], r"uint8 \(40, 50\); repeat the grey: np\.stack\(\[scene\] \* 3, axis=2\)"),
+        (SCENE[:, :, :1], r"uint8 \(40, 50, 1\); repeat the grey: np\.repeat\(scene, 3, axis=2\)"),
+        (np.zeros((40, 50, 4), np.uint8), r"uint8 \(40, 50, 4\); leave the fourth .*: scene\[:, :, :3\]"),
+        (np.zeros((40, 50, 8), np.uint8), r"uint8 \(40, 50, 8\); choose its red, green and blue channels"),
+        (SCENE.transpose(2, 0, 1), r"uint8 \(3, 40, 50\); put the channels last: scene\.transpose\(1, 2"),
+        (SCENE[None], r"uint8 \(1, 40, 50, 3\); pass one image at a time"),
+        (SCENE[:0], r"uint8 \(0, 50, 3\); there are no pixels in it"),
+        (SCENE / 255, r"float64 \(40, 50, 3\); if its values are 0…1: \(scene \* 255\)\.round\(\)\.astype"),
+        (SCENE.astype(np.uint16), r"uint16 \(40, 50, 3\); bring its values to 0…255"),
+    ],
+)  # fmt: skip
+def test_a_scene_that_is_none_is_told_with_the_remedy(tiny_onnx: Path, scene: Any, told: str) -> None:
+    with load_runner(tiny_onnx) as runner, pytest.raises(ValueError, match=rf"^scene: .*, got {told}"):
+        runner.detect(scene)
+
+
+@pytest.mark.parametrize("which", ["tiny_checkpoint", "tiny_onnx"])
+def test_a_closed_runner_says_so(which: str, request: pytest.FixtureRequest) -> None:
+    with load_runner(request.getfixturevalue(which), device="cpu") as runner:
+        runner.detect(SCENE)
+    with pytest.raises(ValueError, match=r"tiny\.\w+: this runner is closed; use it inside its with block"):
+        runner.detect(SCENE)
+    runner.close()  # twice is no error
