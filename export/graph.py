@@ -8,12 +8,12 @@ What travels with the file is in `metadata_props`: the spec under rgfl.spec.META
 ONNX Runtime hands to consumers in any language), plus a few `rgfl_*` strings for people.
 
 FP16 is written into the graph, because TensorRT 11 knows no other way: from the first convolution to
-the head's outputs, weights and activations are float16; pixels before, decode behind and the statistics
-of GroupNorm between stay float32, and what GroupNorm reads is scaled at export so that it does not
-overflow. ONNX Runtime on a CPU computes such a file in float32 and keeps the digits that FP16 drops, so
-it does not measure FP16. `--rounding` does: the float32 graph with each constant and each operator's
-output of that region rounded to float16 and back, which is what storing them in float16 means. An engine
-that fuses operators rounds less often, never more.
+the head's outputs, weights and activations are float16; normalisation before and decode behind stay
+float32. What GroupNorm reads is scaled at export so that it does not overflow. ONNX Runtime on a CPU
+computes such a file in float32 and keeps the digits that FP16 drops, so it does not measure FP16.
+`--rounding` does: the float32 graph with each constant and each operator's output of that region rounded
+to float16 and back, which is what storing them in float16 means. An engine that fuses operators rounds
+less often, never more.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
 QUANTISED_OPSET = 19
 BEGINNINGS = ("Conv", "ConvTranspose", *QUANTISERS)  # the FP16 region starts at the first of them
 ISLAND = "decoder"  # the module whose nodes stay float32: scores, top-k and boxes
-NORMALISATION = "InstanceNormalization"  # between two Reshape: GroupNorm. Squares overflow FP16 from 256 on
+# Between two Reshape: GroupNorm. It stays in FP16: of these and the ReLU behind TensorRT makes one kernel,
+# which adds up in float32 (to be read in RTX's plans); casts to float32 around it break that up.
+NORMALISATION = "InstanceNormalization"
 # NVIDIA's domain for nodes that are TensorRT plugins; the parser looks under the namespace of the
 # attribute first, and only then under the domain.
 PLUGIN_DOMAIN = "trt.plugins"
@@ -449,7 +451,7 @@ def _with_half_scales(model: onnx.ModelProto) -> onnx.ModelProto:
 def _region(
     graph: onnx_graphsurgeon.Graph, keep_fp32: Sequence[str]
 ) -> tuple[list[onnx_graphsurgeon.Node], Typing]:
-    """The nodes behind the first convolution that are no statistics, decode or NMS; why others are not."""
+    """The nodes behind the first convolution that are neither decode nor NMS, and why others are not."""
     import onnx_graphsurgeon as gs
 
     import rgfl.plugins
@@ -470,9 +472,7 @@ def _region(
         if not started:
             continue
         behind.update(id(tensor) for tensor in node.outputs)
-        if node.name.rpartition("/")[0].partition(".")[0] == ISLAND:
-            continue
-        if node.op in (NORMALISATION, rgfl.plugins.NAME):
+        if node.name.rpartition("/")[0].partition(".")[0] == ISLAND or node.op == rgfl.plugins.NAME:
             continue
         if any(fnmatch.fnmatch(node.name, pattern) for pattern in keep_fp32):
             typing.refused[node.name] = "as asked"
