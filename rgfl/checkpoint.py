@@ -84,7 +84,7 @@ def load(path: Path | str, map_location: str | torch.device = "cpu") -> dict[str
     """The record of a checkpoint, as `save` wrote it, format and spec checked.
 
     Raises:
-        CheckpointError: no such file, not a checkpoint, cut off, foreign, or of another version.
+        CheckpointError: no such file, not a checkpoint, cut off, damaged, foreign, or of another version.
     """
     import torch
 
@@ -99,6 +99,8 @@ def load(path: Path | str, map_location: str | torch.device = "cpu") -> dict[str
         raise CheckpointError(f"{path}: the file is empty; copy or train it again")
     if data[:2] == b"PK" and not zipfile.is_zipfile(io.BytesIO(data)):
         raise CheckpointError(f"{path}: cut off after {len(data):,} bytes; copy it again")
+    if data[:2] == b"PK" and _is_damaged(data):
+        raise CheckpointError(f"{path}: damaged: not the bytes that were written; copy or train it again")
     if data[:2] != b"PK" and data[:1] != b"\x80":
         raise CheckpointError(
             f"{path}: not a checkpoint (it begins with {data[:8]!r}); expected a .pt file of rgfl.train"
@@ -128,6 +130,15 @@ def load(path: Path | str, map_location: str | torch.device = "cpu") -> dict[str
     if record.get("format") != FORMAT:
         raise CheckpointError(f"{path}: format {record.get('format')!r}, this version reads {FORMAT!r}")
     return record
+
+
+def _is_damaged(archive: bytes) -> bool:
+    """Whether a zip holds other bytes than were written; torch reads without looking at its CRCs."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(archive)) as entries:
+            return entries.testzip() is not None
+    except Exception:  # a flipped bit in a header: many types, from zlib's to NotImplementedError
+        return True
 
 
 def load_detector(path: Path | str, map_location: str | torch.device = "cpu") -> Detector:

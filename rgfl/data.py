@@ -38,7 +38,7 @@ from rgfl.augment import about, map_pixels, map_points, map_round, random_color,
 from rgfl.dota import labels as dota_labels
 from rgfl.dota.images import IMAGE_SUFFIXES, ImageError, find_images, image_size, read_image
 from rgfl.dota.labels import DIFFICULT_CUT, Objects, Unknown, quad_areas
-from rgfl.dota.nearby import nearby
+from rgfl.dota.nearby import nearby, other_layout
 from rgfl.dota.tiling import clip_objects, windows
 from rgfl.nn.assign import Targets
 from rgfl.recipes import AugmentConfig, DataConfig
@@ -46,6 +46,8 @@ from rgfl.recipes import AugmentConfig, DataConfig
 # The pixels of pictures whose windows are mixed with each other: 450 MB, which fit into the default of
 # --cache-mb with small pictures in between. They do not follow that flag, which must not change a result.
 GROUP_PIXELS = 150_000_000
+# From this share on, objects that can never be learned are a fault of the labels, and no training.
+UNUSABLE = 0.9
 
 
 class DataError(ValueError):
@@ -61,6 +63,10 @@ class Picture:
     height: int
     width: int
     objects: Objects
+
+    def corners(self) -> NDArray[np.float64]:
+        """(4, 2): x, y of its corners, in turn."""
+        return np.array([(0, 0), (self.width, 0), (self.width, self.height), (0, self.height)], np.float64)
 
     def read(self) -> NDArray[np.uint8]:
         """Pixels, (height, width, 3) uint8 RGB.
@@ -116,7 +122,7 @@ def read_dataset(
         unknown: what an object of another class does: "error", or "ignore" it and count it in `left_out`.
 
     Raises:
-        DataError: a folder, image or label file is missing, or all objects of train/ are to be ignored.
+        DataError: a folder, image or label file is missing, or train/ has no object of the classes.
         LabelError: a label is wrong; the message begins with file:line.
     """
     root = Path(root)
@@ -128,7 +134,7 @@ def read_dataset(
                 raise DataError(
                     f"{folder / kind}: no such folder; training data hold train/ and val/, each with "
                     f"images/ and labelTxt/{'' if folder in splits else ' (--eval-every 0 needs no val/)'}"
-                    f"{nearby(folder / kind, suffixes)}"
+                    f"{other_layout(root) or nearby(folder / kind, suffixes)}"
                 )
     names = _class_names(root, splits, classes) if isinstance(classes, str) else tuple(classes)
     train = [picture for folder in splits for picture in _read_split(folder, names, unknown)]
@@ -140,11 +146,11 @@ def read_dataset(
     if unknown == "ignore":
         for folder in folders:
             left_out += dota_labels.count_others(folder / "labelTxt", names)
-        if left_out and not any(len(picture.objects) for picture in train):
-            raise DataError(
-                f"{splits[0] / 'labelTxt'}: no object of {', '.join(names)}; the labels hold "
-                f"{', '.join(sorted(left_out))}"
-            )
+    if not any(len(picture.objects) for picture in train):
+        others = f"; the labels hold {', '.join(sorted(left_out))}" if left_out else ""
+        raise DataError(
+            f"{splits[0] / 'labelTxt'}: no object of {', '.join(names)}, so there is nothing to learn{others}"
+        )
     return Dataset(names, train, val, dict(left_out.most_common()))
 
 
@@ -242,37 +248,43 @@ def list_windows(pictures: Sequence[Picture], config: DataConfig) -> list[Window
             continue
         corners = np.array(windows(picture.height, picture.width, size, config.stride))
         if not config.empty_tiles:
-            corners = corners[_hold_any(picture.objects, corners, size, config)]
+            corners = corners[_hold_any(picture, corners, config)]
         listed += [Window(index, (x, y)) for x, y in corners.tolist()]
     return listed
 
 
-def _hold_any(
-    objects: Objects, corners: NDArray[np.int64], size: int, config: DataConfig
-) -> NDArray[np.bool_]:
+def _hold_any(picture: Picture, corners: NDArray[np.int64], config: DataConfig) -> NDArray[np.bool_]:
     """(W,) whether `_visible` finds an object in the windows at `corners` (W, 2).
 
     Most hold the whole of one, which needs no clipping; the others are asked about the objects that reach in.
     """
-    objects = objects[objects.difficult < _too_difficult(config)]
+    size = config.tile_size
+    objects = picture.objects[picture.objects.difficult < _too_difficult(config)]
     points = objects.quads.reshape(-1, 4, 2)
     (left, top), (right, bottom) = points.min(1).T, points.max(1).T
     xs, ys = corners[:, :1], corners[:, 1:]
     reaches_in = (right > xs) & (left < xs + size) & (bottom > ys) & (top < ys + size)  # (W, N)
     # Next to no area is left to the clipping, whose rounding decides whether it is none.
     solid = quad_areas(objects.quads) > 1e-3
-    whole = solid & (left >= xs) & (right <= xs + size) & (top >= ys) & (bottom <= ys + size)
+    ends_x, ends_y = np.minimum(xs + size, picture.width), np.minimum(ys + size, picture.height)
+    whole = solid & (left >= xs) & (right <= ends_x) & (top >= ys) & (bottom <= ends_y)
     found = whole.any(1)
     config = dataclasses.replace(config, cut="whole")  # what they look like is not asked
     for row in np.flatnonzero(reaches_in.any(1) & ~found):
         x, y = corners[row].tolist()
-        found[row] = len(_visible(objects[reaches_in[row]], x, y, size, config)) > 0
+        found[row] = len(_visible(objects[reaches_in[row]], picture.corners(), x, y, size, config)) > 0
     return found
 
 
-def _visible(objects: Objects, x: float, y: float, size: int, config: DataConfig) -> Objects:
-    """Objects to train on in the tile at (x, y), in its pixels."""
-    clipped = clip_objects(objects, x, y, size, config.min_visible, cut=config.cut)
+def _visible(
+    objects: Objects, image: NDArray[np.float64], x: float, y: float, size: int, config: DataConfig
+) -> Objects:
+    """Objects to train on in the tile at (x, y), in its pixels; `image` are the corners of their picture.
+
+    What lies beside the picture is not seen, as rgfl.dota.tiling has it: it would be learned as padding.
+    """
+    image = image - np.array([x, y])
+    clipped = clip_objects(objects, x, y, size, config.min_visible, cut=config.cut, image=image)
     return clipped[clipped.difficult < _too_difficult(config)]
 
 
@@ -281,15 +293,11 @@ def _too_difficult(config: DataConfig) -> int:
     return DIFFICULT_CUT if config.train_difficult else 1
 
 
-def _as_shown(picture: Picture, min_visible: float) -> Picture:
-    """The picture with labels as rgfl.dota.tiling gives them to a tile of its size: without the objects that
-    lie outside, and with difficult 2 where less than `min_visible` is inside.
-
-    A tile cannot tell: what a label says of the ground beside the picture would be learned as padding.
-    """
+def _as_shown(picture: Picture) -> Picture:
+    """The picture without the objects that lie outside of it or have no area."""
     width, height = picture.width, picture.height
-    shown = clip_objects(picture.objects, 0, 0, width, min_visible, cut="whole", extent=(width, height))
-    if np.array_equal(shown.difficult, picture.objects.difficult):
+    shown = clip_objects(picture.objects, 0, 0, width, 0.0, cut="whole", extent=(width, height))
+    if len(shown) == len(picture.objects):
         return picture  # and no copy of its labels
     return dataclasses.replace(picture, objects=shown)
 
@@ -300,7 +308,15 @@ def to_boxes(quads: NDArray[np.float64], config: DataConfig) -> NDArray[np.float
 
 
 class Tiles:
-    """The training tiles by (epoch, index); what a DataLoader reads from."""
+    """The training tiles by (epoch, index); what a DataLoader reads from.
+
+    Attributes:
+        outside, too_small: how many objects of an image are never learned, by its name: those that lie
+            outside of it or have no area, and those with a side below `min_side` at any magnification.
+
+    Raises:
+        DataError: there is next to nothing to learn from.
+    """
 
     def __init__(
         self,
@@ -311,15 +327,16 @@ class Tiles:
         seed: int,
         cache_mb: int = 0,
     ) -> None:
-        self.pictures = [_as_shown(picture, data.min_visible) for picture in pictures]
-        # How many labels of an image lie outside of it, or have no area.
+        self.pictures = [_as_shown(picture) for picture in pictures]
+        self.data, self.augment, self.seed = data, augment, seed
+        self.classes = tuple(classes)
         self.outside = {
             old.name: lost
             for old, new in zip(pictures, self.pictures, strict=True)
             if (lost := len(old.objects) - len(new.objects))
         }
-        self.data, self.augment, self.seed = data, augment, seed
-        self.classes = tuple(classes)
+        self.too_small = self._too_small()
+        self._expect_objects()
         self._round = [label for label, name in enumerate(classes) if name in augment.round_classes]
         self.windows = list_windows(self.pictures, data)
         if not self.windows:
@@ -335,6 +352,33 @@ class Tiles:
         self._cache: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
         self._cache_size = self._cache_left = cache_mb * 10**6
         self._uncached: tuple[int, NDArray[np.uint8]] | None = None
+
+    def _too_small(self) -> dict[str, int]:
+        sizes = to_boxes(np.concatenate([picture.objects.quads for picture in self.pictures]), self.data)
+        small = sizes[:, 2:4].min(1) * self.augment.scale[1] < self.data.min_side
+        owners = np.repeat(np.arange(len(self.pictures)), [len(picture.objects) for picture in self.pictures])
+        counts = np.bincount(owners[small], minlength=len(self.pictures)).tolist()
+        return {picture.name: count for picture, count in zip(self.pictures, counts, strict=True) if count}
+
+    def _expect_objects(self) -> None:
+        """Raise where all objects, or nearly all, can never be learned, or are too difficult."""
+        outside, small = sum(self.outside.values()), sum(self.too_small.values())
+        total = outside + sum(len(picture.objects) for picture in self.pictures)
+        if outside + small >= max(UNUSABLE * total, 1):
+            name = next(iter(self.outside | self.too_small))
+            path = next(picture.path for picture in self.pictures if picture.name == name)
+            raise DataError(
+                f"{path.parent.parent / 'labelTxt' / name}.txt: expected objects inside their images with "
+                f"sides of --min-side {self.data.min_side:g} px at least, got {outside + small:,} of "
+                f"{total:,} in train that are not ({outside:,} outside or without area, {small:,} smaller), "
+                "some of them here; correct the labels"
+            )
+        limit = _too_difficult(self.data)
+        if not any((picture.objects.difficult < limit).any() for picture in self.pictures):
+            raise DataError(
+                f"expected objects to learn in train, got {total:,} that are all marked difficult, {limit} "
+                "or more; correct the labels, or use --train-difficult if they are 1"
+            )
 
     def objects_by_class(self) -> dict[str, int]:
         """How many objects of each class the images hold, difficult ones included."""
@@ -448,7 +492,8 @@ class Tiles:
             map_round(affine, turn.upright, objects.quads),
             map_points(affine, objects.quads),
         )
-        return image, _visible(Objects(quads, objects.labels, objects.difficult), 0, 0, size, self.data)
+        placed = Objects(quads, objects.labels, objects.difficult)
+        return image, _visible(placed, map_points(affine, picture.corners()), 0, 0, size, self.data)
 
     def _random_center(
         self, rng: np.random.Generator, picture: Picture, size: int, factor: float

@@ -42,7 +42,7 @@ from rgfl.nn.fake_int8 import fake_int8
 from rgfl.processes import usable_cores
 from rgfl.ranks import Ranks, SharedError
 from rgfl.recipes import Recipe, ScheduleConfig, learning_rate, schedule_warnings
-from rgfl.run_folder import RunFolder, read_last
+from rgfl.run_folder import RunFolder, of_this_version, read_last
 from rgfl.seen import Evaluation
 from rgfl.spec import DetectorSpec, SpecError
 from rgfl.stop import TIME_IS_UP, Stop, reason
@@ -81,7 +81,7 @@ def train(
     resume: bool = True,
     unknown: Unknown = "error",
 ) -> int:
-    """Train to the end of the schedule, or until Ctrl-C, SIGTERM or --max-minutes.
+    """Train to the end of the schedule, or until Ctrl-C, SIGTERM, SIGHUP or --max-minutes.
 
     Under torchrun every process calls this with the same arguments.
 
@@ -144,7 +144,8 @@ class Training:
             last = read_last(out, recipe, self.dataset) if resume else None
             said = self._build_model(last)
         self._place_model()
-        self._begin_at(last)
+        with ranks.together(ERRORS):
+            self._begin_at(last)
         del last
         self._expect_equal_ranks()
         warnings = self._warnings()
@@ -229,16 +230,17 @@ class Training:
         self.sums: dict[str, float] = {}  # of the losses since the last line of the log
         if last is None:
             return
-        self.step, self.evaluated, self.best = last["step"], last["evaluated"], last["best"]
-        self.sums = last["sums"]
-        self.model.load_state_dict(last["model"])
-        self.mean.load_state_dict(last["weights"])
-        self.optimizer.load_state_dict(last["optimizer"])
-        if last["scaler"]:  # {} after a device without fp16
-            self.scaler.load_state_dict(last["scaler"])
-        torch.set_rng_state(last["rng"])
-        if self.on_cuda and last["cuda_rng"] is not None:
-            torch.cuda.set_rng_state(last["cuda_rng"], self.device)
+        with of_this_version(self.out / "last.pt"):
+            self.step, self.evaluated, self.best = last["step"], last["evaluated"], last["best"]
+            self.sums = last["sums"]
+            self.model.load_state_dict(last["model"])
+            self.mean.load_state_dict(last["weights"])
+            self.optimizer.load_state_dict(last["optimizer"])
+            if last["scaler"]:  # {} after a device without fp16
+                self.scaler.load_state_dict(last["scaler"])
+            torch.set_rng_state(last["rng"])
+            if self.on_cuda and last["cuda_rng"] is not None:
+                torch.cuda.set_rng_state(last["cuda_rng"], self.device)
 
     def _expect_equal_ranks(self) -> None:
         run = self.recipe.run
@@ -273,6 +275,12 @@ class Training:
             warnings.append(
                 f"objects of train that lie outside their images or have no area, and are left out: "
                 f"{sum(self.tiles.outside.values())}, {number} of them in {name}.txt"
+            )
+        if self.tiles.too_small:
+            name, number = next(iter(self.tiles.too_small.items()))
+            warnings.append(
+                f"objects of train with a side below --min-side {recipe.data.min_side:g}, which are never "
+                f"learned: {sum(self.tiles.too_small.values()):,}, {number} of them in {name}.txt"
             )
         if 0 < run.cache_mb < (wanted := self.tiles.cache_wanted()):
             warnings.append(
@@ -381,11 +389,14 @@ class Training:
         recipe, run, ranks = self.recipe, self.recipe.run, self.ranks
         if self._evaluation_is_due():  # killed between the last step of an epoch and its evaluation
             self.evaluate()
+        elif self.evaluating and self.step == self.total and ranks.first and page.is_behind(self.out):
+            self.say(page.draw(self.out))  # killed between the last evaluation and its page
         batch = recipe.schedule.batch
         keys = batches(self.tiles, batch, self.step, self.total, ranks.rank, ranks.size)
-        loader = self.loader = Loader(
-            self.tiles, keys, self.model.assigner, self.workers, pin_memory=self.on_cuda
-        )
+        with self.stop.kept_from_children():
+            loader = self.loader = Loader(
+                self.tiles, keys, self.model.assigner, self.workers, pin_memory=self.on_cuda
+            )
         interval = _Interval()
         saved = time.monotonic()
         halt = 0  # why to stop, once all processes have agreed on it
@@ -414,10 +425,11 @@ class Training:
             self.bar.update()
             if self.step % run.log_every == 0 or self.step == self.total:
                 self._log_steps(interval)
-            if self.step % self.epoch == 0 or self.step == self.total:
-                self.save_last()
+            due = self._evaluation_is_due()
+            if due or self.step % self.epoch == 0 or self.step == self.total:
+                self.save_last()  # and so before the first best.pt
                 saved = time.monotonic()
-            if self._evaluation_is_due():
+            if due:
                 self.evaluate()
                 interval.restart()
         [halt] = ranks.greatest(halt or self.stop.now())
@@ -622,8 +634,10 @@ class Training:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
+            # Not in --out, of whose files `RunFolder` tells: queues of processes need shared memory too.
             raise TrainingError(
-                f"{self.out}: {error.strerror}; with room made, the same command goes on from last.pt"
+                f"{error.filename or 'shared memory (/dev/shm)'}: {error.strerror}; use fewer --workers, or "
+                "give the container more (docker run --shm-size 16g), and the same command goes on"
             ) from error
 
 

@@ -11,7 +11,6 @@ Nothing here imports torch until --data asks for a detector.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import re
@@ -30,6 +29,7 @@ from rgfl.chart import Line, chart
 from rgfl.dota.average_precision import Result
 from rgfl.page_style import STYLE
 from rgfl.recipes import RECIPES, EvaluationConfig
+from rgfl.run_log import read_records
 from rgfl.seen import Evaluation, pictures_and_mistakes
 
 PAGE = "page.html"
@@ -68,6 +68,13 @@ def write(run: Path, evaluation: Evaluation | None = None) -> Path:
     return path
 
 
+def is_behind(run: Path) -> bool:
+    """Whether the page is missing or older than the last evaluation in the log: a kill came in between."""
+    page = run / PAGE
+    drawn = page.stat().st_mtime if page.is_file() else 0.0
+    return any(record["kind"] == "eval" and record["time"] > drawn for record in read_log(run))
+
+
 def figures(result: Result) -> dict[str, Any]:
     """The numbers of a result that the page shows, as the log's evaluations hold them."""
     at75 = next(i for i, threshold in enumerate(result.thresholds) if abs(threshold - 0.75) < 1e-9)
@@ -86,7 +93,7 @@ def figures(result: Result) -> dict[str, Any]:
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """The records of log.jsonl, without a last line that is being written.
+    """The records of log.jsonl.
 
     Raises:
         PageError: there is none.
@@ -94,12 +101,7 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     path = run / "log.jsonl"
     if not path.is_file():
         raise PageError(f"{path}: no such file; expected the folder of a training (its --out)")
-    records = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+    records = read_records(path)
     if not records:
         raise PageError(f"{path}: holds no record yet; the training has not begun")
     return records

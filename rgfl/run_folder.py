@@ -9,43 +9,44 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
-import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
 from rgfl import checkpoint
 from rgfl.atomic import write_text
 from rgfl.data import Dataset
+from rgfl.folder_lock import FolderInUse, lock_folder
 from rgfl.nn.config import ModelConfig
 from rgfl.nn.detector import Detector
 from rgfl.recipes import Recipe
+from rgfl.run_log import read_records
 from rgfl.spec import DetectorSpec
 from rgfl.training_error import TrainingError
 
 # Fields that recipes had once, with the value that is the rule now: a run with it goes on.
 RETIRED = {"merge_iou": 0.1}
 
-try:
-    import fcntl
-except ImportError:  # Windows: there nothing keeps two runs apart
-    fcntl = None  # type: ignore[assignment]
-
 
 def read_last(out: Path, recipe: Recipe, dataset: Dataset) -> dict[str, Any] | None:
     """What last.pt holds for this run, or None where there is none.
 
     Raises:
-        TrainingError: it is of another recipe or other data.
+        TrainingError: it is of another recipe, other data or another version, or best.pt is there without it.
     """
-    path = out / "last.pt"
+    path, best = out / "last.pt", out / "best.pt"
     if not path.is_file():
+        if best.is_file():
+            raise TrainingError(
+                f"{best}: without a last.pt beside it this run cannot go on; give another --out (--start "
+                f"{best} begins there with its weights), or --no-resume, which begins anew and replaces it"
+            )
         return None
     record = checkpoint.load(path)
     state = record.get("training")
@@ -54,7 +55,10 @@ def read_last(out: Path, recipe: Recipe, dataset: Dataset) -> dict[str, Any] | N
             f"{path}: holds a detector but no training state; use another --out, or --no-resume"
         )
     here = recipe.result_fields()
-    there = {name: value for name, value in state["recipe"].items() if (name, value) not in RETIRED.items()}
+    with of_this_version(path):
+        known = state["recipe"].items()
+        there = {name: value for name, value in known if (name, value) not in RETIRED.items()}
+        data, weights, config = state["data"], record["weights"], ModelConfig(**record["model"])
     if changed := [name for name in {**here, **there} if here.get(name) != there.get(name)]:
         shown = ", ".join(
             f"{name} was {there.get(name)!r} and is {here.get(name)!r}" for name in changed[:4]
@@ -62,12 +66,27 @@ def read_last(out: Path, recipe: Recipe, dataset: Dataset) -> dict[str, Any] | N
         raise TrainingError(
             f"{path} is of another recipe ({shown}): give the same flags, another --out, or --no-resume"
         )
-    if state["data"] != dataset.digest():
+    if data != dataset.digest():
         raise TrainingError(
             f"{path} was trained on other images, labels or classes: give the same data, another --out, or "
             "--no-resume"
         )
-    return {**state, "weights": record["weights"], "model_config": ModelConfig(**record["model"])}
+    return {**state, "weights": weights, "model_config": config}
+
+
+@contextlib.contextmanager
+def of_this_version(path: Path) -> Iterator[None]:
+    """The use of what last.pt holds. Raises TrainingError: it is not what this version writes and reads."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise TrainingError(
+            f"{path}: of another version of rgfl ({type(error).__name__}: {reason}); give another --out, "
+            f"where --start {path.with_name('best.pt')} begins with its weights"
+        ) from error
 
 
 class RunFolder:
@@ -92,7 +111,7 @@ class RunFolder:
         except OSError as error:
             raise TrainingError(f"--out {path}: cannot be made a folder: {error.strerror}") from error
         try:
-            self._lock = _locked(path)
+            self._lock = lock_folder(path)
             if anew_but is not None:
                 # At once: killed before its first save, the run would else go on from the one before it.
                 for name in ("last.pt", "best.pt"):
@@ -100,6 +119,8 @@ class RunFolder:
                         (path / name).unlink(missing_ok=True)
             self._log = _continued(path / "log.jsonl", step, evaluated)
             self._board = SummaryWriter(path / "tensorboard", purge_step=step + 1)
+        except FolderInUse as error:
+            raise TrainingError(f"{error} (several processes of one training: torchrun)") from error
         except OSError as error:
             told = error.strerror or error
             raise TrainingError(f"--out {path}: cannot be written to: {told}") from error
@@ -110,19 +131,22 @@ class RunFolder:
             for name, value in record.items():
                 if isinstance(value, float) and not math.isfinite(value):
                     record[name] = None
-            line = json.dumps({**record, "time": round(time.time(), 2)}, ensure_ascii=False)
-            self._log.write(line + "\n")
+            line = json.dumps({**record, "time": round(time.time(), 2)})
+            with self._told("log.jsonl"):
+                self._log.write(line + "\n")
 
     def plot(self, group: str, values: Mapping[str, float], step: int) -> None:
         """A point of each value in TensorBoard."""
         if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(f"{group}/{name}", value, step)
+            with self._told("tensorboard"):
+                for name, value in values.items():
+                    self._board.add_scalar(f"{group}/{name}", value, step)
 
     def show(self, name: str, picture: NDArray[np.uint8], step: int) -> None:
         """An (H, W, 3) RGB picture in TensorBoard."""
         if self._board is not None:
-            self._board.add_image(name, picture, step, dataformats="HWC")
+            with self._told("tensorboard"):
+                self._board.add_image(name, picture, step, dataformats="HWC")
 
     def save(self, name: str, spec: DetectorSpec, recipe: Recipe, model: Detector, **more: Any) -> None:
         """Write a checkpoint.
@@ -133,8 +157,15 @@ class RunFolder:
         if self._path is None:
             return
         path = self._path / name
-        try:
+        with self._told(name, "; the one before it is whole" if path.exists() else ""):
             checkpoint.save(path, spec, recipe.model, model.state_dict(), **more)
+
+    @contextlib.contextmanager
+    def _told(self, name: str, kept: str = "") -> Iterator[None]:
+        """The writing of a file of the folder. Raises TrainingError: it fails; `kept` is part of the line."""
+        assert self._path is not None
+        try:
+            yield
         except (OSError, RuntimeError) as error:
             # torch's writer reports a disk that is full as an error of its own, on top of the system's.
             cause: BaseException | None = error
@@ -142,9 +173,10 @@ class RunFolder:
                 cause = cause.__cause__ or cause.__context__
             if cause is None:
                 raise
+            goes_on = "goes on from last.pt" if (self._path / "last.pt").exists() else "begins anew"
             raise TrainingError(
-                f"{path}: cannot be written: {cause.strerror or cause}; the one before it is whole, so with "
-                "room made the same command goes on from there"
+                f"{self._path / name}: cannot be written: {cause.strerror or cause}{kept}; with room made, "
+                f"the same command {goes_on}"
             ) from error
 
     def close(self) -> None:
@@ -155,42 +187,13 @@ class RunFolder:
                     written.close()
 
 
-def _locked(folder: Path) -> TextIO:
-    """The folder's lock file, this process's until it closes it or ends, in whatever way.
-
-    It keeps other processes out; a second run of the same process POSIX lets in.
-    """
-    lock = open(folder / ".lock", "a+")  # noqa: SIM115
-    if fcntl is not None:
-        try:
-            # POSIX's lock, not flock's: processes that prepare tiles and outlive a killed run do not hold it.
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            lock.seek(0)
-            holder = lock.read().strip() or "another process"
-            lock.close()
-            raise TrainingError(
-                f"--out {folder}: {holder} trains into it; wait for its end, or give another --out (several "
-                "processes of one training are started by torchrun)"
-            ) from error
-        except OSError:
-            pass  # a file system without locks
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    lock.flush()
-    return lock
-
-
 def _continued(path: Path, step: int, evaluated: int) -> TextIO:
     """log.jsonl for appending, without what came after the step from which we go on."""
-    kept = []
-    if step and path.is_file():
-        for line in path.read_text().splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the line that was being written when the run was killed
-            if record["step"] <= (evaluated if record["kind"] == "eval" else step):
-                kept.append(line + "\n")
+    records = read_records(path) if step and path.is_file() else []
+    kept = [
+        json.dumps(record) + "\n"
+        for record in records
+        if record["step"] <= (evaluated if record["kind"] == "eval" else step)
+    ]
     write_text(path, "".join(kept))
-    return open(path, "a", buffering=1)
+    return open(path, "a", encoding="utf-8", buffering=1)

@@ -1,12 +1,15 @@
-"""When a training stops before its end: Ctrl-C, SIGTERM, or its time is up."""
+"""When a training stops before its end: Ctrl-C, SIGTERM, a terminal that hangs up, or its time is up."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import time
+from collections.abc import Iterator
 
-TIME_IS_UP = 1  # in place of a signal's number
+TIME_IS_UP = int(signal.NSIG)  # in place of a signal's number, and none
+HANG_UP = getattr(signal, "SIGHUP", None)  # Windows has none
 
 
 def reason(halt: int) -> str:
@@ -14,13 +17,19 @@ def reason(halt: int) -> str:
 
 
 class Stop:
-    """Whether to stop after this step: Ctrl-C or SIGTERM (a second one stops at once), or the time is up."""
+    """Whether to stop after this step: a signal (a second one stops at once), or the time is up.
+
+    SIGHUP is none where the run was started to outlive its terminal (nohup).
+    """
 
     def __init__(self, max_minutes: float, started: float) -> None:
         self.signal, self._received = 0, 0.0
         self._until = started + 60 * max_minutes if max_minutes else math.inf
         self._before = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if HANG_UP is not None and signal.getsignal(HANG_UP) != signal.SIG_IGN:
+            numbers.append(HANG_UP)
+        for number in numbers:
             try:
                 self._before[number] = signal.signal(number, self._on_signal)
             except ValueError:  # not in the main thread: the caller handles signals
@@ -36,6 +45,19 @@ class Stop:
     def now(self) -> int:
         """0 to go on, the signal, or `TIME_IS_UP`."""
         return self.signal or (TIME_IS_UP if time.monotonic() > self._until else 0)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def kept_from_children() -> Iterator[None]:
+        """Processes that begin in the block get no SIGHUP, which a terminal sends to all of its group."""
+        if HANG_UP is None:
+            yield
+            return
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {HANG_UP})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def restore(self) -> None:
         for number, handler in self._before.items():

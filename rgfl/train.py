@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from rgfl.recipes import RECIPES, Recipe, RecipeError, add_flags, replaced
+from rgfl.screen import lasting
 
 SEVERAL = """\
 several GPUs or machines:
@@ -35,6 +36,11 @@ rgfl.dota.tiling): else every worker of every process decodes nearly all of the 
 --data and --out must be on a file system that every machine sees. A run may go on with another number of
 processes. Where machines do not find each other, name their network card in GLOO_SOCKET_IFNAME and
 NCCL_SOCKET_IFNAME."""
+
+STATUS = """\
+exit status: 0 done, or stopped by --max-minutes (the last line says which; the same command goes on), 2
+cannot (a line says why), 128 + signal when stopped by one. Output that breaks, such as a pipe whose reader
+has ended, stops nothing: log.jsonl has the facts."""
 
 
 def parse(argv: Sequence[str] | None = None) -> tuple[Recipe, argparse.Namespace]:
@@ -51,7 +57,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Recipe, argparse.Namespace
         prog="python -m rgfl.train",
         description="Train a detector of rotated objects. The same command resumes a run that was stopped.",
         epilog=f"recipes:\n{listing}\n\nIn brackets: the values of {shown}. See those of another recipe by "
-        f"--recipe NAME --help.\n\n{SEVERAL}",
+        f"--recipe NAME --help.\n\n{SEVERAL}\n\n{STATUS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         usage="%(prog)s --recipe NAME --data DIR --out DIR [options]",
@@ -79,7 +85,8 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Recipe, argparse.Namespace
         "--resume",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="go on from last.pt if --out has one; --no-resume starts anew and replaces it [on]",
+        help="go on from last.pt if --out has one, of the same recipe, labels and image sizes (pixels are "
+        "not compared); --no-resume starts anew and replaces it [on]",
     )
     add_flags(parser, RECIPES[shown]())
     arguments = parser.parse_args(argv)
@@ -89,8 +96,9 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Recipe, argparse.Namespace
         parser.error(str(error))
 
 
+@lasting()
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 trained, 2 cannot (one line says why), 128 + signal when stopped by one."""
+    """Exit code: 0 trained or out of --max-minutes, 2 cannot (one line says why), 128 + signal stopped by."""
     recipe, arguments = parse(argv)
     # OpenMP's threads spin while they wait; with one busy neighbour on two cores that made a step of 2 s take
     # 45 s. It reads this once, when torch is imported.

@@ -74,6 +74,9 @@ def test_one_line_that_says_what_came(path, tmp_path):
     assert f"cut off after {len(data) // 2:,} bytes" in refused(file)
     file.write_bytes(b"\x89PNG and so on")
     assert "not a checkpoint (it begins with b'\\x89PNG" in refused(file)
+    middle = len(data) // 2  # among the weights
+    file.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
+    assert "damaged: not the bytes that were written; copy or train it again" in refused(file)
     torch.save({"a": torch.zeros(1)}, file)
     assert "no spec in it (keys a, …)" in refused(file)
     torch.save(torch.zeros(3), file)

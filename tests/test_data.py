@@ -39,10 +39,11 @@ from rgfl.data import (
     steps_per_epoch,
 )
 from rgfl.dota.images import ImageError, read_image
-from rgfl.dota.labels import LabelError, Objects
+from rgfl.dota.labels import LabelError, Objects, read_labels, write_labels
 from rgfl.dota.tiling import TileSettings, split, windows
 from rgfl.nn.assign import Assigner, Targets
 from rgfl.recipes import AugmentConfig, DataConfig, RunConfig
+from rgfl.train import parse
 
 PLAIN = AugmentConfig()
 SMALL = DataConfig(tile_size=128, stride=64)
@@ -113,6 +114,15 @@ def test_no_object_at_all(folder):
         read_dataset(folder)
 
 
+def test_no_object_of_the_classes_that_are_asked_for(folder):
+    """It trained on nothing, with a warning."""
+    (folder / "classes.txt").write_text("plane\nship\n")
+    for path in (folder / "train/labelTxt").glob("*.txt"):
+        path.write_text("")
+    with pytest.raises(DataError, match=r"labelTxt: no object of plane, ship, so there is nothing to learn$"):
+        read_dataset(folder)
+
+
 @pytest.mark.parametrize("missing", ["train", "train/images", "val/labelTxt"])
 def test_a_missing_folder_is_named(folder, missing):
     (folder / missing).rename(folder / "away")
@@ -128,6 +138,36 @@ def test_labels_of_an_archive_are_found(folder):
         read_dataset(folder)
     (folder / "train/labelTxt").symlink_to("labelTxt-v1.0/labelTxt")
     assert len(read_dataset(folder).train) == 3
+    (folder / "data.yaml").touch()  # DOTA's layout beside YOLO's
+    (folder / "val/labelTxt").rename(folder / "val/labels")
+    with pytest.raises(DataError, match=r"found in .*/val: labels/ \(1 files\); choose one: ln -s"):
+        read_dataset(folder)
+
+
+@pytest.mark.parametrize("layout", ["images/train labels/train", "train/images train/labels", "data.yaml"])
+def test_a_yolo_data_set_is_told_how_to_be_converted(tmp_path, layout):
+    for name in layout.split():
+        if name == "data.yaml":
+            (tmp_path / name).write_text("names: [car]\n")
+        else:
+            (tmp_path / name).mkdir(parents=True)
+            (tmp_path / name / "1.txt").write_text("0 0.1 0.1 0.2 0.1 0.2 0.2 0.1 0.2\n")
+    with pytest.raises(DataError) as error:
+        read_dataset(tmp_path)
+    command = f"python -m rgfl.dota.convert --from yolo-obb --data {tmp_path} --out DIR"
+    assert str(error.value).endswith(f"labelTxt/; this looks like YOLO-OBB: {command}")
+
+
+def test_a_data_set_that_is_not_split_is_told_what_splits_it(folder):
+    with pytest.raises(
+        DataError, match=r"--data \S+/train --out DIR --val-share 0\.2 splits them, "
+    ) as error:
+        read_dataset(folder / "train")
+    assert str(error.value).endswith("--train-splits . --eval-every 0 learns from all")
+    flags = ["--recipe", "gfl_lite", "--data", "D", "--out", "R", "--train-splits", ".", "--eval-every", "0"]
+    recipe, _ = parse(flags)
+    alone = read_dataset(folder / "train", with_val=False, train_splits=recipe.data.train_splits)
+    assert [picture.name for picture in alone.train] == ["large", "small", "tile"]
 
 
 def test_several_splits_are_learned_from(folder):
@@ -307,7 +347,9 @@ def test_classes_that_are_not_asked_for_are_left_out_and_counted(folder):
 
 
 def test_a_class_that_no_label_has_is_no_training(folder):
-    with pytest.raises(DataError, match=r"train/labelTxt: no object of shpi; the labels hold plane, ship"):
+    with pytest.raises(
+        DataError, match=r"no object of shpi, so there is nothing to learn; the labels hold plane, ship"
+    ):
         read_dataset(folder, "shpi", unknown="ignore")
 
 
@@ -366,7 +408,7 @@ def test_grid_windows_are_those_in_which_clipping_leaves_an_object(seed):
                 Window(index, (x, y))
                 for index, picture in enumerate(pictures)
                 for x, y in windows(picture.height, picture.width, 128, 96)
-                if len(_visible(picture.objects, x, y, 128, grid))
+                if len(_visible(picture.objects, picture.corners(), x, y, 128, grid))
             ]
             assert list_windows(pictures, grid) == expected
 
@@ -422,6 +464,60 @@ def test_what_lies_beside_the_picture_is_not_learned_as_padding(folder, kind, tu
     assert [line.split()[-1] for line in label.read_text().splitlines()] == ["0", "0", "2"]
 
 
+@pytest.mark.parametrize("kind", ["grid", "random"])
+@pytest.mark.parametrize("turned", [PLAIN, AugmentConfig(rotate=1.0, flip_vertical=0.5)])
+def test_an_object_that_the_edge_of_a_small_picture_cuts_ends_there(tmp_path, kind, turned):
+    """Training's reached 20 pixels into the padding; those of tiles on disk, and the devkit's, do not."""
+    label = "500 100 620 100 620 160 500 160 plane 0\n"
+    write_split(tmp_path / "train", {"P": (np.zeros((600, 600, 3), np.uint8), label)})
+    data = DataConfig(windows=kind, cut="clipped", boxes_from="edges")
+    (picture,) = read_dataset(tmp_path, with_val=False).train
+    tiles = Tiles([picture], ("plane",), data, turned, 0)
+    for epoch in range(5):
+        for box in tiles.tile(epoch, 0).boxes:
+            np.testing.assert_allclose(box[2:4], [100, 60], atol=1e-3)
+    if kind == "grid" and turned is PLAIN:
+        np.testing.assert_allclose(tiles.tile(0, 0).boxes, [[550, 130, 100, 60, 0]], atol=1e-4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_training_sees_the_labels_that_tiles_on_disk_have(tmp_path_factory, seed):
+    rng, folder = np.random.default_rng(seed), tmp_path_factory.mktemp("data")
+    cut, share = str(rng.choice(["whole", "clipped"])), float(rng.uniform(0.2, 0.9))
+    sizes = {"small": (100, 90), "narrow": (260, 90), "flat": (90, 260), "large": (260, 200)}
+    pictures = []
+    for name, size in sizes.items():
+        write_split(folder, {name: (np.zeros((*size, 3), np.uint8), "")})
+        objects = drawn_objects(rng, 30, max(size))
+        corners = objects.quads.reshape(-1, 4, 2)
+        x, y = (corners - corners.mean(1, keepdims=True)).transpose(2, 0, 1)
+        turn = np.argsort(np.arctan2(y, x))  # around the middle: where edges cross, areas are not shares
+        objects.quads[:] = np.take_along_axis(corners, turn[..., None], 1).reshape(-1, 8)
+        write_labels(folder / f"labelTxt/{name}.txt", objects, ("ship",))
+        pictures.append(Picture(name, folder / f"images/{name}.png", *size, objects))
+    split(
+        {picture.name: picture.path for picture in pictures},
+        folder / "labelTxt",
+        folder / "cut",
+        TileSettings(size=128, stride=96, cut=cut, min_visible=share),
+    )
+    written = {path.stem: read_labels(path, ("ship",)) for path in (folder / "cut/labelTxt").iterdir()}
+    data = DataConfig(tile_size=128, stride=96, windows="grid", cut=cut, min_visible=share)
+    tiles = Tiles(pictures, ("ship",), data, PLAIN, 0)
+    assert len(tiles) == len(written)
+    for window in tiles.windows:
+        x, y = window.corner
+        there = written[f"{pictures[window.picture].name}__1__{x}___{y}"]
+        seen = tiles._render(rng, window, 128)[1]
+        np.testing.assert_allclose(seen.quads, there.quads[there.difficult < 2], atol=1e-6)
+    random = Tiles(pictures[:1], ("ship",), dataclasses.replace(data, windows="random"), PLAIN, 0)
+    seen = random._render(rng, random.windows[0], 128)[1]
+    there = written.get("small__1__0___0", Objects.empty())
+    moved = (seen.quads - there.quads[there.difficult < 2]).reshape(-1, 2)
+    np.testing.assert_allclose(moved, moved[:1].repeat(len(moved), 0), atol=1e-6)  # all by as much
+
+
 def test_pictures_whose_objects_are_inside_are_taken_as_they_are(folder):
     pictures = read_dataset(folder).train
     tiles = Tiles(pictures, ("plane", "ship"), SMALL, PLAIN, 0)
@@ -457,6 +553,49 @@ def test_difficult_objects_are_trained_on_only_if_wanted(folder):
 def test_small_objects_are_dropped(folder):
     tiles = tiles_of(folder, DataConfig(tile_size=128, min_side=25.0))
     assert tiles.tile(0, 8).labels.tolist() == [1]  # the plane is 30 × 20
+
+
+def test_objects_that_can_never_be_learned_are_counted(folder):
+    thin, point, small = "50 50 80 50 80 51.5 50 51.5", "9 9 9 9 9 9 9 9", "5 5 6 5 6 6 5 6"
+    lines = "".join(f"{quad} ship 0\n" for quad in (SQUARE, thin, point, small))
+    (folder / "train/labelTxt/tile.txt").write_text(lines)
+    tiles = tiles_of(folder)
+    assert (tiles.outside, tiles.too_small) == ({"tile": 1}, {"tile": 2})
+    assert tiles_of(folder, augment=AugmentConfig(scale=(0.5, 1.5))).too_small == {
+        "tile": 1
+    }  # 1.5 px grow to 2.25
+    assert tiles_of(folder, DataConfig(tile_size=128, min_side=0.0)).too_small == {}
+
+
+def test_labels_of_which_next_to_none_can_be_learned_are_an_error(folder):
+    """A training on coordinates that are shares learned nothing, and ended as if all were well."""
+    small = "100 100 101 100 101 101 100 101 ship 0\n"
+    label = folder / "train/labelTxt/tile.txt"
+    label.write_text(30 * small)  # beside two that are fine
+    message = (
+        r"tile\.txt: expected objects inside their images with sides of --min-side 2 px at least, "
+        r"got 30 of 32 in train that are not \(0 outside or without area, 30 smaller\)"
+    )
+    with pytest.raises(DataError, match=message):
+        tiles_of(folder)
+    label.write_text(15 * small)
+    assert tiles_of(folder).too_small == {"tile": 15}
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_coordinates_that_are_shares_are_an_error(folder, split):
+    for path in (folder / split / "labelTxt").iterdir():
+        path.write_text("gsd:1\n0.37 0.79 0.42 0.79 0.42 0.81 0.37 0.81 ship 0\n")
+    with pytest.raises(LabelError, match=r"\.txt:2: expected pixels, .*yolo-obb --data DIR --out DIR$"):
+        read_dataset(folder)
+
+
+def test_difficult_objects_alone_are_no_training(folder):
+    for path in (folder / "train/labelTxt").iterdir():
+        path.write_text(f"{SQUARE} ship 1\n")
+    assert len(tiles_of(folder)) == 9
+    with pytest.raises(DataError, match="got 3 that are all marked difficult, 1 or more"):
+        tiles_of(folder, DataConfig(tile_size=128, train_difficult=False))
 
 
 def test_objects_cut_by_the_border_follow_the_share_that_is_left(folder):

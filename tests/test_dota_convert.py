@@ -440,7 +440,7 @@ def test_files_of_a_vanished_image_go_and_no_others(tmp_path):
     (data / "images/z.png").unlink()
     assert run(*command) == 0
     assert files(out) == [
-        "classes.txt", "convert.jsonl", "images/tile.2.png", "images/z.jpg", "labelTxt/tile.2.txt",
+        ".lock", "classes.txt", "convert.jsonl", "images/tile.2.png", "images/z.jpg", "labelTxt/tile.2.txt",
         "labelTxt/z.txt",
     ]  # fmt: skip
 

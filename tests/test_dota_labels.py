@@ -6,6 +6,7 @@ import zipfile
 import cv2
 import numpy as np
 import pytest
+import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -531,6 +532,62 @@ def test_horizontal_labels_are_told(tmp_path):
         labels.read_label_folder(tmp_path, ["plane"])
         written(tmp_path, "".join(upright[:40]), "P0001.txt")
         labels.read_label_folder(tmp_path, ["plane"])
+
+
+def told_crossing(quads):
+    return labels.crossing(np.array(quads, float).reshape(-1, 8)).tolist()
+
+
+BOW_TIE = "0 0 40 0 0 20 40 20"  # left top, right top, left bottom, right bottom
+
+
+def test_edges_that_cross_are_found():
+    bow_tie = np.array(BOW_TIE.split(), float).reshape(4, 2)
+    turned = [np.roll(bow_tie, shift, axis=0)[::sense] for shift in range(4) for sense in (1, -1)]
+    assert all(told_crossing(turned))
+    thin = [[0, 0, 100, 1, 100, 0, 0, 1], [0, 0, 100, 1, 50, 1, 50, 0], [7, 7, 7, 7, 90, 3, 90, 3]]
+    no_area = [[5, 5] * 4, [0, 0, 9, 9, 0, 0, 9, 9], [0, 0, 30, 0, 60, 0, 20, 0], [0, 0, 9, 0, 9, 9, 0, 0]]
+    dented = [[0, 0, 40, 0, 10, 10, 0, 40], [0, 0, 20, 30, 40, 0, 20, 10]]
+    assert not any(told_crossing([*thin, *no_area, *dented]))
+
+
+@given(seed=st.integers(0, 10**6), grid=st.sampled_from([1.0, 8.0, 0.0]))
+@settings(max_examples=50, deadline=None)
+def test_edges_cross_where_shapely_says_so(seed, grid):
+    quads = np.random.default_rng(seed).uniform(0, 100, (200, 8))
+    quads = np.round(quads / grid) * grid if grid else quads
+    for quad, crosses in zip(quads, told_crossing(quads), strict=True):
+        ring = shapely.LinearRing(quad.reshape(4, 2))
+        assert not (crosses and ring.is_simple)
+        # Each part of a bow-tie is as high over the edges as they cross, if that is more than a pixel or so.
+        parts = [] if ring.is_simple else shapely.polygonize([shapely.node(ring)]).geoms
+        if len(parts) == 2 and all(part.buffer(-1.5).area > 0 for part in parts):
+            assert crosses
+
+
+def test_edges_that_cross_are_told_once_with_their_place(tmp_path):
+    """Corners in rows gave AP 0 in every class, without a word."""
+    written(tmp_path, f"{QUAD} ship 0\n", "a.txt")
+    written(tmp_path, f"gsd:1\n{BOW_TIE} boat 0\n{QUAD} ship 0\n{BOW_TIE} ship 0\n", "b.txt")
+    with pytest.warns(LabelWarning) as told:
+        labels.read_label_folder(tmp_path, NAMES, "ignore")
+    assert len(told) == 1
+    assert str(told[0].message).startswith(f"{tmp_path}/b.txt:4: edges cross here: corners must go round")
+    written(tmp_path, 3 * f"{BOW_TIE} ship 0\n", "c.txt")
+    with pytest.warns(LabelWarning, match=r"b.txt:2: edges cross here, and in 4 more objects: ") as told:
+        found = labels.read_label_folder(tmp_path, [*NAMES, "boat"])
+    assert len(told) == 1
+    assert found["c"].quads[0].tolist() == [float(field) for field in BOW_TIE.split()]  # as they are
+
+
+def test_coordinates_that_are_shares_of_the_sides_are_told(tmp_path):
+    """Behind them a class by name, so they passed as objects of less than a pixel."""
+    written(tmp_path, "gsd:1\n0.37 0.79 1.02 0.79 1.02 0.81 0.37 0.81 ship 0\n")
+    message = r"P0001.txt:2: expected pixels, got coordinates ≤ 2 in all 1 objects; if these are shares"
+    with pytest.raises(LabelError, match=message):
+        labels.read_label_folder(tmp_path, NAMES)
+    written(tmp_path, f"{QUAD} ship\n", "P0002.txt")
+    assert len(labels.read_label_folder(tmp_path, NAMES)) == 2
 
 
 def test_labels_elsewhere_are_named(tmp_path):

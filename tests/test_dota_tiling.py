@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rgfl.boxes import to_quads
 from rgfl.dota import tiling
 from rgfl.dota.images import read_image
-from rgfl.dota.labels import Objects, read_labels, write_labels
+from rgfl.dota.labels import LabelWarning, Objects, read_labels, write_labels
 from rgfl.dota.tiling import TileSettings, TilingError, clip_objects, crop, windows
 
 NAMES = ("plane", "ship")
@@ -290,6 +290,24 @@ def test_scales_are_in_the_names_and_move_the_labels(data, tmp_path):
     assert "P0002__2__0___0.png" in files(out / "train/images")
     half = read_labels(out / "train/labelTxt/P0002__0.5__0___0.txt", NAMES)
     assert half.quads.tolist() == [rectangle(2, 2, 5, 5)]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_edges_that_cross_are_told_once_for_all_images(data, tmp_path, workers):
+    """And not by each worker for each image; a run that goes on tells of what is finished, too."""
+    label = data / "train/labelTxt"
+    for name in ("P0002", "P0003"):
+        (label / f"{name}.txt").write_text("gsd:1\n4 4 14 4 4 14 14 15 ship 0\n" + "2 2 9 2 9 9 2 9 ship 0\n")
+    for _ in range(2):
+        with pytest.warns(LabelWarning) as told:
+            assert run(data, tmp_path / "tiles", "--workers", workers) == 0
+        (warning,) = told
+        assert f"{label}/P0002.txt:2: edges cross here, and in 1 more objects" in str(warning.message)
+    journal = tmp_path / "tiles/train" / tiling.JOURNAL
+    entries = [json.loads(line) for line in journal.read_text().splitlines()]
+    old = [{key: value for key, value in entry.items() if "crossing" not in key} for entry in entries]
+    journal.write_text("".join(json.dumps(entry) + "\n" for entry in old))
+    assert run(data, tmp_path / "tiles") == 0  # a journal of before
 
 
 def test_a_test_split_has_no_labels(data, tmp_path):

@@ -198,6 +198,15 @@ def test_logs_of_the_first_kind_show_what_they_hold(tmp_path):
     assert "step 41 of 80" in text
 
 
+def test_lines_of_a_damaged_log_are_passed_over(tmp_path):
+    make_log(tmp_path)
+    whole = page.read_log(tmp_path)
+    with open(tmp_path / "log.jsonl", "ab") as file:
+        file.write(b'12\n\xff\n{"kind": "x"}\n{"kind": "step"}\n{"kind": "eval", "step": 40}\n{"root": "\xc3')
+    assert page.read_log(tmp_path) == whole
+    Parsed(page.write(tmp_path).read_text())
+
+
 def test_before_the_first_step_there_is_a_page_too(tmp_path):
     make_log(tmp_path, steps=0, evaluations=())
     parsed = Parsed(page.write(tmp_path).read_text())

@@ -1,6 +1,5 @@
 """Runs from end to end with a tiny model: what they leave, how they stop, and that they resume exactly."""
 
-import errno
 import json
 import multiprocessing
 import os
@@ -127,6 +126,34 @@ def test_what_the_labels_hold_is_told_at_the_start(data, tmp_path, capsys):
     assert "outside their images or have no area, and are left out: 1, 1 of them in 0.txt\n" in told
 
 
+def test_objects_that_are_too_small_are_told_and_are_no_training_alone(data, tmp_path, capsys):
+    copy = shutil.copytree(data, tmp_path / "data")
+    label = copy / "train/labelTxt/3.txt"
+    whole = label.read_text()
+    label.write_text(f"{whole}\n9 9 30 9 30 10 9 10 ship 0\n7 7 8 7 8 30 7 30 ship 0\n")
+    flags = ["--epochs", "0.25", "--eval-every", "0"]
+    assert run(copy, tmp_path / "run", *flags) == 0
+    told = (
+        "warning: objects of train with a side below --min-side 2, which are never learned: 2, 2 of them in"
+    )
+    assert f"{told} 3.txt\n" in capsys.readouterr().out
+    label.write_text(f"{whole}\n" + 200 * "9 9 30 9 30 10 9 10 ship 0\n")
+    assert run(copy, tmp_path / "none", *flags) == 2
+    assert (
+        "3.txt: expected objects inside their images with sides of --min-side 2 px at least, got"
+        in capsys.readouterr().err
+    )
+
+
+def test_a_train_split_without_any_object_is_no_training(data, tmp_path, capsys):
+    copy = shutil.copytree(data, tmp_path / "data")
+    for label in (copy / "train/labelTxt").iterdir():
+        label.write_text("imagesource:test\n")
+    assert run(copy, tmp_path / "run", "--classes", "plane,ship", "--eval-every", "0") == 2
+    assert "labelTxt: no object of plane, ship, so there is nothing to learn\n" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_ap_of_tiles_is_not_called_that_of_full_images(data, tmp_path, capsys):
     train = shutil.copytree(data, tmp_path / "data")
     for path in [*(train / "val").glob("*/*.png"), *(train / "val").glob("*/*.txt")]:
@@ -182,7 +209,7 @@ def assert_same_weights(a, b):
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_stopped_by_a_signal_it_saves_this_very_step_and_resumes(data, whole, tmp_path, number, capsys):
     done = threading.Event()
 
@@ -226,7 +253,7 @@ def test_two_runs_do_not_write_into_one_folder(data, tmp_path, capsys):
         assert run(data, tmp_path, "--epochs", "400") == 2
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert f"error: --out {tmp_path}: process {process.pid} on " in error
-        assert "trains into it; wait for its end, or give another --out" in error
+        assert "writes into it; wait for its end, or give another --out" in error
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 128 + signal.SIGTERM
     flags = ["--epochs", "400", "--max-minutes", "1e-4"]
@@ -293,12 +320,13 @@ def test_a_gpu_without_memory_is_told_with_what_helps(data, tmp_path, capsys, mo
     assert f"error: out of GPU memory {advice}" in capsys.readouterr().err
 
 
-def test_a_signal_to_the_whole_group_does_not_kill_the_workers_first(data, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_whole_group_does_not_kill_the_workers_first(data, tmp_path, number):
     with running(data, tmp_path, "--workers", "1", "--epochs", "400", until_step=3) as process:
-        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, number)
         told = process.communicate(timeout=PATIENCE)[0]
-    assert process.returncode == 128 + signal.SIGTERM, told
-    assert "by SIGTERM; the same command goes on" in told
+    assert process.returncode == 128 + number, told
+    assert f"by {number.name}; the same command goes on" in told
     assert "Traceback" not in told
 
 
@@ -454,18 +482,21 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(data, whole, tmp_path, caps
     assert curve(tmp_path) == curve(whole)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk is Linux's /dev/full here")
 def test_a_log_that_finds_no_room_is_told_in_one_line(data, tmp_path, capsys, monkeypatch):
     honest = RunFolder.log
 
     def full(self, **record):
-        if record.get("step") == 6:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if record["step"] == 6:
+            self._log.close()
+            self._log = open("/dev/full", "w", buffering=1)  # noqa: SIM115
         honest(self, **record)
 
     monkeypatch.setattr(RunFolder, "log", full)
     assert run(data, tmp_path) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert f"error: {tmp_path}: No space left on device; with room made, the same command goes on" in error
+    assert f"error: {tmp_path / 'log.jsonl'}: cannot be written: No space left on device; with room" in error
+    assert error.endswith("the same command goes on from last.pt")
 
 
 def test_a_worker_that_is_killed_is_told_in_one_line(data, tmp_path, capsys, monkeypatch):

@@ -10,13 +10,19 @@ does (rgfl.dota.average_precision). Every model, whatever its backend, goes thro
 from __future__ import annotations
 
 import argparse
+import base64
 import json
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from rgfl import atomic
+from rgfl.detections import Detections
+from rgfl.screen import lasting
 from rgfl.trt_runtime import errors
 from rgfl.trt_runtime.pipeline import (
     Timing,
@@ -28,7 +34,6 @@ from rgfl.trt_runtime.pipeline import (
 )
 
 if TYPE_CHECKING:
-    from rgfl.detections import Detections
     from rgfl.dota.average_precision import Result
     from rgfl.dota.labels import Objects
     from rgfl.trt_runtime.runners import Runner
@@ -42,10 +47,15 @@ examples:
   python trt_runtime/eval_dota.py --task1 results --labels val/labelTxt --version 1.5
   python trt_runtime/eval_dota.py --task1 results --labels val/labelTxt --classes plane,ship
 
+With --json F (or --submission F), what is found in finished images is kept in .F.journal beside it until all
+is written: after a kill, or once an image that could not be read is mended, the same command goes on. Times
+in the JSON are then those of the images that were left.
+
 exit status: 0 done, 2 bad input
 """
 
 
+@lasting()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="eval_dota",
@@ -130,7 +140,7 @@ def evaluate_files(arguments: argparse.Namespace) -> int:
     task1 = read_task1(arguments.task1, classes, images=truth)
     version = arguments.version or version_of(classes)
     result = average_precision.evaluate(task1, truth, classes, version=version)
-    print(result.table())
+    files: dict[Path, Callable[[], str]] = {}
     if arguments.json:
         record = {
             **result.record(),
@@ -138,7 +148,8 @@ def evaluate_files(arguments: argparse.Namespace) -> int:
             "date": machine.now(),
             "versions": machine.versions(),
         }
-        _write_json(arguments.json, record)
+        files[arguments.json] = lambda: _write_json(arguments.json, record)
+    _deliver(result.table(), files)
     return 0
 
 
@@ -198,17 +209,12 @@ def evaluate_model(arguments: argparse.Namespace) -> int:
             "limit": arguments.limit,
         }
     result = _score(found, truth, classes, arguments)
-    if arguments.submission:
-        from rgfl.dota.labels import CLASSES, version_of, write_submission
-
-        official = CLASSES[arguments.version or version_of(classes)]
-        missing = tuple(name for name in official if name not in classes)
-        if not set(classes) < set(official):  # other classes are no submission to DOTA's server
-            missing = ()
-        write_submission(arguments.submission, found, (*classes, *missing))
-        print(f"submission: {arguments.submission}, {len(classes)} classes, {len(found)} images")
-        if missing:
-            print(f"eval_dota: note: empty files for what the model does not know: {', '.join(missing)}")
+    if result is None:
+        total = sum(len(detections) for detections in found.values())
+        text = f"{total} detections in {len(found)} images; without --labels there is nothing to score"
+    else:
+        text = result.table()
+    files: dict[Path, Callable[[], str]] = {}
     if arguments.json:
         record: dict[str, Any] = result.record() if result else {"images": len(found)}
         record |= {
@@ -219,7 +225,10 @@ def evaluate_model(arguments: argparse.Namespace) -> int:
             "timing": timing.record(),
             **machine.circumstances(),
         }
-        _write_json(arguments.json, record)
+        files[arguments.json] = lambda: _write_json(arguments.json, record)
+    if arguments.submission:
+        files[arguments.submission] = lambda: _write_submission(found, classes, arguments)
+    _deliver(text, files, _journal(arguments))
     return 0
 
 
@@ -280,34 +289,107 @@ def _detect(
     arguments: argparse.Namespace,
     timing: Timing,
 ) -> dict[str, Detections]:
-    from tqdm import tqdm
+    """What the model finds in each image, in their order; pictures are drawn on the way.
 
+    Raises:
+        InputError: images that cannot be read; all others are done then.
+    """
+    from rgfl.dota.journal import follow
     from rgfl.trt_runtime import draw
 
-    found: dict[str, Detections] = {}
-    done = stream(
-        runner,
-        images,
-        stride=arguments.stride,
-        scales=arguments.scales,
-        batch=arguments.batch,
-        timing=timing,
-    )
-    for scene in tqdm(done, total=len(images), unit="image", desc=runner.path.name):
-        found[scene.name] = scene.detections
-        if arguments.draw and len(found) <= arguments.draw_limit:
-            picture = draw.picture(
-                scene.image,
-                scene.detections,
-                runner.spec.classes,
-                truth=truth[scene.name] if truth else None,
-                min_score=arguments.draw_score,
-            )
-            draw.save(picture, arguments.draw / f"{scene.name}.jpg")
+    drawn = list(images)[: arguments.draw_limit] if arguments.draw else []
+    journal = _journal(arguments)
+    done = _finished(journal, _head(runner, arguments), images) if journal else {}
+    unreadable: dict[str, str] = {}
+
+    def entries() -> Iterator[dict[str, Any]]:
+        scenes = stream(
+            runner,
+            {name: path for name, path in images.items() if name not in done},
+            stride=arguments.stride,
+            scales=arguments.scales,
+            batch=arguments.batch,
+            timing=timing,
+            unreadable=unreadable,
+        )
+        for scene in scenes:
+            if scene.name in drawn:
+                picture = draw.picture(
+                    scene.image,
+                    scene.detections,
+                    runner.spec.classes,
+                    truth=truth[scene.name] if truth else None,
+                    min_score=arguments.draw_score,
+                )
+                draw.save(picture, arguments.draw / f"{scene.name}.jpg")
+            state = _state(images[scene.name])
+            yield {"image": scene.name, "state": state, **_packed(scene.detections)}
+        yield from ({"error": reason} for reason in unreadable.values())
+
+    place = journal or Path(os.devnull)
+    failed = follow(entries(), place, done, len(images), task=runner.path.name, progress=True)
+    if failed:
+        for reason in failed:
+            print(f"eval_dota: cannot be read: {reason}", file=sys.stderr)
+        raise errors.InputError(
+            f"{len(failed)} of {len(images)} images cannot be read (first: {failed[0]}); mend them and give "
+            "the same command again"
+        )
     if arguments.draw:
-        drawn = min(len(found), arguments.draw_limit)
-        print(f"pictures: {drawn} of {len(found)} in {arguments.draw}", file=sys.stderr)
-    return found
+        print(f"pictures: {len(drawn)} of {len(images)} in {arguments.draw}", file=sys.stderr)
+    return {name: _unpacked(done[name]) for name in images}
+
+
+def _journal(arguments: argparse.Namespace) -> Path | None:
+    """The file that holds what is found in finished images, until all is written."""
+    beside: Path | None = arguments.json or arguments.submission
+    return beside and beside.with_name(f".{beside.name}.journal")
+
+
+def _head(runner: Runner, arguments: argparse.Namespace) -> dict[str, Any]:
+    """First line of the journal: what decides what is found, and which pictures are drawn of it."""
+    from rgfl.trt_runtime import machine
+
+    model = runner.describe()
+    facts = {name: model[name] for name in ("sha256", "backend", "precision", "device")}
+    flags = ("stride", "scales", "batch", "draw", "draw_limit", "draw_score")
+    return facts | {name: str(getattr(arguments, name)) for name in flags} | {"versions": machine.versions()}
+
+
+def _finished(journal: Path, head: dict[str, Any], images: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    """Entries of the images that a run before this one has finished; the journal is left with these."""
+    from rgfl.dota.journal import read_journal
+
+    entries = read_journal(journal) if journal.is_file() else []
+    done = {
+        entry["image"]: entry
+        for entry in (entries[1:] if entries[:1] == [head] else [])
+        if entry["image"] in images and entry["state"] == _state(images[entry["image"]])
+    }
+    if done:
+        print(f"eval_dota: {len(done)} of {len(images)} images are done, by {journal}", file=sys.stderr)
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(journal, "".join(json.dumps(entry) + "\n" for entry in (head, *done.values())))
+    return done
+
+
+def _state(path: Path) -> list[int]:
+    """Bytes and time of change: an image that is replaced is looked at again."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _packed(detections: Detections) -> dict[str, str]:
+    """For a journal: the very bits."""
+    return {name: base64.b64encode(values.tobytes()).decode() for name, values in vars(detections).items()}
+
+
+def _unpacked(entry: Mapping[str, str]) -> Detections:
+    def values(name: str, kind: type[np.generic]) -> Any:
+        return np.frombuffer(base64.b64decode(entry[name]), kind)
+
+    boxes = values("boxes", np.float32).reshape(-1, 5)
+    return Detections(boxes, values("scores", np.float32), values("labels", np.int32))
 
 
 def _score(
@@ -320,17 +402,62 @@ def _score(
     from rgfl.dota.labels import version_of
 
     if truth is None:
-        total = sum(len(detections) for detections in found.values())
-        print(f"{total} detections in {len(found)} images; without --labels there is nothing to score")
         return None
-    result = evaluate_detections(found, truth, classes, version=arguments.version or version_of(classes))
-    print(result.table())
-    return result
+    return evaluate_detections(found, truth, classes, version=arguments.version or version_of(classes))
 
 
-def _write_json(path: Path, record: dict[str, Any]) -> None:
+# --- what is left ------------------------------------------------------------------------------------------
+
+
+def _deliver(text: str, files: Mapping[Path, Callable[[], str]], journal: Path | None = None) -> None:
+    """Write the files, each whatever becomes of the others, then print.
+
+    Args:
+        text: result for the screen.
+        files: what writes each of them and returns what to print of it.
+        journal: removed once all are written.
+
+    Raises:
+        InputError: files that cannot be written, or standard output; the other files are there.
+    """
+    lines, written, failed = [text], [], []
+    for path, write in files.items():
+        try:
+            lines.append(write())
+            written.append(str(path))
+        except errors.user_errors() as error:
+            failed.append(errors.one_line(error))
+    if journal and not failed:
+        journal.unlink(missing_ok=True)
+    print("\n".join(filter(None, lines)), flush=True)
+    if broken := getattr(sys.stdout, "error", ""):
+        failed.append(
+            f"standard output: {broken} (written: {', '.join(written) or 'nothing; give --json F'})"
+        )
+    if failed:
+        raise errors.InputError("; ".join(failed))
+
+
+def _write_submission(
+    found: Mapping[str, Detections], classes: tuple[str, ...], arguments: argparse.Namespace
+) -> str:
+    from rgfl.dota.labels import CLASSES, version_of, write_submission
+
+    official = CLASSES[arguments.version or version_of(classes)]
+    missing = tuple(name for name in official if name not in classes)
+    if not set(classes) < set(official):  # other classes are no submission to DOTA's server
+        missing = ()
+    write_submission(arguments.submission, found, (*classes, *missing))
+    said = f"submission: {arguments.submission}, {len(classes)} classes, {len(found)} images"
+    if missing:
+        said += f"\neval_dota: note: empty files for what the model does not know: {', '.join(missing)}"
+    return said
+
+
+def _write_json(path: Path, record: dict[str, Any]) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_text(path, json.dumps(record, indent=2) + "\n")
+    return ""
 
 
 if __name__ == "__main__":

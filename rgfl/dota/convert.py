@@ -74,6 +74,7 @@ from rgfl.dota.images import IMAGE_SUFFIXES, find_images, image_size
 from rgfl.dota.journal import failure, follow, read_journal
 from rgfl.dota.labels import Objects, find_classes, in_order, read_labels, write_labels
 from rgfl.dota.nearby import nearby
+from rgfl.folder_lock import LOCK, lock_folder
 from rgfl.processes import usable_cores
 
 Source = Literal["dota", "yolo-obb", "hrsc2016", "dior-r", "coco", "cvat", "labelme", "rolabelimg"]
@@ -180,35 +181,42 @@ def convert(
     Raises:
         ConvertError: `out` holds something else, two images would have one name, or images failed (the
             message has their errors; the others are finished).
+        FolderInUse: another process writes into `out`.
     """
     places = placed(dataset.items)
     if val_share is not None:
         places = with_val(places, val_share, seed)
-    done = _open_journal(out, to, dataset, places)
-    waiting = [place for place in places if place.key not in done]
+    if not (out / JOURNAL).is_file() and out.is_dir() and {path.name for path in out.iterdir()} - {LOCK}:
+        raise ConvertError(f"{out}: holds files that were not converted here; name another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    with lock_folder(out):
+        done = _open_journal(out, to, dataset, places)
+        waiting = [place for place in places if place.key not in done]
 
-    def work(place: Placed) -> dict[str, Any]:
-        try:
-            return _convert_image(place, dataset, out, to, link)
-        except (ValueError, OSError) as error:
-            return {"error": " ".join(str(error).split())}
-
-    def entries() -> Generator[dict[str, Any], None, None]:
-        with ThreadPoolExecutor(max(workers, 1)) as pool:
+        def work(place: Placed) -> dict[str, Any]:
             try:
-                yield from pool.map(work, waiting)
-            except BaseException:  # the reader stopped: so do the images that have not begun
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+                return _convert_image(place, dataset, out, to, link)
+            except (ValueError, OSError) as error:
+                return {"error": " ".join(str(error).split())}
 
-    with closing(entries()) as finished:
-        errors = follow(finished, out / JOURNAL, done, len(places), task="converting", progress=progress)
-    if errors:
-        raise ConvertError(failure(errors, len(places)))
-    if to == "yolo-obb":
-        atomic.write_text(out / "data.yaml", _yolo_yaml({place.split for place in places}, dataset.classes))
-    else:
-        atomic.write_text(out / "classes.txt", "".join(f"{name}\n" for name in dataset.classes))
+        def entries() -> Generator[dict[str, Any], None, None]:
+            with ThreadPoolExecutor(max(workers, 1)) as pool:
+                try:
+                    yield from pool.map(work, waiting)
+                except BaseException:  # the reader stopped: so do the images that have not begun
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+
+        with closing(entries()) as finished:
+            errors = follow(finished, out / JOURNAL, done, len(places), task="converting", progress=progress)
+        if errors:
+            raise ConvertError(failure(errors, len(places)))
+        if to == "yolo-obb":
+            atomic.write_text(
+                out / "data.yaml", _yolo_yaml({place.split for place in places}, dataset.classes)
+            )
+        else:
+            atomic.write_text(out / "classes.txt", "".join(f"{name}\n" for name in dataset.classes))
     totals = {name: sum(entry[name] for entry in done.values()) for name in Converted.__dataclass_fields__}
     return Converted(**totals)
 
@@ -322,9 +330,6 @@ def _open_journal(
             files = _files(entry["image"], entry["suffix"], out, to)
             if entry["unlabelled"] or all(path.is_file() for path in files):
                 done[entry["image"]] = entry
-    elif out.is_dir() and any(out.iterdir()):
-        raise ConvertError(f"{out}: holds files that were not converted here; name another --out")
-    out.mkdir(parents=True, exist_ok=True)
     atomic.write_text(journal, "".join(json.dumps(entry) + "\n" for entry in (head, *done.values())))
     return done
 
@@ -378,7 +383,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cores = usable_cores()
     parser.add_argument("--workers", type=int, default=cores, metavar="N", help=f"threads [{cores}]")
     options = parser.parse_args(arguments)
-    if options.source == options.to:
+    if options.source == options.to and options.val_share is None:
         parser.error(f"--from {options.source} --to {options.to}: nothing to convert")
     if options.polygons and options.source != "yolo-obb":
         parser.error(f"--polygons: is for --from yolo-obb, got {options.source}")

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from rgfl import atomic
 from rgfl.detections import Detections
-from rgfl.dota.nearby import nearby
+from rgfl.dota.nearby import CONVERT, nearby
 
 _V1_0 = (
     "plane",
@@ -63,6 +63,9 @@ DIFFICULT_CUT = 2  # what tiling writes; the evaluation of full images takes it 
 HORIZONTAL_QUADS = 50  # from so many on, all of them along the axes is no chance
 # Coordinates of YOLO-OBB: shares of an image's side. Objects may reach out of it; pixels lie far beyond.
 YOLO_RANGE = (-1.0, 2.0)
+YOLO_TO_DOTA = f"{CONVERT} --from yolo-obb --data DIR --out DIR"
+# Pixels by which edges of a quad must cross to count: a thin object's do by less where corners are rounded.
+LEAST_CROSSING = 1.0
 # Task 1 coordinates are rounded to this many decimals of a pixel, in files and in memory alike.
 TASK1_DECIMALS = 4
 
@@ -72,7 +75,7 @@ class LabelError(ValueError):
 
 
 class LabelWarning(UserWarning):
-    """What is likely not meant: a line that looks like a label and is none, a class in two spellings."""
+    """What is likely not meant: a line that looks like a label and is none, corners that do not go round."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,25 @@ def quad_areas(quads_N8: NDArray[np.float64]) -> NDArray[np.float64]:
     """
     ac, bd = quads_N8[:, 4:6] - quads_N8[:, 0:2], quads_N8[:, 6:8] - quads_N8[:, 2:4]
     return np.abs(ac[:, 0] * bd[:, 1] - ac[:, 1] * bd[:, 0]) / 2
+
+
+def crossing(quads_N8: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(N,) whether two edges cross, each corner more than `LEAST_CROSSING` beyond the other edge's line."""
+    a, b, c, d = quads_N8.reshape(-1, 4, 2).transpose(1, 0, 2)
+    return (
+        _parted(a, b, c, d) & _parted(c, d, a, b)  # edges a b and c d
+        | _parted(b, c, d, a) & _parted(d, a, b, c)
+    )
+
+
+def _parted(
+    p: NDArray[np.float64], q: NDArray[np.float64], r: NDArray[np.float64], s: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """(N,) whether r and s lie on both sides of the line through p and q; points (N, 2)."""
+    x, y = (q - p).T
+    sides = [x * (point - p)[:, 1] - y * (point - p)[:, 0] for point in (r, s)]  # distance × length of p q
+    least = LEAST_CROSSING * np.hypot(x, y)
+    return (np.minimum(*sides) < -least) & (np.maximum(*sides) > least)
 
 
 @dataclass(frozen=True)
@@ -290,14 +312,23 @@ def read_label_folder(
 ) -> dict[str, Objects]:
     """`read_labels` of every .txt file in a folder, by stem, sorted.
 
+    One `LabelWarning` tells of all objects whose edges cross, one of labels that all lie along the axes.
+
     Raises:
-        LabelError: as `read_labels`.
+        LabelError: as `read_labels`, or all coordinates are shares of an image's side.
         FileNotFoundError: no such folder, or no label file in it.
     """
     _check_unknown(unknown)
     index = {name: number for number, name in enumerate(classes)}
     found = {path.stem: _parse_labels(path, index, unknown) for path in _label_files(directory)}
     quads = np.concatenate([objects.quads for objects in found.values()])
+    if len(quads) and YOLO_RANGE[0] <= quads.min() and quads.max() <= YOLO_RANGE[1]:
+        _fail(
+            *_place(directory, found, index, 0),
+            f"expected pixels, got coordinates ≤ {YOLO_RANGE[1]:g} in all {len(quads):,} objects; if these "
+            "are shares of the image's sides, multiply them by the sides, or convert the YOLO-OBB data set "
+            f"that they come from by {YOLO_TO_DOTA}",
+        )
     if len(quads) >= HORIZONTAL_QUADS and _are_horizontal(quads):
         warnings.warn(
             f"{directory}: all {len(quads):,} boxes lie along the axes: DOTA's horizontal labels (Task 2, "
@@ -305,7 +336,38 @@ def read_label_folder(
             LabelWarning,
             stacklevel=2,
         )
+    if len(wrong := np.flatnonzero(crossing(quads))):
+        warn_of_crossing(*_place(directory, found, index, int(wrong[0])), len(wrong))
     return found
+
+
+def warn_of_crossing(path: Path, line: int, count: int) -> None:
+    """Tell of `count` objects whose edges cross, the first of them at `path`:`line`."""
+    more = f", and in {count - 1:,} more objects" if count > 1 else ""
+    warnings.warn(
+        f"{path}:{line}: edges cross here{more}: corners must go round the object. Training and evaluation, "
+        "as the official one, take such corners as they are, and next to nothing matches them",
+        LabelWarning,
+        stacklevel=3,
+    )
+
+
+def line_of(path: Path, row: int, classes: Collection[str]) -> int:
+    """The line of an object: of the `row`-th that `read_labels` gives, from 0."""
+    lines = _label_lines(path, _read_text(path), warn=False)
+    return [number for number, fields in lines if fields[8] in classes][row]
+
+
+def _place(
+    directory: Path | str, found: Mapping[str, Objects], classes: Collection[str], row: int
+) -> tuple[Path, int]:
+    """File and line of an object, by its place among those of all files."""
+    for stem, objects in found.items():
+        if row < len(objects):
+            path = Path(directory) / f"{stem}.txt"
+            return path, line_of(path, row, classes)
+        row -= len(objects)
+    raise AssertionError(f"{directory}: an object was read and not found again")
 
 
 def _are_horizontal(quads: NDArray[np.float64]) -> bool:
@@ -404,7 +466,7 @@ def _check_label(path: Path, number: int, fields: list[str]) -> None:
             path,
             number,
             "this looks like YOLO-OBB, `class x1 y1 … x4 y4` in shares of the image's side; convert the data "
-            "set by python -m rgfl.dota.convert --from yolo-obb --data DIR --out DIR",
+            f"set by {YOLO_TO_DOTA}",
         )
     for place, field in enumerate(fields[:8]):
         if not _is_number(field):

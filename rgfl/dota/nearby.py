@@ -1,4 +1,5 @@
-"""Where files are that are not where they should be: DOTA's archives unpack into folders of their own."""
+"""Where files are that are not where they should be: DOTA's archives unpack into folders of their own, and
+other data sets are laid out in other ways."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from pathlib import Path
 DEPTH = 3  # train/labelTxt-v1.5/DOTA-v1.5_train, images/part1/images
 ARCHIVES = (".zip", ".tar.gz", ".tgz")
 NAMED = 3  # folders in a message at most
+CONVERT = "python -m rgfl.dota.convert"
 
 
 def nearby(folder: Path, suffixes: Sequence[str]) -> str:
@@ -36,6 +38,24 @@ def nearby(folder: Path, suffixes: Sequence[str]) -> str:
     if archives:
         hint += f"; {archives[0]} is not unpacked"
     return hint
+
+
+def other_layout(root: Path) -> str:
+    """The end of an error message about a data set that is not laid out as train/ and val/, each with images/
+    and labelTxt/: what makes it so if it is YOLO's, or not split; else empty.
+    """
+    if (root / "train" / "labelTxt").is_dir():
+        return ""
+    labels = (root / "labels", root / "train" / "labels")
+    known = (root / "data.yaml", root / "data.yml", root / "dataset.yaml")
+    if any(folder.is_dir() for folder in labels) or any(path.is_file() for path in known):
+        return f"; this looks like YOLO-OBB: {CONVERT} --from yolo-obb --data {root} --out DIR"
+    if (root / "images").is_dir() and (root / "labelTxt").is_dir():
+        return (
+            f"; images/ and labelTxt/ of {root} are not split: {CONVERT} --from dota --data {root} --out DIR "
+            "--val-share 0.2 splits them, --train-splits . --eval-every 0 learns from all"
+        )
+    return ""
 
 
 def _folders(root: Path, depth: int) -> Iterator[tuple[Path, list[str]]]:

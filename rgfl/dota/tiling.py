@@ -14,8 +14,15 @@ What a cut object looks like is a choice, `cut`:
   the full one stays.
 - "whole": the full quad, reaching out of the window, as newer frameworks keep it.
 
-Where we differ from the devkit: coordinates are not cut to whole pixels; parts of six or more
-corners, or three, are not dropped while they are plain to see; 0.7 itself is enough.
+Where we differ from the devkit (ImgSplit_multi_process.py):
+
+- Coordinates are not cut to whole pixels, those of cut objects lie in 0…size and not in 1…size, and
+  cut objects keep the turning sense of their corners, where the devkit gives all the same one.
+- Windows end where the image does; the devkit takes an object that reaches into the last row or
+  column of pixels for cut there.
+- Parts of six or more corners, or three, are not dropped while they are plain to see; 0.7 itself is
+  enough.
+- Images are made smaller by averaging areas, not by cubic interpolation.
 """
 
 from __future__ import annotations
@@ -42,14 +49,18 @@ from rgfl.dota.journal import failure, follow, read_journal
 from rgfl.dota.labels import (
     DIFFICULT_CUT,
     Objects,
+    crossing,
     find_classes,
+    line_of,
     quad_areas,
     read_class_file,
     read_classes,
     read_labels,
+    warn_of_crossing,
     write_labels,
 )
 from rgfl.dota.nearby import nearby
+from rgfl.folder_lock import lock_folder
 from rgfl.processes import each, usable_cores
 
 Cut = Literal["clipped", "whole"]
@@ -201,6 +212,7 @@ def clip_objects(
     *,
     cut: Cut = "clipped",
     extent: tuple[float, float] | None = None,
+    image: NDArray[np.float64] | None = None,
 ) -> Objects:
     """Objects of an image as the window at (x, y) sees them, in pixels of the window, in their order.
 
@@ -211,17 +223,22 @@ def clip_objects(
     Args:
         cut: what becomes of an object that the border cuts, see the module.
         extent: (width, height) of the part of the window that shows image; the rest is padding.
+        image: (4, 2) corners of the image in pixels of the window, where it may lie there in any way:
+            another bound of what shows image.
     """
     right, bottom = extent or (size, size)
+    borders = _borders(np.array([(0, 0), (right, 0), (right, bottom), (0, bottom)], np.float64))
+    if image is not None:
+        borders += _borders(image, slack=1e-9)  # px; what ends where the image does is not cut by rounding
     quads = objects.quads - np.tile([float(x), float(y)], 4)
     xs, ys = quads[:, 0::2], quads[:, 1::2]
-    inside = (xs.min(1) >= 0) & (xs.max(1) <= right) & (ys.min(1) >= 0) & (ys.max(1) <= bottom)
+    inside = np.logical_and.reduce([(nx * xs + ny * ys <= limit).all(1) for nx, ny, limit in borders])
     near = (xs.max(1) > 0) & (xs.min(1) < right) & (ys.max(1) > 0) & (ys.min(1) < bottom)
     areas = quad_areas(quads)
     kept = inside & (areas > 0)
     difficult = objects.difficult.copy()
     for row in np.flatnonzero(near & ~inside & (areas > 0)):
-        polygon = _clip_polygon(list(zip(xs[row].tolist(), ys[row].tolist(), strict=True)), right, bottom)
+        polygon = _clip_polygon(list(zip(xs[row].tolist(), ys[row].tolist(), strict=True)), borders)
         visible = _polygon_area(polygon) / areas[row]
         if visible <= 0:
             continue
@@ -236,20 +253,32 @@ def clip_objects(
 
 
 Point = tuple[float, float]
+Border = tuple[float, float, float]  # (nx, ny, limit): nx · x + ny · y ≤ limit inside; n of length 1
 
 
-def _clip_polygon(polygon: list[Point], right: float, bottom: float) -> list[Point]:
-    """Sutherland–Hodgman against [0, right] × [0, bottom]."""
-    for axis, sign, limit in ((0, -1, 0.0), (0, 1, right), (1, -1, 0.0), (1, 1, bottom)):
+def _borders(corners: NDArray[np.float64], slack: float = 0.0) -> list[Border]:
+    """The edges of a convex polygon (K, 2) of either sense, moved outwards by `slack`."""
+    others = np.roll(corners, -1, axis=0)
+    dx, dy = (others - corners).T
+    sense = np.sign(np.sum(corners[:, 0] * others[:, 1] - others[:, 0] * corners[:, 1]))
+    normals = sense * np.stack([dy, -dx], axis=1) / np.hypot(dx, dy)[:, None]
+    limits = (normals * corners).sum(1) + slack
+    return [(nx, ny, limit) for (nx, ny), limit in zip(normals.tolist(), limits.tolist(), strict=True)]
+
+
+def _clip_polygon(polygon: list[Point], borders: Sequence[Border]) -> list[Point]:
+    """Sutherland–Hodgman: the part on the inner side of all borders."""
+    for nx, ny, limit in borders:
         clipped: list[Point] = []
         for p, q in zip(polygon, polygon[1:] + polygon[:1], strict=True):
-            outside_p, outside_q = sign * (p[axis] - limit), sign * (q[axis] - limit)
+            outside_p, outside_q = nx * p[0] + ny * p[1] - limit, nx * q[0] + ny * q[1] - limit
             if outside_p <= 0:
                 clipped.append(p)
             if (outside_p < 0 < outside_q) or (outside_q < 0 < outside_p):
                 t = outside_p / (outside_p - outside_q)
-                other = p[1 - axis] + t * (q[1 - axis] - p[1 - axis])
-                clipped.append((limit, other) if axis == 0 else (other, limit))
+                x, y = p[0] + t * (q[0] - p[0]), p[1] + t * (q[1] - p[1])
+                rounded = nx * x + ny * y - limit  # taken back, so that x is 0 or size where the window ends
+                clipped.append((x - rounded * nx, y - rounded * ny))
         polygon = clipped
     return polygon
 
@@ -332,6 +361,7 @@ def split(
     Raises:
         TilingError: `out` holds something else, label files are missing, or images failed (the
             message has their errors; the others are finished).
+        FolderInUse: another process writes into `out`.
         ChildProcessError: a worker was killed.
     """
     settings = settings or TileSettings()
@@ -348,16 +378,24 @@ def split(
         source = [part for path in (image, label) if path is not None for part in _stamp(path)]
         jobs[stem] = _Job(image, label, out, settings, tuple(classes or ()), source)
     head = json.loads(json.dumps({"tiling": 1, "labels": labels is not None, **asdict(settings)}))
-    done = _finished(journal, head, jobs)
-    _remove_others(out, done)
-    for kind in ("images", "labelTxt") if labels is not None else ("images",):
-        (out / kind).mkdir(parents=True, exist_ok=True)
-    atomic.write_text(journal, "".join(json.dumps(entry) + "\n" for entry in (head, *done.values())))
-    waiting = [job for stem, job in jobs.items() if stem not in done]
-    entries = each(_tile_image, waiting, workers)
-    errors = follow(entries, journal, done, len(jobs), task=f"tiling {out.name}", progress=progress)
-    if errors:
-        raise TilingError(failure(sorted(errors), len(jobs)))
+    _expect_no_others(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with lock_folder(out):
+        done = _finished(journal, head, jobs)
+        _remove_others(out, done)
+        for kind in ("images", "labelTxt") if labels is not None else ("images",):
+            (out / kind).mkdir(parents=True, exist_ok=True)
+        atomic.write_text(journal, "".join(json.dumps(entry) + "\n" for entry in (head, *done.values())))
+        waiting = [job for stem, job in jobs.items() if stem not in done]
+        entries = each(_tile_image, waiting, workers)
+        errors = follow(entries, journal, done, len(jobs), task=f"tiling {out.name}", progress=progress)
+        if errors:
+            raise TilingError(failure(sorted(errors), len(jobs)))
+    if wrong := [entry for entry in done.values() if entry.get("crossing")]:  # which old journals lack
+        first = min(wrong, key=lambda entry: entry["image"])
+        label = jobs[first["image"]].label
+        assert label is not None
+        warn_of_crossing(label, first["crossing_line"], sum(entry["crossing"] for entry in wrong))
     return _sum(done.values())
 
 
@@ -380,6 +418,9 @@ def _tile_image(job: _Job) -> dict[str, Any]:
         return {"error": str(error)}
     settings, stem = job.settings, job.image.stem
     counts = {"tiles": 0, "objects": 0, "cut_objects": 0}
+    if objects is not None and len(wrong := np.flatnonzero(crossing(objects.quads))):
+        assert job.label is not None
+        counts |= {"crossing": len(wrong), "crossing_line": line_of(job.label, int(wrong[0]), job.classes)}
     for scale in settings.scales:
         pixels = image
         if min(image.shape[:2]) * scale < 1:
@@ -449,17 +490,23 @@ def _check_labels(images: Mapping[str, Path], labels: Path) -> None:
         )
 
 
+def _expect_no_others(out: Path) -> None:
+    """
+    Raises:
+        TilingError: the folder holds what was not tiled here.
+    """
+    if not (out / JOURNAL).is_file() and _files(out):
+        raise TilingError(f"{out}: holds images or labels that were not tiled here; name another --out")
+
+
 def _finished(journal: Path, head: Mapping[str, Any], jobs: Mapping[str, _Job]) -> dict[str, dict[str, Any]]:
     """Entries of the images that need no work: same sources, and every tile still there.
 
     Raises:
-        TilingError: the folder was tiled with other settings or from other images, or holds what was not
-            tiled here.
+        TilingError: the folder was tiled with other settings or from other images.
     """
     out = journal.parent
     if not journal.is_file():
-        if _files(out):
-            raise TilingError(f"{out}: holds images or labels that were not tiled here; name another --out")
         return {}
     entries = read_journal(journal)
     if not entries or entries[0] != head:

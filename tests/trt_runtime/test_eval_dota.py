@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +16,9 @@ import numpy as np
 import pytest
 
 from rgfl.dota import labels
-from rgfl.trt_runtime import eval_dota
+from rgfl.trt_runtime import eval_dota, pipeline
+from rgfl.trt_runtime.pipeline import Scene
+from rgfl.trt_runtime.runners import Runner
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ["plane", "ship", "harbor"]
@@ -200,6 +204,94 @@ def test_an_unreadable_image(case: Case, capsys: pytest.CaptureFixture) -> None:
     whole = (case.images / "P0002.png").read_bytes()
     (case.images / "P0002.png").write_bytes(whole[: len(whole) // 2])
     assert "P0002.png" in case.fails(capsys)
+
+
+def test_all_unreadable_images_are_named_and_the_rest_is_kept(
+    case: Case, evaluated: SimpleNamespace, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, journal = case.root / "F.json", case.root / ".F.json.journal"
+    looked_at: list[str] = []
+
+    def stream(runner: Runner, images: dict[str, Path], **settings: object) -> Iterator[Scene]:
+        looked_at.extend(images)
+        return pipeline.stream(runner, images, **settings)
+
+    monkeypatch.setattr(eval_dota, "stream", stream)
+    whole = {name: (case.images / f"{name}.png").read_bytes() for name in ("P0001", "P0003")}
+    for name, content in whole.items():
+        (case.images / f"{name}.png").write_bytes(content[: len(content) // 2])
+    command = list(map(str, ["--model", case.model, "--images", case.images, "--labels", case.labels]))
+    assert eval_dota.main([*command, "--json", str(out)]) == 2
+    told = capsys.readouterr().err
+    for name in whole:
+        assert f"eval_dota: cannot be read: {case.images / name}.png: " in told
+    assert f"eval_dota: error: 2 of 4 images cannot be read (first: {case.images / 'P0001.png'}: " in told
+    assert not out.exists()
+
+    for name, content in whole.items():
+        (case.images / f"{name}.png").write_bytes(content)
+    with journal.open("a") as file:
+        file.write('{"image": "P0001", "sta')  # a kill may cut a line
+    looked_at.clear()
+    assert eval_dota.main([*command, "--json", str(out)]) == 0
+    assert looked_at == list(whole)
+    assert json.loads(out.read_text())["classes"] == evaluated.onnx["classes"]
+    assert not journal.exists()
+
+
+def test_a_submission_that_cannot_be_written_takes_nothing_with_it(
+    case: Case, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    out, zipped = case.root / "F.json", case.root / "s.zip"
+    command = ["--model", case.model, "--images", case.images, "--labels", case.labels, "--json", out]
+    command = list(map(str, [*command, "--submission", zipped]))
+    with monkeypatch.context() as patch:
+        patch.setattr(labels, "write_submission", full)
+        assert eval_dota.main(command) == 2
+    captured = capsys.readouterr()
+    assert f"eval_dota: error: {zipped}: No space left on device\n" in captured.err
+    assert "all classes" in captured.out
+    assert json.loads(out.read_text())["images"] == 4
+    # What was found is still there, but for an image that was replaced.
+    (case.images / "P0002.png").touch()
+    capsys.readouterr()
+    assert eval_dota.main(command) == 0
+    assert f"eval_dota: 3 of 4 images are done, by {case.root / '.F.json.journal'}" in capsys.readouterr().err
+    assert zipfile.is_zipfile(zipped)
+
+
+def test_other_flags_do_not_take_what_is_kept(case: Case, capsys: pytest.CaptureFixture) -> None:
+    image = case.images / "P0004.png"
+    whole = image.read_bytes()
+    image.write_bytes(whole[:-30])
+    case.fails(capsys, json=case.root / "F.json")
+    image.write_bytes(whole)
+    command = ["--model", case.model, "--images", case.images, "--labels", case.labels, "--stride", 100]
+    assert eval_dota.main(list(map(str, [*command, "--json", case.root / "F.json"]))) == 0
+    assert "images are done" not in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk is Linux's /dev/full here")
+def test_standard_output_that_breaks_is_named_with_what_is_written(
+    case: Case, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in CLASSES:
+        (case.root / f"Task1_{name}.txt").write_text("P0001 0.9 10 10 40 10 40 30 10 30\n")
+    for command in (
+        {"model": None, "images": None, "task1": case.root, "classes": ",".join(CLASSES)},
+        {"submission": case.root / "s.zip"},
+    ):
+        out = case.root / "F.json"
+        with open("/dev/full", "w") as full, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", full)
+            error = case.fails(capsys, json=out, **command)
+        written = ", ".join(map(str, [out, *([command["submission"]] if "submission" in command else [])]))
+        assert error == (f"eval_dota: error: standard output: No space left on device (written: {written})")
+        assert json.loads(out.read_text())["images"] == 4
+        out.unlink()
 
 
 def test_empty_and_missing_folders(case: Case, capsys: pytest.CaptureFixture) -> None:

@@ -1,0 +1,48 @@
+"""One process at a time writes into a folder."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import TextIO
+
+try:
+    import fcntl
+except ImportError:  # Windows: there nothing keeps two processes apart
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".lock"
+
+
+class FolderInUse(ValueError):
+    """Another process writes into the folder; the message says which."""
+
+
+def lock_folder(folder: Path) -> TextIO:
+    """The folder's lock file, this process's until it closes it or ends, in whatever way.
+
+    It keeps other processes out; a second time POSIX lets the same process in.
+
+    Raises:
+        FolderInUse: another process has it.
+        OSError: it cannot be written.
+    """
+    lock = open(folder / LOCK, "a+")  # noqa: SIM115
+    if fcntl is not None:
+        try:
+            # POSIX's lock, not flock's: processes that prepare tiles and outlive a killed run do not hold it.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
+            lock.close()
+            raise FolderInUse(
+                f"--out {folder}: {holder} writes into it; wait for its end, or give another --out"
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    lock.flush()
+    return lock
