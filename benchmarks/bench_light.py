@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from rgfl.trt_runtime import errors, machine
+from rgfl import errors
+from rgfl.trt_runtime import machine
 from rgfl.trt_runtime.runners import load_runner
 from rgfl.trt_runtime.sample_tiles import sample_tiles
 

@@ -20,13 +20,14 @@ from typing import Any
 
 import numpy as np
 
+from rgfl import errors
 from rgfl.detections import Detections
 from rgfl.dota import synthetic
 from rgfl.dota.average_precision import evaluate_detections
 from rgfl.dota.labels import Objects, read_label_folder, version_of
 from rgfl.export import graph, quantize
 from rgfl.matching import match_detections
-from rgfl.trt_runtime import bench, errors, machine
+from rgfl.trt_runtime import bench, machine
 from rgfl.trt_runtime.pipeline import find_scenes, stream
 from rgfl.trt_runtime.runners import load_runner
 

@@ -37,7 +37,7 @@ from typing import Any, ClassVar
 import numpy as np
 from tqdm import tqdm
 
-from rgfl import atomic, boxes
+from rgfl import atomic, boxes, errors
 from rgfl.data import steps_per_epoch
 from rgfl.detections import Detections
 from rgfl.dota import convert, tiling
@@ -46,7 +46,7 @@ from rgfl.dota.images import find_images, read_image
 from rgfl.dota.labels import find_classes, read_class_file, read_label_folder
 from rgfl.dota.merge import Part, merge
 from rgfl.recipes import LITE_WEIGHTS
-from rgfl.trt_runtime import errors, machine
+from rgfl.trt_runtime import machine
 
 SIZE, STRIDE = 512, 384
 META = ["img_id", "ori_shape", "img_shape", "scale_factor"]

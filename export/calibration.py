@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rgfl import errors
 from rgfl.export.qdq import LEVELS
 from rgfl.spec import DetectorSpec
-from rgfl.trt_runtime import errors
 from rgfl.trt_runtime.runners import normalised
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from rgfl import errors
 from rgfl.export.calibration import Network
 from rgfl.export.placement import attribute, bounds_of, consumers_of, float_outputs, place
 from rgfl.spec import DetectorSpec
-from rgfl.trt_runtime import errors
 
 if TYPE_CHECKING:
     import onnx

@@ -28,10 +28,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rgfl import atomic
+from rgfl import atomic, errors
+from rgfl.errors import ModelError
 from rgfl.spec import METADATA_KEY, DetectorSpec, SpecError
-from rgfl.trt_runtime import errors
-from rgfl.trt_runtime.errors import ModelError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from rgfl import errors
 from rgfl.export.calibration import (
     METHOD,
     PERCENTILE,
@@ -48,7 +49,6 @@ from rgfl.export.gptq import TILES, round_weights
 from rgfl.export.placement import OUTPUT_MODULES, QUANTISED_MODULES, float_outputs, module_of, place
 from rgfl.export.qdq import WeightSteps, checked, insert
 from rgfl.spec import DetectorSpec
-from rgfl.trt_runtime import errors
 
 if TYPE_CHECKING:
     import onnx

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rgfl.trt_runtime import errors
+from rgfl import errors
 
 if TYPE_CHECKING:
     import onnx

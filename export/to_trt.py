@@ -23,14 +23,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rgfl.trt_runtime import errors
-from rgfl.trt_runtime.errors import InputError, ModelError
+from rgfl import errors
+from rgfl.errors import InputError, ModelError
 
 if TYPE_CHECKING:
     import onnx
 
-    from rgfl.export.tensorrt_api import Api, BuildOptions, Gpu, Layers
     from rgfl.spec import DetectorSpec
+    from rgfl.trt_runtime.tensorrt_api import Api, BuildOptions, Gpu, Layers
 
 EXAMPLES = """\
 examples:
@@ -213,7 +213,7 @@ def open_workshop(
         ModelError: TensorRT makes no builder here, or cannot load `plugin`.
         InputError: it does not take the options, such as a timing cache of another version.
     """
-    from rgfl.export import tensorrt_api
+    from rgfl.trt_runtime import tensorrt_api
 
     log = api.new_logger(verbose)
     builder = tensorrt_api.made(api, log, "a builder", lambda: api.trt.Builder(log))
@@ -233,7 +233,8 @@ def build_plan(workshop: Workshop, model: onnx.ModelProto) -> Built:
     Raises:
         ModelError: TensorRT refuses the model, or the engine does not carry the spec.
     """
-    from rgfl.export import graph, tensorrt_api
+    from rgfl.export import graph
+    from rgfl.trt_runtime import tensorrt_api
 
     api, log, config = workshop.api, workshop.log, workshop.config
     spec = graph.read_spec(model)
@@ -299,7 +300,7 @@ def _parser_errors(parser: Any) -> str:
 def _read_back(workshop: Workshop, data: bytes, spec: DetectorSpec) -> Layers | None:
     """The layers of the engine in `data`, whose name and outputs must be right; None where the inspector's
     answer cannot be read, which costs no engine. Needs a GPU."""
-    from rgfl.export import tensorrt_api
+    from rgfl.trt_runtime import tensorrt_api
     from rgfl.trt_runtime.runners import INPUT_NAME, NMS_OUTPUTS
 
     api, log, plugin = workshop.api, workshop.log, workshop.plugin
@@ -393,7 +394,8 @@ def main(argv: list[str] | None = None) -> int:
 def convert(arguments: argparse.Namespace) -> int:
     """The command behind `main`, with parsed arguments."""
     import rgfl.plugins
-    from rgfl.export import graph, tensorrt_api
+    from rgfl.export import graph
+    from rgfl.trt_runtime import tensorrt_api
 
     # Everything that can be refused is refused before the first slow step.
     if arguments.calib is not None and not arguments.int8:
@@ -461,7 +463,7 @@ def convert(arguments: argparse.Namespace) -> int:
 
 
 def _options(arguments: argparse.Namespace) -> BuildOptions:
-    from rgfl.export.tensorrt_api import BuildOptions
+    from rgfl.trt_runtime.tensorrt_api import BuildOptions
 
     usual = arguments.min_batch if arguments.opt_batch is None else arguments.opt_batch
     greatest = max(8, usual) if arguments.max_batch is None else arguments.max_batch
@@ -536,7 +538,7 @@ def _record(
 def _write(out: Path, data: bytes, record: dict[str, Any]) -> None:
     """The engine, then its record; the record names its engine by digest, so a kill between is harmless."""
     from rgfl import atomic
-    from rgfl.export.tensorrt_api import record_path
+    from rgfl.trt_runtime.tensorrt_api import record_path
 
     out.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_bytes(out, data)

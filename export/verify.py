@@ -36,11 +36,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rgfl import errors
 from rgfl.detections import Detections
 from rgfl.geometry import rotated_iou_pairwise
 from rgfl.matching import angle_distance, corner_distance, match_detections
 from rgfl.spec import DetectorSpec
-from rgfl.trt_runtime import errors
 
 if TYPE_CHECKING:
     from rgfl.trt_runtime.runners import Runner

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rgfl import atomic
+from rgfl.errors import one_line
 from rgfl.plugins import HERE, LIBRARY, LINUX_ONLY
-from rgfl.trt_runtime.errors import one_line
 
 # Machine code for each generation since Turing; newer GPUs compile the PTX of the last one when they
 # load it. Code for x.y also runs on x.z > x.y. The same list stands in CMakeLists.txt.

@@ -13,10 +13,10 @@ from rgfl.detections import Detections, Infer
 from rgfl.dota.average_precision import Result, evaluate_detections
 from rgfl.dota.labels import version_of
 from rgfl.dota.merge import NotFiniteError, detect
+from rgfl.draw import picture as draw_picture
 from rgfl.recipes import EvaluationConfig
 from rgfl.spec import DetectorSpec
 from rgfl.training_error import TrainingError
-from rgfl.trt_runtime.draw import picture as draw_picture
 
 LONGEST_SIDE = 1024  # pixels of a drawn picture
 

@@ -133,9 +133,9 @@ def tiny_scenes(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     """`.images` and `.labels` of four scenes, smaller and larger than a tile; `.names` in order."""
     import numpy as np
 
+    from rgfl import draw
     from rgfl.boxes import to_quads
     from rgfl.dota.labels import Objects, write_labels
-    from rgfl.trt_runtime import draw
     from rgfl.trt_runtime.pipeline import stream
     from rgfl.trt_runtime.runners import load_runner
     from rgfl.trt_runtime.sample_tiles import patterned_tiles

@@ -1,5 +1,6 @@
-"""What `pip install .` and `pip wheel .` put into a wheel, and what a source distribution holds."""
+"""What a wheel and a source distribution hold, and which folder may import which."""
 
+import ast
 import os
 import shutil
 import subprocess
@@ -92,3 +93,29 @@ def test_a_source_distribution_holds_what_a_wheel_is_built_from(tree: Path, tmp_
         name for name in names if name in ("PKG-INFO", "setup.cfg") or name.startswith("rgfl.egg-info/")
     }
     assert names - written == wanted
+
+
+@pytest.mark.parametrize(
+    ("folder", "others"),
+    [
+        ("rgfl", ("plugins", "trt_runtime", "export")),
+        ("plugins", ("trt_runtime", "export")),
+        ("trt_runtime", ("export",)),
+    ],
+)
+def test_imports_go_one_way(folder: str, others: tuple[str, ...]) -> None:
+    """As CONTRIBUTING.md has it, those within functions too."""
+    wrong = []
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            wrong += [
+                f"{path.relative_to(ROOT)}:{node.lineno}: {name}"
+                for name in names
+                if name.startswith(tuple(f"rgfl.{other}" for other in others))
+            ]
+    assert not wrong

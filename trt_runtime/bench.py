@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rgfl import atomic
-from rgfl.trt_runtime import errors, machine
+from rgfl import atomic, errors
+from rgfl.trt_runtime import machine
 
 if TYPE_CHECKING:
     from rgfl.trt_runtime.runners import Runner

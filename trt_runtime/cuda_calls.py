@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rgfl.trt_runtime.errors import ModelError
+from rgfl.errors import ModelError
 
 # What to do about an error, by its name.
 REMEDIES = {

@@ -28,14 +28,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rgfl.detections import Detections
+from rgfl.errors import ModelError, write_cache
 from rgfl.spec import DetectorSpec, SpecError
 from rgfl.trt_runtime.cuda_calls import Cuda, CudaError, host_view
 from rgfl.trt_runtime.device_arrays import DeviceArray, borrow, is_on_device
-from rgfl.trt_runtime.errors import ModelError, write_cache
 from rgfl.trt_runtime.runners import INPUT_NAME, NMS_OUTPUTS, OUTPUT_NAMES, Runner, normalised
 
 if TYPE_CHECKING:
-    from rgfl.export.tensorrt_api import Api, Gpu, Plan
+    from rgfl.trt_runtime.tensorrt_api import Api, Gpu, Plan
 
 OPTIONAL_OUTPUT = "uncertainty"  # of export/to_onnx.py --uncertainty; carried, not read
 TYPES = {"UINT8": "uint8", "FLOAT": "float32", "INT32": "int32"}
@@ -76,7 +76,7 @@ class Engine:
     """
 
     def __init__(self, path: Path, api: Api, record: dict[str, Any], cuda: Cuda) -> None:
-        from rgfl.export.tensorrt_api import missing_record, rebuild_command
+        from rgfl.trt_runtime.tensorrt_api import missing_record, rebuild_command
 
         self.path, self.api, self.record, self.cuda = path, api, record, cuda
         self.again = f"build it anew with: {rebuild_command(path, record)}"
@@ -110,7 +110,7 @@ class Engine:
 
     def _made(self, what: str, make: Callable[[], Any], or_else: str = "") -> Any:
         """`tensorrt_api.made`, with the engine's file and what to do in the message."""
-        from rgfl.export.tensorrt_api import made
+        from rgfl.trt_runtime.tensorrt_api import made
 
         try:
             return made(self.api, self.log, what, make)
@@ -120,7 +120,7 @@ class Engine:
     def _load_plugin(self, or_else: str) -> None:
         """RotatedNMS, before the engine is read; a version-compatible engine brings its own."""
         import rgfl.plugins
-        from rgfl.export import tensorrt_api
+        from rgfl.trt_runtime import tensorrt_api
 
         if self.record.get("version_compatible"):
             self._runtime.engine_host_code_allowed = True
@@ -268,7 +268,7 @@ def open_engine(path: Path) -> tuple[Engine, str]:
     Raises:
         ModelError: it cannot run here; one line with the reason and the command that builds it anew.
     """
-    from rgfl.export import tensorrt_api
+    from rgfl.trt_runtime import tensorrt_api
 
     plan = tensorrt_api.read_plan(path)
     gpu = tensorrt_api.find_gpu()
@@ -292,7 +292,7 @@ def open_engine(path: Path) -> tuple[Engine, str]:
 
 def _api_for(path: Path, plan: Plan, gpu: Gpu) -> Api:
     """The TensorRT that wrote the file, whichever else is installed."""
-    from rgfl.export import tensorrt_api
+    from rgfl.trt_runtime import tensorrt_api
 
     try:
         return tensorrt_api.open_api(plan.backend, gpu)
@@ -413,7 +413,7 @@ class EngineRunner(Runner):
     device_ms: dict[str, float]
 
     def __init__(self, engine: Engine, reason: str) -> None:
-        from rgfl.export.tensorrt_api import NAMES
+        from rgfl.trt_runtime.tensorrt_api import NAMES
 
         super().__init__(engine.path, engine.spec, reason)
         self.engine = engine

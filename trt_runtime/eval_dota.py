@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rgfl import atomic
+from rgfl import atomic, errors
 from rgfl.detections import Detections
 from rgfl.screen import lasting
-from rgfl.trt_runtime import errors
 from rgfl.trt_runtime.pipeline import (
     Timing,
     add_model_arguments,
@@ -294,8 +293,8 @@ def _detect(
     Raises:
         InputError: images that cannot be read; all others are done then.
     """
+    from rgfl import draw
     from rgfl.dota.journal import follow
-    from rgfl.trt_runtime import draw
 
     drawn = list(images)[: arguments.draw_limit] if arguments.draw else []
     journal = _journal(arguments)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rgfl.dota import rasters
-from rgfl.trt_runtime.errors import InputError
+from rgfl.errors import InputError
 
 if TYPE_CHECKING:
     from rasterio.crs import CRS

@@ -57,7 +57,7 @@ def hardware() -> dict[str, Any]:
     }
     if hasattr(os, "getloadavg"):
         record["load_average"] = round(os.getloadavg()[0], 2)
-    from rgfl.export.tensorrt_api import find_gpu
+    from rgfl.trt_runtime.tensorrt_api import find_gpu
 
     if gpu := find_gpu():
         record["gpu"] = gpu.name
@@ -104,7 +104,7 @@ def gpu_state() -> dict[str, Any]:
     that it is asked by PCI address; {} where there is no GPU, or that library or pynvml (the package
     nvidia-ml-py) is missing. Not run on a GPU yet.
     """
-    from rgfl.export.tensorrt_api import find_gpu
+    from rgfl.trt_runtime.tensorrt_api import find_gpu
 
     try:
         import pynvml

@@ -28,9 +28,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rgfl import atomic
+from rgfl import atomic, errors
 from rgfl.detections import Detections
-from rgfl.trt_runtime import errors
 
 if TYPE_CHECKING:
     from rgfl.dota.merge import Place
@@ -499,8 +498,9 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
+    from rgfl import draw
     from rgfl.dota.labels import write_task1
-    from rgfl.trt_runtime import draw, machine
+    from rgfl.trt_runtime import machine
     from rgfl.trt_runtime.runners import load_runner
 
     found: dict[str, Detections] = {}

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rgfl import atomic
-from rgfl.trt_runtime import errors
+from rgfl import atomic, errors
 
 EXAMPLES = """\
 examples:
@@ -224,8 +223,8 @@ def report(arguments: argparse.Namespace) -> int:
 
 def _engine(path: Path) -> dict[str, Any]:
     """What the build record beside an engine says of it, as a runner would describe it."""
-    from rgfl.export.tensorrt_api import NAMES, read_plan, read_record
     from rgfl.trt_runtime.machine import file_facts
+    from rgfl.trt_runtime.tensorrt_api import NAMES, read_plan, read_record
 
     plan, record = read_plan(path), read_record(path)
     if not record:

@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rgfl.detections import Detections
+from rgfl.errors import ModelError, one_line
 from rgfl.spec import METADATA_KEY, DetectorSpec, SpecError
-from rgfl.trt_runtime.errors import ModelError, one_line
 from rgfl.trt_runtime.machine import file_facts, has_vnni, physical_cores
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -414,7 +414,7 @@ def _check_scene(scene: Any) -> None:
 
 
 def _kind_of_content(path: Path) -> Kind | None:
-    from rgfl.export.tensorrt_api import MAGIC
+    from rgfl.trt_runtime.tensorrt_api import MAGIC
 
     with path.open("rb") as file:
         head = file.read(4)

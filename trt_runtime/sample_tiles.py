@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from rgfl.errors import InputError
 from rgfl.spec import DetectorSpec
-from rgfl.trt_runtime.errors import InputError
 
 
 def sample_tiles(spec: DetectorSpec, count: int, images: Path | None = None) -> NDArray[np.uint8]:

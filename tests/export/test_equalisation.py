@@ -11,11 +11,11 @@ pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxr
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
+from rgfl import errors  # noqa: E402
 from rgfl.export import calibration, qdq  # noqa: E402
 from rgfl.export.equalisation import GREATEST_FACTOR, equalise  # noqa: E402
 from rgfl.export.placement import Placement, float_outputs, place  # noqa: E402
 from rgfl.spec import DetectorSpec  # noqa: E402
-from rgfl.trt_runtime import errors  # noqa: E402
 
 SIZE = 16
 SPEC = DetectorSpec(classes=("plane",), image_size=(SIZE, SIZE), strides=(8,))

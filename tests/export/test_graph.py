@@ -18,8 +18,8 @@ gs = pytest.importorskip("onnx_graphsurgeon", reason="needs onnx-graphsurgeon: p
 ort = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxruntime")
 
 import rgfl.plugins  # noqa: E402
+from rgfl.errors import InputError, ModelError  # noqa: E402
 from rgfl.export import graph  # noqa: E402
-from rgfl.trt_runtime.errors import InputError, ModelError  # noqa: E402
 from rgfl.trt_runtime.sample_tiles import sample_tiles  # noqa: E402
 
 SPEC = DetectorSpec(classes=("a",), image_size=(128, 128))

@@ -17,7 +17,11 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from rgfl import atomic  # noqa: E402
+from rgfl import (  # noqa: E402
+    atomic,
+    draw,
+    errors,
+)
 from rgfl.export import (  # noqa: E402
     calibration,
     cpu_int8,
@@ -30,7 +34,6 @@ from rgfl.export import (  # noqa: E402
     verify,
 )
 from rgfl.spec import DetectorSpec  # noqa: E402
-from rgfl.trt_runtime import draw, errors  # noqa: E402
 from rgfl.trt_runtime.machine import has_vnni  # noqa: E402
 from rgfl.trt_runtime.sample_tiles import patterned_tiles  # noqa: E402
 

@@ -22,12 +22,12 @@ trt = pytest.importorskip("tensorrt_rtx", reason="needs TensorRT for RTX: pip in
 
 import rgfl._core  # noqa: E402
 import rgfl.plugins  # noqa: E402
-from rgfl import atomic  # noqa: E402
-from rgfl.export import graph, quantize, tensorrt_api, to_trt  # noqa: E402
-from rgfl.export.tensorrt_api import Api, BuildOptions, Gpu, open_api  # noqa: E402
-from rgfl.trt_runtime import draw  # noqa: E402
-from rgfl.trt_runtime.errors import InputError, ModelError  # noqa: E402
+from rgfl import atomic, draw  # noqa: E402
+from rgfl.errors import InputError, ModelError  # noqa: E402
+from rgfl.export import graph, quantize, to_trt  # noqa: E402
+from rgfl.trt_runtime import tensorrt_api  # noqa: E402
 from rgfl.trt_runtime.sample_tiles import patterned_tiles  # noqa: E402
+from rgfl.trt_runtime.tensorrt_api import Api, BuildOptions, Gpu, open_api  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 RTX = open_api("rtx", None)
@@ -578,7 +578,7 @@ def test_a_logger_outlives_the_runtime_it_was_made_for() -> None:
     """TensorRT goes on writing to the first one while another runtime lives, and crashed when it was gone."""
     code = (
         "import gc, tensorrt_rtx\n"
-        "from rgfl.export.tensorrt_api import open_api\n"
+        "from rgfl.trt_runtime.tensorrt_api import open_api\n"
         "api = open_api('rtx', None)\n"
         "first = tensorrt_rtx.Runtime(api.new_logger())\n"
         "second = tensorrt_rtx.Runtime(api.new_logger())\n"
@@ -654,8 +654,8 @@ def names_used() -> set[str]:
             known.update(name for name in dir(item) if not name.startswith("_"))
     used = {"AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"}  # looked up by getattr
     used |= {"phase_start", "step_complete", "phase_finish"}  # overridden
-    for file in ("to_trt.py", "tensorrt_api.py"):
-        tree = ast.parse((ROOT / "export" / file).read_text(encoding="utf-8"))
+    for file in ("export/to_trt.py", "trt_runtime/tensorrt_api.py"):
+        tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
         attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
         used |= {node.attr for node in attributes if ast.unparse(node.value) not in OURS} & known
     return {name for name in used if not name.startswith("_")}

@@ -25,13 +25,12 @@ from plugin_libraries import compile_cpp, skip_without_gpu
 from stand_ins import ORDERS, VERSIONS, HostCuda, StreamNms, aligned
 
 from rgfl.detections import Detections
-from rgfl.export import tensorrt_api
+from rgfl.errors import ModelError
 from rgfl.plugins import launcher
 from rgfl.plugins.build import library_folders
-from rgfl.trt_runtime import engine
+from rgfl.trt_runtime import engine, tensorrt_api
 from rgfl.trt_runtime.cuda_calls import Cuda
 from rgfl.trt_runtime.engine import EngineRunner
-from rgfl.trt_runtime.errors import ModelError
 from rgfl.trt_runtime.runners import load_runner
 
 SOURCE = Path(__file__).parent / "checksum_network.cu"

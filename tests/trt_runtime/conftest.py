@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 from stand_ins import VERSIONS, HostCuda, StreamNms, TensorRT
 
-from rgfl.export import tensorrt_api
-from rgfl.export.tensorrt_api import Api, Gpu
 from rgfl.plugins import launcher
-from rgfl.trt_runtime import engine
+from rgfl.trt_runtime import engine, tensorrt_api
+from rgfl.trt_runtime.tensorrt_api import Api, Gpu
 
 
 class Machine:

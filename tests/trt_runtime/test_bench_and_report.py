@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from stand_ins import write_engine
 
-from rgfl.export import tensorrt_api, to_trt
-from rgfl.trt_runtime import bench, report
+from rgfl.export import to_trt
+from rgfl.trt_runtime import bench, report, tensorrt_api
 from rgfl.trt_runtime import machine as hardware
 from rgfl.trt_runtime.runners import load_runner
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from stand_ins import HostCuda
 
-from rgfl.export.tensorrt_api import find_gpu
 from rgfl.trt_runtime.cuda_calls import Cuda, CudaError, host_view
+from rgfl.trt_runtime.tensorrt_api import find_gpu
 
 ROOT = Path(__file__).parents[2]
 

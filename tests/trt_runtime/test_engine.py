@@ -24,13 +24,13 @@ from stand_ins import ORDERS, Context, HostCuda, Runtime, aligned, write_engine
 
 import rgfl.plugins
 from rgfl.detections import Detections
-from rgfl.export import tensorrt_api
+from rgfl.errors import ModelError
 from rgfl.matching import match_detections
 from rgfl.plugins import launcher
 from rgfl.plugins.launcher import RotatedNms
+from rgfl.trt_runtime import tensorrt_api
 from rgfl.trt_runtime.cuda_calls import CudaError, host_view
 from rgfl.trt_runtime.engine import EngineRunner
-from rgfl.trt_runtime.errors import ModelError
 from rgfl.trt_runtime.pipeline import stream
 from rgfl.trt_runtime.runners import Runner, load_runner
 from rgfl.trt_runtime.sample_tiles import patterned_tiles

@@ -19,12 +19,13 @@ import numpy as np
 import pytest
 from tiff_bytes import tiff_bytes
 
+from rgfl import draw
 from rgfl.detections import Detections
 from rgfl.dota.images import ImageError, read_image
 from rgfl.dota.merge import detect
+from rgfl.errors import InputError
 from rgfl.spec import DetectorSpec
-from rgfl.trt_runtime import draw, georeference, pipeline
-from rgfl.trt_runtime.errors import InputError
+from rgfl.trt_runtime import georeference, pipeline
 from rgfl.trt_runtime.pipeline import stream
 from rgfl.trt_runtime.runners import Runner, load_runner
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rgfl.errors import ModelError
 from rgfl.trt_runtime import runners
-from rgfl.trt_runtime.errors import ModelError
 from rgfl.trt_runtime.runners import load_runner, recognise
 from rgfl.trt_runtime.sample_tiles import patterned_tiles, sample_tiles
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rgfl.trt_runtime import errors
-from rgfl.trt_runtime.errors import InputError
+from rgfl import errors
+from rgfl.errors import InputError
 
 
 def test_an_output_is_none_of_the_files_that_are_read(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from rgfl import draw
 from rgfl.detections import Detections
 from rgfl.dota.labels import Objects
-from rgfl.trt_runtime import draw
 
 
 def one_box(label: int = 0, score: float = 0.9) -> Detections:

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rgfl.trt_runtime.errors import InputError, ModelError, one_line
+from rgfl.errors import InputError, ModelError, one_line
 
 BackendName = Literal["tensorrt", "rtx"]
 Compatibility = Literal["none", "ampere-plus", "same-compute-capability"]
