@@ -191,9 +191,28 @@ def scan(
     return whole, sorted(found, key=lambda block: (-block.gain, block.name))
 
 
-def cause_most(error: float, blocks: Sequence[Block], share: float) -> list[str]:
-    """Those that alone cause more than this share of the error, of what `scan` found."""
-    return [block.name for block in blocks if block.gain > share * error]
+def cause_most(
+    whole: float, blocks: Sequence[Block], share: float, error: Callable[[Collection[str]], float]
+) -> list[str]:
+    """Blocks that, one after the other in float, each take more than this share of the error off.
+
+    Blocks behind each other pass on the same error: what the first takes off, the next need not.
+
+    Args:
+        whole, blocks: of `scan`.
+        error: with these blocks in float.
+    """
+    chosen: list[str] = []
+    gains = {block.name: block.gain for block in blocks if block.gain > share * whole}
+    rest = whole
+    while gains:
+        best = max(gains, key=lambda name: gains[name])
+        if gains[best] <= share * whole:
+            break
+        chosen.append(best)
+        rest -= gains.pop(best)
+        gains = {name: rest - error([*chosen, name]) for name in gains}
+    return chosen
 
 
 def mean_ap(path: Path, images: Mapping[str, Path], truth: Mapping[str, Any], progress: bool) -> float:
@@ -344,8 +363,8 @@ def quantize(
         method: how the greatest representable activation is chosen.
         percentile: of the method of that name.
         keep_float: blocks that stay in float.
-        float_above: blocks that cause more than this share of the error of the head's outputs stay in float
-            too; 1 for none.
+        float_above: blocks that cause more than this share of the error of the head's outputs, each beside
+            those before it, stay in float too; 1 for none.
         scan_blocks: report what each block costs, even if nothing else asks for it.
         max_ap_drop: put the most sensitive blocks into float until mAP on the calibration images is within
             this of FP32's. Needs `labels`.
@@ -385,12 +404,12 @@ def quantize(
     worst: list[str] = []
     if scan_blocks or max_ap_drop is not None or (float_above < 1 and head_outputs(model)):
         logits = Logits(model, sample_of_tiles(chosen, spec, SCAN_TILES), spec)
-        report.error, report.scan = scan(
-            place(model, asked_for).blocks,
-            lambda more: logits.error(calibrated.insert([*asked_for, *more])),
-            progress,
-        )
-        worst = cause_most(report.error, report.scan, float_above)
+
+        def error(more: Collection[str]) -> float:
+            return logits.error(calibrated.insert([*asked_for, *more]))
+
+        report.error, report.scan = scan(place(model, asked_for).blocks, error, progress)
+        worst = cause_most(report.error, report.scan, float_above, error)
     in_float = asked_for + worst
     if max_ap_drop is not None and truth is not None:
         report.ap_float = mean_ap(model_path, chosen, truth, progress)
@@ -408,12 +427,11 @@ def quantize(
     if cpu_variant_path is not None:
         if worst and max_ap_drop is None:
             # Behind a ReLU its grids are twice as fine, so what is worst with 127 steps need not be here.
-            found = scan(
-                {name: blocks[name] for name in worst},
-                lambda more: logits.error(calibrated.for_cpu([*asked_for, *more])),
-                progress=False,
-            )
-            in_float = asked_for + cause_most(*found, float_above)
+            def cpu_error(more: Collection[str]) -> float:
+                return logits.error(calibrated.for_cpu([*asked_for, *more]))
+
+            found = scan({name: blocks[name] for name in worst}, cpu_error, progress=False)
+            in_float = asked_for + cause_most(*found, float_above, cpu_error)
         graph.save(calibrated.for_cpu(in_float), Path(cpu_variant_path))
         report.cpu_float_blocks = tuple(in_float)
     return report
