@@ -427,6 +427,16 @@ def test_written_objects_are_counted_and_the_others_with_their_reason(tmp_path, 
     ) in capsys.readouterr().out
 
 
+def test_some_classes_of_dota_alone(tmp_path, capsys):
+    data, out = tmp_path / "data", tmp_path / "out"
+    image(data / "images/a.png", 50, 50)
+    text(data / "labelTxt/a.txt", "1 1 9 1 9 9 1 9 ship 0\n11 1 19 1 19 9 11 9 plane 0\n")
+    command = ("--from", "dota", "--to", "yolo-obb", "--data", data, "--out", out, "--classes", "plane")
+    assert run(*command) == 0
+    assert "1 objects left out, of classes that --classes lacks" in capsys.readouterr().out
+    assert (out / "labels/a.txt").read_text().split()[:2] == ["0", "0.22"]
+
+
 def test_files_of_a_vanished_image_go_and_no_others(tmp_path):
     data, out = tmp_path / "data", tmp_path / "out"
     for stem in ("tile", "tile.2", "z"):
@@ -586,6 +596,15 @@ def dior(name="Storagetank", difficult=0, **changes):
         f"<object><name>{name}</name><difficult>{difficult}</difficult><robndbox>{inner}</robndbox></object>"
         "</annotation>"
     )
+
+
+def test_some_classes_of_dior_alone(tmp_path, capsys):
+    data, out = tmp_path / "data", tmp_path / "out"
+    text(data / "Annotations/Oriented Bounding Boxes/00001.xml", dior())
+    image(data / "JPEGImages-trainval/00001.jpg")
+    assert run("--from", "dior-r", "--data", data, "--out", out, "--classes", "ship") == 0
+    assert "1 objects of 1 classes, 0 difficult; 1 objects left out, of" in capsys.readouterr().out
+    assert (out / "labelTxt/00001.txt").read_text().split()[8] == "ship"
 
 
 def test_dior_golden(tmp_path):

@@ -53,6 +53,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from rgfl import atomic
 from rgfl.dota.formats.coco import read_coco
 from rgfl.dota.formats.cvat import read_cvat
@@ -119,11 +121,13 @@ def read_dota(data: Path, classes: Sequence[str] | None = None) -> Dataset:
         splits = {"": data}
     if not splits:
         raise ConvertError(f"{data}: expected labelTxt/ and images/, in it or in train/, val/ …")
+    occurring: set[str] = set()
     if classes is None and (listed := data / "classes.txt").is_file():
         classes = read_name_file(listed)
-    elif classes is None:
-        classes = in_order({name for folder in splits.values() for name in find_classes(folder / "labelTxt")})
-    names = tuple(classes)
+    else:
+        occurring = {name for folder in splits.values() for name in find_classes(folder / "labelTxt")}
+    names = in_order(occurring) if classes is None else tuple(classes)
+    known = (*names, *sorted(occurring.difference(names)))  # the others get label −1
     items = []
     for split, folder in splits.items():
         images = find_images(folder / "images")
@@ -141,7 +145,9 @@ def read_dota(data: Path, classes: Sequence[str] | None = None) -> Dataset:
 
     def read(item: Item, _: Size) -> Objects:
         assert item.label is not None
-        return read_labels(item.label, names)
+        found = read_labels(item.label, known)
+        labels = np.where(found.labels < len(names), found.labels, -1)
+        return Objects(found.quads, labels, found.difficult)
 
     return Dataset(names, items, read)
 

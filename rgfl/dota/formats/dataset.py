@@ -19,11 +19,18 @@ class ConvertError(ValueError):
 
 @dataclass(frozen=True)
 class Item:
-    """One image of a data set. `split` is "" where the data set has none; no `label`: no objects."""
+    """One image of a data set.
+
+    Attributes:
+        split: "" where the data set has none.
+        label: None: no objects.
+        annotated: False: known to be left out, as nobody looked at it.
+    """
 
     split: str
     image: Path
     label: Path | None
+    annotated: bool = True
 
 
 Size = Callable[[], tuple[int, int]]  # (width, height) of the image, looked up when asked for

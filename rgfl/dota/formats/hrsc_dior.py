@@ -95,7 +95,7 @@ def _kind(element: ElementTree.Element) -> str:
 def read_dior(data: Path, classes: Sequence[str] | None = None) -> Dataset:
     """DIOR-R as published: Annotations/Oriented Bounding Boxes/, JPEGImages-…/ and ImageSets/Main/."""
     names = tuple(name.lower() for name in one_word(classes or DIOR_CLASSES, data))
-    index = {name: number for number, name in enumerate(names)}
+    index = dict.fromkeys(DIOR_CLASSES, -1) | {name: number for number, name in enumerate(names)}
 
     def read(item: Item, _: Size) -> Objects:
         assert item.label is not None
@@ -105,7 +105,7 @@ def read_dior(data: Path, classes: Sequence[str] | None = None) -> Dataset:
 
 
 def parse_dior(path: Path, index: Mapping[str, int]) -> Objects:
-    """Objects of one DIOR-R file; `index` numbers the classes by their names in lower case."""
+    """Objects of one DIOR-R file; `index` has the labels of the classes, by their names in lower case."""
     quads, labels, difficult = [], [], []
     corners = ("left_top", "right_top", "right_bottom", "left_bottom")
     for place, element in enumerate(parse_xml(path).iter("object"), start=1):

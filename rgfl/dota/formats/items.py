@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
-from rgfl.dota.formats.dataset import ConvertError, Item
+from rgfl.dota.formats.dataset import SPLITS, ConvertError, Item
 from rgfl.dota.tiling import place_of
 
 
@@ -32,8 +32,13 @@ def placed(items: Sequence[Item]) -> list[Placed]:
     `IMG (2)` becomes `IMG_(2)`; equal names of several sub-folders become `flight0__DJI_0001`, ….
 
     Raises:
-        ConvertError: two are still equal.
+        ConvertError: two are still equal, or some images are in a split and others in none.
     """
+    if len({item.split for item in items}) > 1 and (loose := [item for item in items if not item.split]):
+        raise ConvertError(
+            f"{len(loose)} images are in none of the splits that others are in, such as {loose[0].image}; "
+            f"put them into one of {', '.join(SPLITS)}, or move them away"
+        )
     keys = [(item.split, _without_spaces(item.image.stem)) for item in items]
     counts = Counter(keys)
     found: dict[str, Placed] = {}
@@ -49,7 +54,7 @@ def placed(items: Sequence[Item]) -> list[Placed]:
 
 
 def with_val(places: Sequence[Placed], share: float, seed: int = 0) -> list[Placed]:
-    """The images of a data set with one split, in train and val, by a hash of their names and `seed`.
+    """The annotated images of a data set with one split, in train and val, by a hash of names and `seed`.
 
     Neighbouring frames of a flight, and overlapping tiles of an image, are too much alike to judge by:
     sub-folders stay whole where there are several, and so do the tiles of an image.
@@ -63,6 +68,8 @@ def with_val(places: Sequence[Placed], share: float, seed: int = 0) -> list[Plac
     if not 0 < share < 1:
         raise ConvertError(f"--val-share: expected a share between 0 and 1, got {share:g}")
     splits = sorted({place.split for place in places})
+    left_out = [replace(place, split="train") for place in places if not place.item.annotated]
+    places = [place for place in places if place.item.annotated]
     train = [place for place in places if place.split == ("train" if "train" in splits else "")]
     images = {place.item.image for place in train}  # a val that repeats train is none
     if not train or any(place.item.image not in images for place in places):
@@ -84,10 +91,11 @@ def with_val(places: Sequence[Placed], share: float, seed: int = 0) -> list[Plac
             val.add(group)
             count += sizes[group]
     val = val or {min(order, key=lambda group: sizes[group])}
-    return [
+    divided = [
         replace(place, split="val" if group in val else "train")
         for place, group in zip(train, groups, strict=True)
     ]
+    return [*divided, *left_out]
 
 
 def _without_spaces(name: str) -> str:

@@ -64,8 +64,8 @@ def drawn_dataset(
         undrawn: images that nobody annotated.
 
     Raises:
-        ConvertError: no file has a name of `classes`, labelTxt cannot hold one, or an image of a split
-            has two drawings.
+        ConvertError: `classes` has a name that the files do not declare, or none that occurs; labelTxt cannot
+            hold a name; or an image of a split has two drawings.
     """
     listed = dict.fromkeys(class_name(name) for name in declared)
     occurring = {class_name(shape.name) for drawing in drawings for shape in drawing.shapes}
@@ -73,8 +73,9 @@ def drawn_dataset(
     if not there and classes is None:
         raise ConvertError(f"{data}: expected objects or a list of classes, got neither in any file")
     names = one_word(there if classes is None else [class_name(name) for name in classes], data)
-    if there and not set(names) & set(there):
-        raise ConvertError(f"--classes: {data} has none of {', '.join(names)}; it has {', '.join(there)}")
+    unknown = [name for name in names if name not in there]
+    if unknown and (listed or (there and len(unknown) == len(names))):
+        raise ConvertError(f"--classes: {data} has none of {', '.join(unknown)}; it has {', '.join(there)}")
     index = {name: number for number, name in enumerate(names)}
     found: dict[tuple[str, Path], Drawing] = {}
     for drawing in drawings:
@@ -142,10 +143,10 @@ def polygon_corners(where: str, points: ArrayLike) -> list[float]:
         ConvertError: fewer than three points.
     """
     corners = np.asarray(points, np.float64)
+    if len(corners) > 1 and (corners[0] == corners[-1]).all():  # closed by its first point
+        corners = corners[:-1]
     if len(corners) < 3:
         raise ConvertError(f"{where}: expected a polygon of 3 or more points, got {len(corners)}")
-    if len(corners) == 5 and (corners[0] == corners[4]).all():  # closed by its first point
-        corners = corners[:4]
     if len(corners) == 4:
         return corners.reshape(-1).tolist()
     # OpenCV computes in float32, which is exact enough around the origin.
@@ -274,7 +275,7 @@ def read_files(
     drawn = {drawing.item.image for drawing in drawings}
     splits = {drawing.item.image.parent: drawing.item.split for drawing in drawings}
     undrawn = [
-        Item(split, image, None)
+        Item(split, image, None, annotated=False)
         for folder, split in splits.items()
         for image in find_images(folder).values()
         if image not in drawn
@@ -286,12 +287,10 @@ def _files_below(data: Path, suffix: str) -> list[Path]:
     """Files in `data` and in all its folders, links to folders too, sorted; no hidden ones."""
     if not data.is_dir():
         raise ConvertError(f"--data {data}: no such folder")
-    found = [
-        Path(folder) / name
-        for folder, _, names in os.walk(data, followlinks=True)
-        for name in names
-        if name.lower().endswith(suffix) and not name.startswith(".")
-    ]
+    found = []
+    for folder, folders, names in os.walk(data, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(folder) / name for name in names if name.lower().endswith(suffix) and name[0] != "."]
     if not found:
         raise ConvertError(f"{data}: expected {suffix} files beside the images or in folders of their own")
     return sorted(found)
