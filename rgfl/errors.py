@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from rgfl import atomic
@@ -36,9 +36,10 @@ def user_errors() -> tuple[type[Exception], ...]:
     from rgfl.dota.average_precision import EvaluationError
     from rgfl.dota.images import ImageError
     from rgfl.dota.labels import LabelError
+    from rgfl.folder_lock import FolderInUse
     from rgfl.spec import SpecError
 
-    return (ModelError, InputError, SpecError, LabelError, ImageError, EvaluationError, OSError)
+    return (ModelError, InputError, SpecError, LabelError, ImageError, EvaluationError, FolderInUse, OSError)
 
 
 def run(program: str, command: Callable[[], int]) -> int:
@@ -130,14 +131,16 @@ def new_directory(path: Path, flag: str) -> Path:
     return path
 
 
-def picture_directory(path: Path, flag: str, images: Path) -> Path:
-    """`path`, a directory for pictures that are called after images, of which none may replace one.
+def picture_directory(path: Path, flag: str, images: Mapping[str, Path]) -> Path:
+    """`path`, a directory for pictures NAME.jpg, of which none may replace an image.
 
     Args:
-        images: the folder that they are read from, or one of them.
+        images: files that are read, by the names that their pictures get.
     """
-    folder = images if images.is_dir() else images.parent
-    if os.path.realpath(path) == os.path.realpath(folder):
+    folders = {os.path.realpath(folder) for folder in {file.parent for file in images.values()}}
+    read = {os.path.realpath(file) for file in images.values()}
+    written = {os.path.realpath(path / f"{name}.jpg") for name in images}
+    if os.path.realpath(path) in folders or read & written:
         raise InputError(
             f"{flag} {path}: the images lie there, and pictures could replace them; choose another"
         )

@@ -1,4 +1,4 @@
-"""One process at a time writes into a folder."""
+"""One process at a time writes into a folder, or a file."""
 
 from __future__ import annotations
 
@@ -16,19 +16,27 @@ LOCK = ".lock"
 
 
 class FolderInUse(ValueError):
-    """Another process writes into the folder; the message says which."""
+    """Another process writes into the folder or file; the message says which."""
 
 
 def lock_folder(folder: Path) -> TextIO:
-    """The folder's lock file, this process's until it closes it or ends, in whatever way.
+    """The folder's lock file; see `lock_file`."""
+    return lock_file(folder / LOCK, folder, "--out")
+
+
+def lock_file(path: Path, place: Path, flag: str) -> TextIO:
+    """The lock file at `path`, this process's until it closes it or ends, in whatever way.
 
     It keeps other processes out; a second time POSIX lets the same process in.
+
+    Args:
+        place: what it guards, named by `flag`.
 
     Raises:
         FolderInUse: another process has it.
         OSError: it cannot be written.
     """
-    lock = open(folder / LOCK, "a+")  # noqa: SIM115
+    lock = open(path, "a+")  # noqa: SIM115
     if fcntl is not None:
         try:
             # POSIX's lock, not flock's: processes that prepare tiles and outlive a killed run do not hold it.
@@ -38,7 +46,7 @@ def lock_folder(folder: Path) -> TextIO:
             holder = lock.read().strip() or "another process"
             lock.close()
             raise FolderInUse(
-                f"--out {folder}: {holder} writes into it; wait for its end, or give another --out"
+                f"{flag} {place}: {holder} writes into it; wait for its end, or give another {flag}"
             ) from error
         except OSError:
             pass  # a file system without locks

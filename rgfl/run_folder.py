@@ -82,10 +82,13 @@ def of_this_version(path: Path) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
+        if "CUDA error" in str(error):  # of the device, not of the file
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        best = path.with_name("best.pt")
+        start = f", where --start {best} begins with its weights" if best.is_file() else ""
         raise TrainingError(
-            f"{path}: of another version of rgfl ({type(error).__name__}: {reason}); give another --out, "
-            f"where --start {path.with_name('best.pt')} begins with its weights"
+            f"{path}: of another version of rgfl ({reason}); give another --out{start}"
         ) from error
 
 

@@ -39,8 +39,8 @@ NCCL_SOCKET_IFNAME."""
 
 STATUS = """\
 exit status: 0 done, or stopped by --max-minutes (the last line says which; the same command goes on), 2
-cannot (a line says why), 128 + signal when stopped by one. Output that breaks, such as a pipe whose reader
-has ended, stops nothing: log.jsonl has the facts."""
+cannot (a line says why), 128 + signal when stopped by one, 130 when a second one stops it at once. Output
+that breaks, such as a pipe whose reader has ended, stops nothing: log.jsonl has the facts."""
 
 
 def parse(argv: Sequence[str] | None = None) -> tuple[Recipe, argparse.Namespace]:

@@ -34,10 +34,10 @@ def test_pictures_do_not_go_where_the_images_are(tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
     (images / "P1.jpg").touch()
-    for read in (images, images / "P1.jpg"):
-        with pytest.raises(InputError, match=r"--draw .*: the images lie there"):
-            errors.picture_directory(tmp_path / "images" / ".", "--draw", read)
-        assert errors.picture_directory(tmp_path / "drawn", "--draw", read) == tmp_path / "drawn"
+    read = {"P1": images / "P1.jpg"}
+    with pytest.raises(InputError, match=r"--draw .*: the images lie there"):
+        errors.picture_directory(tmp_path / "images" / ".", "--draw", read)
+    assert errors.picture_directory(tmp_path / "drawn", "--draw", read) == tmp_path / "drawn"
 
 
 def test_a_package_of_an_extra_is_named_with_its_extra(capsys: pytest.CaptureFixture) -> None:

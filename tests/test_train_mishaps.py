@@ -15,8 +15,9 @@ import torch
 from tiny_training import PATIENCE, TINY, curve, make_data, records, run
 
 from rgfl import checkpoint, loop, page
-from rgfl.run_folder import RunFolder
+from rgfl.run_folder import RunFolder, of_this_version
 from rgfl.stop import Stop
+from rgfl.training_error import TrainingError
 
 SHORT = ["--epochs", "1", "--eval-every", "1"]
 
@@ -124,6 +125,18 @@ def test_the_last_of_another_version_is_told_in_one_line(data, out, capsys, what
     assert error.startswith(f"{out / 'last.pt'}: of another version of rgfl (")
     assert named in error
     assert error.endswith(f"); give another --out, where --start {out / 'best.pt'} begins with its weights")
+
+
+def test_what_is_not_there_is_not_advised(tmp_path):
+    told = pytest.raises(TrainingError, match=r"\(KeyError: 'sums'\); give another --out$")
+    with told, of_this_version(tmp_path / "last.pt"):
+        raise KeyError("sums")
+
+
+def test_an_error_of_the_device_is_not_told_of_the_file(tmp_path):
+    told = pytest.raises(RuntimeError, match=r"^CUDA error: an illegal memory access")
+    with told, of_this_version(tmp_path / "last.pt"):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
 def test_a_damaged_last_is_not_trained_on(data, out, capsys):

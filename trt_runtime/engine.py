@@ -455,6 +455,7 @@ class EngineRunner(Runner):
         """Free everything, once the calls in other threads are done. A runner that is closed twice, or was
         never whole, is no error."""
         with self._running, self._sending:
+            super().close()
             for stream in filter(None, (self._copies, self._compute)):
                 with suppress(CudaError):  # what failed before is reported where it failed
                     self._cuda.synchronize(stream)
@@ -465,7 +466,7 @@ class EngineRunner(Runner):
 
     def _check_open(self) -> None:
         if not self._copies:
-            raise ValueError(f"{self.path.name}: this runner is closed")
+            raise ValueError(f"{self.path.name}: this runner is closed; use it inside its with block")
 
     # --- memory
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
+import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ import numpy as np
 
 from rgfl import atomic, errors
 from rgfl.detections import Detections
+from rgfl.folder_lock import lock_file
 from rgfl.screen import lasting
 from rgfl.trt_runtime.pipeline import (
     Timing,
@@ -48,9 +51,9 @@ examples:
 
 With --json F (or --submission F), what is found in finished images is kept in .F.journal beside it until all
 is written: after a kill, or once an image that could not be read is mended, the same command goes on. Times
-in the JSON are then those of the images that were left.
+in the JSON are then those of the images that were left. Two such commands at once: the second is refused.
 
-exit status: 0 done, 2 bad input
+exit status: 0 done, 2 bad input, or standard output broke: the files are written then
 """
 
 
@@ -104,8 +107,6 @@ def evaluate(arguments: argparse.Namespace) -> int:
     for flag in ("json", "submission"):
         if path := getattr(arguments, flag):
             keep.append(errors.new_file(path, f"--{flag}", keep))
-    if arguments.draw and arguments.images:
-        errors.picture_directory(arguments.draw, "--draw", arguments.images)
     return evaluate_files(arguments) if arguments.task1 else evaluate_model(arguments)
 
 
@@ -171,9 +172,15 @@ def evaluate_model(arguments: argparse.Namespace) -> int:
         raise errors.InputError(f"--draw-limit {arguments.draw_limit}: expected 0 or more")
     check_model_arguments(arguments)
     images = find_scenes(arguments.images)
+    if arguments.draw:
+        errors.picture_directory(arguments.draw, "--draw", images)
     if arguments.labels:
         errors.existing_directory(arguments.labels, "--labels")
+    with _alone(arguments):
+        return _evaluate_images(images, arguments)
 
+
+def _evaluate_images(images: dict[str, Path], arguments: argparse.Namespace) -> int:
     from rgfl.trt_runtime import machine
     from rgfl.trt_runtime.runners import load_runner
 
@@ -296,15 +303,23 @@ def _detect(
     from rgfl import draw
     from rgfl.dota.journal import follow
 
-    drawn = list(images)[: arguments.draw_limit] if arguments.draw else []
+    drawn = {
+        name: arguments.draw / f"{name}.jpg"
+        for name in (list(images)[: arguments.draw_limit] if arguments.draw else [])
+    }
     journal = _journal(arguments)
-    done = _finished(journal, _head(runner, arguments), images) if journal else {}
+    done: dict[str, dict[str, Any]] = {}
+    if journal:
+        head = _head(runner, arguments, [truth[name] for name in drawn] if truth else [])
+        done = _finished(journal, head, images, drawn)
+    left = {name: path for name, path in images.items() if name not in done}
+    states = {name: _state(path) for name, path in left.items()}  # before they are read
     unreadable: dict[str, str] = {}
 
     def entries() -> Iterator[dict[str, Any]]:
         scenes = stream(
             runner,
-            {name: path for name, path in images.items() if name not in done},
+            left,
             stride=arguments.stride,
             scales=arguments.scales,
             batch=arguments.batch,
@@ -320,9 +335,8 @@ def _detect(
                     truth=truth[scene.name] if truth else None,
                     min_score=arguments.draw_score,
                 )
-                draw.save(picture, arguments.draw / f"{scene.name}.jpg")
-            state = _state(images[scene.name])
-            yield {"image": scene.name, "state": state, **_packed(scene.detections)}
+                draw.save(picture, drawn[scene.name])
+            yield {"image": scene.name, "state": states[scene.name], **_packed(scene.detections)}
         yield from ({"error": reason} for reason in unreadable.values())
 
     place = journal or Path(os.devnull)
@@ -339,31 +353,77 @@ def _detect(
     return {name: _unpacked(done[name]) for name in images}
 
 
+@contextlib.contextmanager
+def _alone(arguments: argparse.Namespace) -> Iterator[None]:
+    """Of the commands that share a journal one at a time runs the block; FolderInUse for the others."""
+    if (journal := _journal(arguments)) is None:
+        yield
+        return
+    flag, path = ("--json", arguments.json) if arguments.json else ("--submission", arguments.submission)
+    lock = journal.with_suffix(".lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock_file(lock, path, flag):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
 def _journal(arguments: argparse.Namespace) -> Path | None:
     """The file that holds what is found in finished images, until all is written."""
     beside: Path | None = arguments.json or arguments.submission
     return beside and beside.with_name(f".{beside.name}.journal")
 
 
-def _head(runner: Runner, arguments: argparse.Namespace) -> dict[str, Any]:
+def _head(runner: Runner, arguments: argparse.Namespace, truth: Sequence[Objects]) -> dict[str, Any]:
     """First line of the journal: what decides what is found, and which pictures are drawn of it."""
     from rgfl.trt_runtime import machine
 
     model = runner.describe()
     facts = {name: model[name] for name in ("sha256", "backend", "precision", "device")}
     flags = ("stride", "scales", "batch", "draw", "draw_limit", "draw_score")
-    return facts | {name: str(getattr(arguments, name)) for name in flags} | {"versions": machine.versions()}
+    facts |= {name: str(getattr(arguments, name)) for name in flags}
+    facts |= {"weights": _weights(runner.path), "truth": _digest(truth)}
+    return facts | {"versions": machine.versions()}
 
 
-def _finished(journal: Path, head: dict[str, Any], images: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
-    """Entries of the images that a run before this one has finished; the journal is left with these."""
+def _weights(model: Path) -> dict[str, list[int]]:
+    """States of the files beside an ONNX model that it names, where its weights lie outside of it."""
+    content = model.read_bytes() if model.suffix.lower() == ".onnx" else b""
+    if b"\x08location" not in content:  # the key of external data
+        return {}
+    return {
+        path.name: _state(path)
+        for path in sorted(model.parent.iterdir())
+        if os.fsencode(path.name) in content and path.is_file()
+    }
+
+
+def _digest(truth: Sequence[Objects]) -> str:
+    digest = hashlib.sha256()
+    for objects in truth:
+        for name, values in vars(objects).items():
+            digest.update(f"{name} {values.shape}".encode() + values.tobytes())
+    return digest.hexdigest()
+
+
+def _finished(
+    journal: Path, head: dict[str, Any], images: Mapping[str, Path], drawn: Mapping[str, Path]
+) -> dict[str, dict[str, Any]]:
+    """Entries of the images that a run before this one has finished; the journal is left with these.
+
+    Args:
+        drawn: pictures, without which their images are not finished.
+    """
     from rgfl.dota.journal import read_journal
 
     entries = read_journal(journal) if journal.is_file() else []
     done = {
         entry["image"]: entry
         for entry in (entries[1:] if entries[:1] == [head] else [])
-        if entry["image"] in images and entry["state"] == _state(images[entry["image"]])
+        if (name := entry["image"]) in images
+        and entry.get("state") == _state(images[name])
+        and (name not in drawn or drawn[name].is_file())
     }
     if done:
         print(f"eval_dota: {len(done)} of {len(images)} images are done, by {journal}", file=sys.stderr)

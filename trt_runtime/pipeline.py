@@ -11,6 +11,7 @@ is that of rgfl.dota.merge.detect.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import queue
@@ -492,9 +493,7 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
     places = find_places(scenes)
     errors.new_directory(arguments.out, "--out")
     expect_no_others(arguments.out, scenes)
-    pictures = arguments.out / "pictures"
-    for path in arguments.images:
-        errors.picture_directory(pictures, "--out", path)
+    pictures = errors.picture_directory(arguments.out / "pictures", "--out", scenes)
 
     from tqdm import tqdm
 
@@ -527,8 +526,7 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
             timing=timing,
             unreadable=unreadable,
         )
-        # Written last: where it lies, all results are of one run.
-        (arguments.out / "detections.json").unlink(missing_ok=True)
+        remove_results(arguments.out, scenes, arguments.pictures)
         for scene in tqdm(done, total=len(scenes), unit="scene"):
             found[scene.name] = scene.detections
             shown = scene.detections[scene.detections.scores >= score]
@@ -547,20 +545,19 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
         if not found:
             more = f" (and {len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
             raise errors.InputError(next(iter(unreadable.values())) + more)
-        for name in unreadable:  # what an earlier run found there is not part of these results
-            for stale in (f"geojson/{name}.geojson", f"geojson/{name}.world.geojson", f"pictures/{name}.jpg"):
-                (arguments.out / stale).unlink(missing_ok=True)
         write_task1(arguments.out, {name: one for name, one in found.items() if name not in spaced}, classes)
         record = {
             "model": runner.describe(),
             "scales": arguments.scales,
             "score": score,
+            "pictures": arguments.pictures,
             "timing": timing.record(),
             "hardware": machine.hardware(),
             "versions": machine.versions(),
             "detections": counts,
             "unreadable": unreadable,
         }
+    # Written last: where it lies, all results are of one run.
     atomic.write_text(arguments.out / "detections.json", json.dumps(record, indent=2) + "\n")
     total = sum(sum(numbers.values()) for numbers in counts.values())
     print(
@@ -592,6 +589,26 @@ def expect_no_others(out: Path, scenes: Mapping[str, Path]) -> None:
                 f"--out {out}: holds results of other scenes, such as {name}; choose another folder, or "
                 "remove it"
             )
+
+
+def remove_results(out: Path, scenes: Mapping[str, Path], pictures: bool) -> None:
+    """Remove what an earlier run wrote of these scenes.
+
+    Args:
+        pictures: this run draws. If not, pictures go only where the earlier run's record says that it drew:
+            what lies there else may be the user's own.
+    """
+    record = out / "detections.json"
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # none, or not ours
+        pictures = pictures or json.loads(record.read_text(encoding="utf-8"))["pictures"]
+    record.unlink(missing_ok=True)
+    for path in out.glob("Task1_*.txt"):
+        path.unlink()
+    for name in scenes:
+        for suffix in ("geojson", "world.geojson"):
+            (out / "geojson" / f"{name}.{suffix}").unlink(missing_ok=True)
+        if pictures:
+            (out / "pictures" / f"{name}.jpg").unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

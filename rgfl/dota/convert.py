@@ -76,6 +76,7 @@ from rgfl.dota.images import IMAGE_SUFFIXES, find_images, image_size
 from rgfl.dota.journal import failure, follow, read_journal
 from rgfl.dota.labels import Objects, find_classes, in_order, read_labels, write_labels
 from rgfl.dota.nearby import nearby
+from rgfl.errors import one_line
 from rgfl.folder_lock import LOCK, lock_folder
 from rgfl.processes import usable_cores
 
@@ -412,7 +413,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             progress=True,
         )
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error) if isinstance(error, OSError) else error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)

@@ -13,13 +13,17 @@ SHOWN = 10  # errors in a message
 
 
 def read_journal(journal: Path) -> list[dict[str, Any]]:
-    """The entries of `journal`, as far as it is whole: a run that was killed may have left half a line."""
-    entries = []
-    for line in journal.read_text(encoding="utf-8").split("\n"):
+    """The head of `journal` and its entries {"image": key, …}, as far as it is whole: a run that was killed
+    may have left half a line, a crash of the machine any bytes."""
+    entries: list[dict[str, Any]] = []
+    for line in journal.read_bytes().split(b"\n"):
         try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
+            entry = json.loads(line.decode("utf-8"))
+        except ValueError:  # of the encoding or of JSON
             break
+        if not isinstance(entry, dict) or (entries and not isinstance(entry.get("image"), str)):
+            break
+        entries.append(entry)
     return entries
 
 

@@ -60,6 +60,7 @@ from rgfl.dota.labels import (
     write_labels,
 )
 from rgfl.dota.nearby import nearby
+from rgfl.errors import one_line
 from rgfl.folder_lock import lock_folder
 from rgfl.processes import each, usable_cores
 
@@ -677,10 +678,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if classes is not None:  # so that training on the tiles numbers them as training on the images does
             atomic.write_text(options.out / "classes.txt", "".join(f"{name}\n" for name in classes))
     except (ValueError, OSError) as error:
-        message = str(error)
-        if isinstance(error, OSError) and error.filename is not None and error.strerror:
-            message = f"{error.filename}: {error.strerror}"
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {one_line(error) if isinstance(error, OSError) else error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)

@@ -603,9 +603,9 @@ def test_close_frees_everything(
     assert {"stream", "event", "graph", "allocate", "allocate_pinned"} == set(used.cuda.live.values())
     runner.close()
     assert used.cuda.live == {}
-    with pytest.raises(ValueError, match=r"m\.engine: this runner is closed"):
+    with pytest.raises(ValueError, match=r"m\.engine: this runner is closed; use it inside"):
         runner.prepare(TILES[:1])
-    with pytest.raises(ValueError, match=r"m\.engine: this runner is closed"):
+    with pytest.raises(ValueError, match=r"m\.engine: this runner is closed; use it inside"):
         runner.infer(waiting)
     waiting.release()  # a feed that outlives its runner
     del runner, waiting

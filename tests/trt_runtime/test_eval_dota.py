@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -272,6 +274,89 @@ def test_other_flags_do_not_take_what_is_kept(case: Case, capsys: pytest.Capture
     command = ["--model", case.model, "--images", case.images, "--labels", case.labels, "--stride", 100]
     assert eval_dota.main(list(map(str, [*command, "--json", case.root / "F.json"]))) == 0
     assert "images are done" not in capsys.readouterr().err
+
+
+def test_an_image_is_as_old_as_before_it_was_read(
+    case: Case, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is replaced while the network looks at it is looked at again."""
+
+    def stream(*arguments: Any, **settings: Any) -> Iterator[Scene]:
+        for scene in pipeline.stream(*arguments, **settings):
+            os.utime(case.images / f"{scene.name}.png", (1, 1))
+            yield scene
+
+    whole = (case.images / "P0004.png").read_bytes()
+    (case.images / "P0004.png").write_bytes(whole[:-30])
+    with monkeypatch.context() as patch:
+        patch.setattr(eval_dota, "stream", stream)
+        case.fails(capsys, json=case.root / "F.json")
+    (case.images / "P0004.png").write_bytes(whole)
+    command = ["--model", case.model, "--images", case.images, "--labels", case.labels]
+    assert eval_dota.main(list(map(str, [*command, "--json", case.root / "F.json"]))) == 0
+    assert "images are done" not in capsys.readouterr().err
+
+
+def test_pictures_that_are_missing_or_of_other_labels_are_drawn(
+    case: Case, capsys: pytest.CaptureFixture
+) -> None:
+    drawn, label = case.root / "drawn", case.labels / "P0001.txt"
+    (case.images / "P0004.png").write_bytes((case.images / "P0004.png").read_bytes()[:-30])
+
+    def again() -> str:
+        flags = {"model": case.model, "images": case.images, "labels": case.labels, "draw": drawn}
+        flags |= {"json": case.root / "F.json", "draw-limit": 2}
+        assert (
+            eval_dota.main([word for name, value in flags.items() for word in (f"--{name}", str(value))]) == 2
+        )
+        return capsys.readouterr().err
+
+    assert "images are done" not in again()
+    assert "3 of 4 images are done" in again()
+    (drawn / "P0002.jpg").unlink()
+    assert "2 of 4 images are done" in again()
+    assert (drawn / "P0002.jpg").is_file()
+    label.write_text(label.read_text() + "1 1 9 1 9 9 1 9 ship 0\n")
+    assert "images are done" not in again()
+
+
+def test_weights_outside_of_the_model_are_part_of_it(case: Case, capsys: pytest.CaptureFixture) -> None:
+    import onnx
+
+    model, weights = case.root / "m.onnx", case.root / "m.weights"
+    onnx.save(onnx.load(case.model), model, save_as_external_data=True, location=weights.name)
+    (case.images / "P0004.png").write_bytes((case.images / "P0004.png").read_bytes()[:-30])
+
+    def again() -> str:
+        command = ["--model", model, "--images", case.images, "--json", case.root / "F.json"]
+        assert eval_dota.main(list(map(str, command))) == 2
+        return capsys.readouterr().err
+
+    again()
+    (case.root / "other.data").touch()
+    assert "3 of 4 images are done" in again()
+    os.utime(weights, (1, 1))
+    assert "images are done" not in again()
+
+
+def test_two_with_one_result_file_are_kept_apart(case: Case, capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("fcntl", reason="this system has no POSIX locks")
+    out, lock = case.root / "F.json", case.root / ".F.json.lock"
+    hold = (
+        "import pathlib, sys; from rgfl.folder_lock import lock_file\n"
+        "lock = lock_file(pathlib.Path(sys.argv[1]), None, '')\n"
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        error = case.fails(capsys, json=out)
+        other.kill()
+    assert error.startswith(f"eval_dota: error: --json {out}: process {other.pid} on ")
+    assert error.endswith(" writes into it; wait for its end, or give another --json")
+    assert not (case.root / ".F.json.journal").exists()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk is Linux's /dev/full here")

@@ -464,6 +464,19 @@ def test_pictures_replace_no_image_of_any_path(
         assert "the images lie there, and pictures could replace them" in capsys.readouterr().err
 
 
+def test_pictures_replace_no_image_of_a_subfolder(
+    tiny_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for first, second in (("x.jpg", "pictures/x.jpg"), ("far/x.jpg", "pictures/far/x.jpg")):
+        trip = tmp_path / first.replace("/", "-")
+        for name in (first, second):
+            (trip / name).parent.mkdir(parents=True, exist_ok=True)
+            (trip / name).touch()
+        command = ["--model", str(tiny_onnx), "--images", str(trip), "--recursive", "--out", str(trip)]
+        assert pipeline.main(command) == 2
+        assert "the images lie there, and pictures could replace them" in capsys.readouterr().err
+
+
 def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
     for name in ("north/a.png", "south/a.jpg"):
         (tmp_path / name).parent.mkdir()
@@ -612,6 +625,29 @@ def test_a_run_that_ends_early_leaves_no_record_of_the_one_before(
     with pytest.raises(ZeroDivisionError):
         pipeline.main([*command, "--score", "0.9"])
     assert not (tmp_path / "detections.json").exists()
+
+
+def test_what_this_run_does_not_write_is_not_left_of_the_one_before(
+    tiny_onnx: Path, tiny_scenes: SimpleNamespace, tmp_path: Path
+) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    shutil.copy(tiny_scenes.images / "P0003.png", images / "a.png")
+    (images / "a.wld").write_text("3\n0\n0\n-3\n500000\n4600000\n")
+    command = ["--model", str(tiny_onnx), "--images", str(images), "--out", str(out)]
+    assert pipeline.main(command) == 0
+    mine = out / "pictures" / "b.jpg"
+    mine.touch()
+    results = ["detections.json", "geojson/a.geojson", "geojson/a.world.geojson"]
+    assert written(out) == [*results, "pictures/a.jpg", "pictures/b.jpg"]
+    (out / "Task1_tank.txt").touch()  # a class that this model lacks
+    (images / "a.wld").unlink()
+    assert pipeline.main([*command, "--no-pictures"]) == 0
+    assert written(out) == [*results[:2], "pictures/b.jpg"]
+    assert not (out / "Task1_tank.txt").exists()
+    mine.rename(out / "pictures" / "a.jpg")
+    assert pipeline.main([*command, "--no-pictures"]) == 0  # no run has drawn that
+    assert written(out) == [*results[:2], "pictures/a.jpg"]
 
 
 def test_results_of_other_scenes_are_not_mixed_with_these(
