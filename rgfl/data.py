@@ -258,7 +258,7 @@ def _hold_any(picture: Picture, corners: NDArray[np.int64], config: DataConfig) 
 
     Most hold the whole of one, which needs no clipping; the others are asked about the objects that reach in.
     """
-    size = config.tile_size
+    size, image = config.tile_size, picture.corners()
     objects = picture.objects[picture.objects.difficult < _too_difficult(config)]
     points = objects.quads.reshape(-1, 4, 2)
     (left, top), (right, bottom) = points.min(1).T, points.max(1).T
@@ -272,7 +272,7 @@ def _hold_any(picture: Picture, corners: NDArray[np.int64], config: DataConfig) 
     config = dataclasses.replace(config, cut="whole")  # what they look like is not asked
     for row in np.flatnonzero(reaches_in.any(1) & ~found):
         x, y = corners[row].tolist()
-        found[row] = len(_visible(objects[reaches_in[row]], picture.corners(), x, y, size, config)) > 0
+        found[row] = len(_visible(objects[reaches_in[row]], image, x, y, size, config)) > 0
     return found
 
 
@@ -753,16 +753,18 @@ class Loader:
 
 @contextlib.contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """SIGINT and SIGTERM wait until the end of the block; processes that begin in it never get them.
+    """SIGINT, SIGTERM and SIGHUP wait until the end of the block; processes that begin in it never get them.
 
     A worker imports torch before any line of ours runs in it, and a signal in that time would kill it.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    resource_tracker.ensure_running()  # starting it unblocks these signals, so it must not start within
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
+        # Python's own process, which would not outlive SIGHUP. Its start unblocks the other two.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -72,6 +72,11 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def told(error: Exception) -> str:
+    """The message with its line breaks; an OSError in one line."""
+    return one_line(error) if isinstance(error, OSError) else str(error)
+
+
 def existing_directory(path: Path, flag: str) -> Path:
     """`path`, which must be a directory; `flag` names the culprit."""
     if not path.exists():

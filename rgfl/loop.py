@@ -393,10 +393,9 @@ class Training:
             self.say(page.draw(self.out))  # killed between the last evaluation and its page
         batch = recipe.schedule.batch
         keys = batches(self.tiles, batch, self.step, self.total, ranks.rank, ranks.size)
-        with self.stop.kept_from_children():
-            loader = self.loader = Loader(
-                self.tiles, keys, self.model.assigner, self.workers, pin_memory=self.on_cuda
-            )
+        loader = self.loader = Loader(
+            self.tiles, keys, self.model.assigner, self.workers, pin_memory=self.on_cuda
+        )
         interval = _Interval()
         saved = time.monotonic()
         halt = 0  # why to stop, once all processes have agreed on it

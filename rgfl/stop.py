@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import signal
 import time
-from collections.abc import Iterator
 
 TIME_IS_UP = int(signal.NSIG)  # in place of a signal's number, and none
 HANG_UP = getattr(signal, "SIGHUP", None)  # Windows has none
@@ -45,19 +43,6 @@ class Stop:
     def now(self) -> int:
         """0 to go on, the signal, or `TIME_IS_UP`."""
         return self.signal or (TIME_IS_UP if time.monotonic() > self._until else 0)
-
-    @staticmethod
-    @contextlib.contextmanager
-    def kept_from_children() -> Iterator[None]:
-        """Processes that begin in the block get no SIGHUP, which a terminal sends to all of its group."""
-        if HANG_UP is None:
-            yield
-            return
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {HANG_UP})
-        try:
-            yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def restore(self) -> None:
         for number, handler in self._before.items():

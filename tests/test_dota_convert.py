@@ -13,8 +13,8 @@ import pytest
 from rgfl.dota import convert as module
 from rgfl.dota.convert import main
 from rgfl.dota.formats import dataset, hrsc_dior
-from rgfl.dota.formats.dataset import ConvertError
-from rgfl.dota.formats.hrsc_dior import parse_hrsc, parse_xml
+from rgfl.dota.formats.dataset import ConvertError, parse_xml
+from rgfl.dota.formats.hrsc_dior import parse_hrsc
 from rgfl.dota.formats.items import placed, with_val
 from rgfl.dota.formats.yolo import parse_yolo, seen_objects
 from rgfl.dota.labels import Objects, read_classes, read_labels, write_labels
@@ -425,6 +425,12 @@ def test_written_objects_are_counted_and_the_others_with_their_reason(tmp_path, 
         "1 objects left out, of which the image shows less than 0.7; "
         "1 objects left out, which have no area; 1 objects left out, which a tile's border cut away\n"
     ) in capsys.readouterr().out
+
+
+def test_links_of_yolo_may_lead_in_circles(yolo, tmp_path):
+    (yolo / "images/train/again").symlink_to(yolo / "images", target_is_directory=True)
+    (yolo / "labels/train/again").symlink_to(yolo / "labels", target_is_directory=True)
+    assert run("--from", "yolo-obb", "--data", yolo, "--out", tmp_path / "out") == 0
 
 
 def test_some_classes_of_dota_alone(tmp_path, capsys):

@@ -656,6 +656,14 @@ def test_hidden_folders_are_not_looked_into(kind, tmp_path):
     assert len(READERS[kind](tmp_path, None).items) == 1
 
 
+@pytest.mark.parametrize("kind", ["labelme", "rolabelimg"])
+def test_links_may_lead_in_circles(kind, tmp_path):
+    one_of_each(kind, tmp_path)
+    image(tmp_path / "a.png")
+    (tmp_path / "again").symlink_to(tmp_path, target_is_directory=True)
+    assert len(READERS[kind](tmp_path, None).items) == 1
+
+
 def test_an_image_of_no_split_beside_others_is_refused(tmp_path, capsys):
     for folder in ("train", "val", "night"):
         image(tmp_path / f"data/{folder}/{folder}.png")

@@ -301,7 +301,7 @@ def _detect(
         InputError: images that cannot be read; all others are done then.
     """
     from rgfl import draw
-    from rgfl.dota.journal import follow
+    from rgfl.dota.journal import follow, stamp
 
     drawn = {
         name: arguments.draw / f"{name}.jpg"
@@ -313,7 +313,7 @@ def _detect(
         head = _head(runner, arguments, [truth[name] for name in drawn] if truth else [])
         done = _finished(journal, head, images, drawn)
     left = {name: path for name, path in images.items() if name not in done}
-    states = {name: _state(path) for name, path in left.items()}  # before they are read
+    states = {name: stamp(path) for name, path in left.items()}  # before they are read
     unreadable: dict[str, str] = {}
 
     def entries() -> Iterator[dict[str, Any]]:
@@ -389,11 +389,13 @@ def _head(runner: Runner, arguments: argparse.Namespace, truth: Sequence[Objects
 
 def _weights(model: Path) -> dict[str, list[int]]:
     """States of the files beside an ONNX model that it names, where its weights lie outside of it."""
+    from rgfl.dota.journal import stamp
+
     content = model.read_bytes() if model.suffix.lower() == ".onnx" else b""
     if b"\x08location" not in content:  # the key of external data
         return {}
     return {
-        path.name: _state(path)
+        path.name: stamp(path)
         for path in sorted(model.parent.iterdir())
         if os.fsencode(path.name) in content and path.is_file()
     }
@@ -415,14 +417,14 @@ def _finished(
     Args:
         drawn: pictures, without which their images are not finished.
     """
-    from rgfl.dota.journal import read_journal
+    from rgfl.dota.journal import read_journal, stamp
 
     entries = read_journal(journal) if journal.is_file() else []
     done = {
         entry["image"]: entry
         for entry in (entries[1:] if entries[:1] == [head] else [])
         if (name := entry["image"]) in images
-        and entry.get("state") == _state(images[name])
+        and entry.get("state") == stamp(images[name])
         and (name not in drawn or drawn[name].is_file())
     }
     if done:
@@ -430,12 +432,6 @@ def _finished(
     journal.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_text(journal, "".join(json.dumps(entry) + "\n" for entry in (head, *done.values())))
     return done
-
-
-def _state(path: Path) -> list[int]:
-    """Bytes and time of change: an image that is replaced is looked at again."""
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns]
 
 
 def _packed(detections: Detections) -> dict[str, str]:

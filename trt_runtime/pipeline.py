@@ -354,10 +354,17 @@ def find_scenes(*paths: Path, recursive: bool | None = None) -> dict[str, Path]:
 
 def _in_folder(root: Path, recursive: bool | None) -> dict[str, Path]:
     """Images in the folder, by name; says what of it is left out."""
-    from rgfl.dota.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, find_images, left_out
+    from rgfl.dota.images import (
+        IMAGE_SUFFIXES,
+        VIDEO_SUFFIXES,
+        find_images,
+        left_out,
+        subfolders,
+        with_subfolders,
+    )
 
-    folders = list(_with_subfolders(root, {os.path.realpath(root)})) if recursive else [root]
-    if not recursive and (others := _subfolders(root)):
+    folders = list(with_subfolders(root, _is_drawn)) if recursive else [root]
+    if not recursive and (others := subfolders(root)):
         names = ", ".join(path.name for path in others[:3])
         flag = "" if recursive is None else "; --recursive does it"
         print(f"note: subfolders of {root} are not looked into: {names}{flag}", file=sys.stderr)
@@ -379,22 +386,9 @@ def _in_folder(root: Path, recursive: bool | None) -> dict[str, Path]:
     return images
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-
-
-def _with_subfolders(folder: Path, seen: set[str]) -> Iterator[Path]:
-    """The folder and those below it, but for pictures of an earlier run.
-
-    Args:
-        seen: real paths of folders that are not gone into again, as links may lead in circles; it grows.
-    """
-    yield folder
-    for path in _subfolders(folder):
-        drawn = path.name == "pictures" and (folder / "geojson").is_dir()
-        if not drawn and (place := os.path.realpath(path)) not in seen:
-            seen.add(place)
-            yield from _with_subfolders(path, seen)
+def _is_drawn(folder: Path) -> bool:
+    """Whether an earlier run drew the pictures in it."""
+    return folder.name == "pictures" and (folder.parent / "geojson").is_dir()
 
 
 def _frames_of(video: Path) -> str:

@@ -73,10 +73,10 @@ from rgfl.dota.formats.labelme import read_labelme
 from rgfl.dota.formats.rolabelimg import read_rolabelimg
 from rgfl.dota.formats.yolo import read_yolo, seen_objects, yolo_text
 from rgfl.dota.images import IMAGE_SUFFIXES, find_images, image_size
-from rgfl.dota.journal import failure, follow, read_journal
+from rgfl.dota.journal import failure, follow, read_journal, stamp
 from rgfl.dota.labels import Objects, find_classes, in_order, read_labels, write_labels
 from rgfl.dota.nearby import nearby
-from rgfl.errors import one_line
+from rgfl.errors import told
 from rgfl.folder_lock import LOCK, lock_folder
 from rgfl.processes import usable_cores
 
@@ -300,8 +300,7 @@ def _yolo_yaml(found: Iterable[str], classes: Sequence[str]) -> str:
 
 
 def _stamp(item: Item) -> list[int]:
-    stamps = [path.stat() for path in (item.image, item.label) if path is not None]
-    return [number for status in stamps for number in (status.st_size, status.st_mtime_ns)]
+    return [number for path in (item.image, item.label) if path is not None for number in stamp(path)]
 
 
 def _open_journal(
@@ -413,7 +412,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             progress=True,
         )
     except (ValueError, OSError) as error:
-        print(f"error: {one_line(error) if isinstance(error, OSError) else error}", file=sys.stderr)
+        print(f"error: {told(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)

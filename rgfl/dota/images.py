@@ -6,6 +6,7 @@ import contextlib
 import os
 import warnings
 import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,29 @@ def find_images(directory: Path | str) -> dict[str, Path]:
             raise ImageError(f"{path}: {other.name} has the same name; rename or remove one of the two")
         found[path.stem] = path
     return dict(sorted(found.items()))
+
+
+def subfolders(directory: Path) -> list[Path]:
+    """Folders directly in `directory`, sorted; no hidden ones."""
+    return [path for path in sorted(directory.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+
+
+def with_subfolders(directory: Path, passed: Callable[[Path], bool] = lambda _: False) -> Iterator[Path]:
+    """`directory` and the folders below it, each before those in it; links may lead in circles.
+
+    Args:
+        passed: folders that are not gone into.
+    """
+    seen = {os.path.realpath(directory)}
+
+    def walk(folder: Path) -> Iterator[Path]:
+        yield folder
+        for path in subfolders(folder):
+            if not passed(path) and (place := os.path.realpath(path)) not in seen:
+                seen.add(place)
+                yield from walk(path)
+
+    return walk(directory)
 
 
 def left_out(directory: Path | str) -> list[Path]:

@@ -12,6 +12,12 @@ from tqdm import tqdm
 SHOWN = 10  # errors in a message
 
 
+def stamp(path: Path) -> list[int]:
+    """Bytes and time of change (ns) of a file: an entry holds them, to know one that was replaced."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
 def read_journal(journal: Path) -> list[dict[str, Any]]:
     """The head of `journal` and its entries {"image": key, …}, as far as it is whole: a run that was killed
     may have left half a line, a crash of the machine any bytes."""

@@ -31,7 +31,7 @@ from rgfl.boxes import from_quads
 from rgfl.detections import Detections, Infer
 from rgfl.dota.labels import Task1Class, read_classes, read_task1, write_task1
 from rgfl.dota.tiling import crop, default_stride, place_of, windows
-from rgfl.errors import one_line
+from rgfl.errors import told
 
 # Rotated IoU above which the NMS over the tiles of an image drops a box, as in the published rows.
 MERGE_IOU = 0.1
@@ -302,7 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         merged, classes = merge_task1(found, options.iou)
         write_task1(options.out, merged, classes)
     except (ValueError, OSError) as error:
-        print(f"error: {one_line(error) if isinstance(error, OSError) else error}", file=sys.stderr)
+        print(f"error: {told(error)}", file=sys.stderr)
         return 2
     before, after = sum(map(len, found.values())), sum(map(len, merged.values()))
     print(f"{options.out}: {after} of {before} detections on {len(merged)} images")

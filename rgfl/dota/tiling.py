@@ -45,7 +45,7 @@ from numpy.typing import NDArray
 
 from rgfl import atomic
 from rgfl.dota.images import ImageError, find_images, read_image
-from rgfl.dota.journal import failure, follow, read_journal
+from rgfl.dota.journal import failure, follow, read_journal, stamp
 from rgfl.dota.labels import (
     DIFFICULT_CUT,
     Objects,
@@ -60,7 +60,7 @@ from rgfl.dota.labels import (
     write_labels,
 )
 from rgfl.dota.nearby import nearby
-from rgfl.errors import one_line
+from rgfl.errors import told
 from rgfl.folder_lock import lock_folder
 from rgfl.processes import each, usable_cores
 
@@ -376,7 +376,7 @@ def split(
     jobs = {}
     for stem, image in images.items():
         label = labels / f"{stem}.txt" if labels is not None else None
-        source = [part for path in (image, label) if path is not None for part in _stamp(path)]
+        source = [part for path in (image, label) if path is not None for part in stamp(path)]
         jobs[stem] = _Job(image, label, out, settings, tuple(classes or ()), source)
     head = json.loads(json.dumps({"tiling": 1, "labels": labels is not None, **asdict(settings)}))
     _expect_no_others(out)
@@ -474,11 +474,6 @@ def _extent(image: NDArray[np.uint8]) -> str:
 def _rate(scale: float) -> str:
     """The scale as tile names have it: 1, 0.5, 1.5."""
     return f"{scale:g}"
-
-
-def _stamp(path: Path) -> list[int]:
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
 
 
 def _check_labels(images: Mapping[str, Path], labels: Path) -> None:
@@ -678,7 +673,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if classes is not None:  # so that training on the tiles numbers them as training on the images does
             atomic.write_text(options.out / "classes.txt", "".join(f"{name}\n" for name in classes))
     except (ValueError, OSError) as error:
-        print(f"error: {one_line(error) if isinstance(error, OSError) else error}", file=sys.stderr)
+        print(f"error: {told(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)

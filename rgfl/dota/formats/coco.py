@@ -17,13 +17,13 @@ from rgfl.dota.formats.shapes import (
     ImageFinder,
     Shape,
     box_corners,
-    drawn_dataset,
+    declared_size,
     field,
     flag,
-    image_size,
     number,
     polygon_corners,
     read_json,
+    read_lists,
     refuse_missing,
     shown,
     split_of,
@@ -36,13 +36,7 @@ def read_coco(data: Path, classes: Sequence[str] | None = None) -> Dataset:
 
     Classes come in the order of their category ids.
     """
-    drawings: list[Drawing] = []
-    declared: list[str] = []
-    for path in _files(data):
-        names, found = parse_coco(path, data)
-        declared += names
-        drawings += found
-    return drawn_dataset(data, drawings, declared, classes)
+    return read_lists(data, _files(data), parse_coco, classes)
 
 
 def parse_coco(path: Path, data: Path) -> tuple[list[str], list[Drawing]]:
@@ -73,7 +67,7 @@ def parse_coco(path: Path, data: Path) -> tuple[list[str], list[Drawing]]:
     drawings, missing = [], []
     for key, entry in images.items():
         name = field(where := f"{path}: image {key}", entry, "file_name", str)
-        size = image_size(where, entry.get("width"), entry.get("height"))
+        size = declared_size(where, entry.get("width"), entry.get("height"))
         if image_path := finder.by_name(name, places):
             drawings.append(Drawing(Item(split, image_path, path), where, size, shapes[key]))
         else:

@@ -7,17 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from rgfl.dota.formats.dataset import ConvertError, Dataset, Item
-from rgfl.dota.formats.hrsc_dior import parse_xml
+from rgfl.dota.formats.dataset import ConvertError, Dataset, Item, parse_xml
 from rgfl.dota.formats.shapes import (
     Drawing,
     ImageFinder,
     Shape,
     box_corners,
-    drawn_dataset,
-    image_size,
+    declared_size,
     number,
     polygon_corners,
+    read_lists,
     refuse_missing,
     refuse_others,
     split_of,
@@ -30,13 +29,7 @@ LABEL_TYPES = ("any", "rectangle", "bbox", "polygon")
 
 def read_cvat(data: Path, classes: Sequence[str] | None = None) -> Dataset:
     """CVAT's annotations.xml of a task or a project, or one in each folder; classes in its label order."""
-    drawings: list[Drawing] = []
-    declared: list[str] = []
-    for path in _files(data):
-        names, found = parse_cvat(path, data)
-        declared += names
-        drawings += found
-    return drawn_dataset(data, drawings, declared, classes)
+    return read_lists(data, _files(data), parse_cvat, classes)
 
 
 def parse_cvat(path: Path, data: Path) -> tuple[list[str], list[Drawing]]:
@@ -68,7 +61,7 @@ def parse_cvat(path: Path, data: Path) -> tuple[list[str], list[Drawing]]:
         where = f"{path}: image {name or element.get('id')}"
         split = split_of((subset, path.parent.name if path.parent != data else ""))
         shapes = _shapes(where, element, others)
-        size = image_size(where, element.get("width"), element.get("height"))
+        size = declared_size(where, element.get("width"), element.get("height"))
         looked = [path.parent, *usual_places(path.parent, [subset]), *usual_places(data, [subset, split])]
         if image := finder.by_name(name, looked):
             drawings.append(Drawing(Item(split, image, path), where, size, shapes))

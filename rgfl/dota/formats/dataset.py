@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
+from xml.etree import ElementTree
 
 from rgfl.dota.labels import Objects, checked_names, read_classes
 
@@ -90,6 +91,31 @@ def text_of(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConvertError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
+
+
+class _NoDoctype(ElementTree.TreeBuilder):
+    def doctype(self, *_: object) -> None:
+        raise ConvertError("it has a DOCTYPE")
+
+
+def parse_xml(path: Path) -> ElementTree.Element:
+    """Root of an XML file without a document type: with one, entities could be expanded or fetched.
+
+    Raises:
+        ConvertError: `file:line: ` not XML, or `file: ` with a DOCTYPE.
+    """
+    data = path.read_bytes()
+    # Before parsing, so that nothing is expanded; without the zeros of UTF-16.
+    if b"<!DOCTYPE" in (plain := data.replace(b"\0", b"")) or b"<!ENTITY" in plain:
+        raise ConvertError(
+            f"{path}: it has a DOCTYPE, which no annotation needs and which is not read; remove it"
+        )
+    try:
+        return ElementTree.fromstring(data, ElementTree.XMLParser(target=_NoDoctype()))
+    except ElementTree.ParseError as error:
+        raise ConvertError(f"{path}:{error.position[0]}: not XML: {error}") from error
+    except (ValueError, LookupError) as error:  # an unknown encoding, or the guard above
+        raise ConvertError(f"{path}: not XML that is read: {error}") from error
 
 
 def fail(path: Path, line: int, message: str) -> NoReturn:

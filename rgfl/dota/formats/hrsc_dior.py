@@ -17,6 +17,7 @@ from rgfl.dota.formats.dataset import (
     fail,
     one_word,
     parse_number,
+    parse_xml,
     text_of,
 )
 from rgfl.dota.images import find_images
@@ -125,31 +126,6 @@ def parse_dior(path: Path, index: Mapping[str, int]) -> Objects:
     return Objects(
         np.array(quads, np.float64).reshape(-1, 8), np.array(labels, np.int32), np.array(difficult, np.int32)
     )
-
-
-class _NoDoctype(ElementTree.TreeBuilder):
-    def doctype(self, *_: object) -> None:
-        raise ConvertError("it has a DOCTYPE")
-
-
-def parse_xml(path: Path) -> ElementTree.Element:
-    """Root of an XML file without a document type: with one, entities could be expanded or fetched.
-
-    Raises:
-        ConvertError: `file:line: ` not XML, or `file: ` with a DOCTYPE.
-    """
-    data = path.read_bytes()
-    # Before parsing, so that nothing is expanded; without the zeros of UTF-16.
-    if b"<!DOCTYPE" in (plain := data.replace(b"\0", b"")) or b"<!ENTITY" in plain:
-        raise ConvertError(
-            f"{path}: it has a DOCTYPE, which no annotation needs and which is not read; remove it"
-        )
-    try:
-        return ElementTree.fromstring(data, ElementTree.XMLParser(target=_NoDoctype()))
-    except ElementTree.ParseError as error:
-        raise ConvertError(f"{path}:{error.position[0]}: not XML: {error}") from error
-    except (ValueError, LookupError) as error:  # an unknown encoding, or the guard above
-        raise ConvertError(f"{path}: not XML that is read: {error}") from error
 
 
 def _xml_items(data: Path) -> list[Item]:

@@ -9,9 +9,9 @@ from typing import Any
 from rgfl.dota.formats.dataset import ConvertError, Dataset
 from rgfl.dota.formats.shapes import (
     Shape,
+    declared_size,
     field,
     flag,
-    image_size,
     number,
     polygon_corners,
     read_files,
@@ -47,7 +47,7 @@ def parse_labelme(path: Path) -> tuple[str, tuple[float, float] | None, list[Sha
         difficult = flag(entry, "difficult") | flag(entry.get("flags"), "difficult")
         shapes.append(Shape(label, _corners(where, kind, field(where, entry, "points", list)), difficult))
     refuse_others(others, "a polygon, rectangle or turned box")
-    size = image_size(str(path), content.get("imageWidth"), content.get("imageHeight"))
+    size = declared_size(str(path), content.get("imageWidth"), content.get("imageHeight"))
     return str(content.get("imagePath") or ""), size, shapes
 
 

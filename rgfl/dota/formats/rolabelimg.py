@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from rgfl.dota.formats.dataset import ConvertError, Dataset
-from rgfl.dota.formats.hrsc_dior import parse_xml
-from rgfl.dota.formats.shapes import Shape, box_corners, image_size, number, read_files
+from rgfl.dota.formats.dataset import ConvertError, Dataset, parse_xml
+from rgfl.dota.formats.shapes import Shape, box_corners, declared_size, number, read_files
 
 
 def read_rolabelimg(data: Path, classes: Sequence[str] | None = None) -> Dataset:
@@ -34,7 +33,7 @@ def parse_rolabelimg(path: Path) -> tuple[str, tuple[float, float] | None, list[
         if difficult not in ("0", "1"):
             raise ConvertError(f"{where}: expected difficult as 0 or 1, got {difficult!r}")
         shapes.append(Shape(name, _corners(where, element), int(difficult)))
-    return "", image_size(str(path), root.findtext("size/width"), root.findtext("size/height")), shapes
+    return "", declared_size(str(path), root.findtext("size/width"), root.findtext("size/height")), shapes
 
 
 def _corners(where: str, element: ElementTree.Element) -> list[float]:

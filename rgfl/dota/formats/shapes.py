@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from rgfl.boxes import from_opencv, to_quads
 from rgfl.dota.formats.dataset import ConvertError, Dataset, Item, Size, fail, one_word, parse_number, text_of
-from rgfl.dota.images import find_images
+from rgfl.dota.images import find_images, with_subfolders
 from rgfl.dota.labels import Objects, in_order
 
 SPLIT_WORDS = {
@@ -220,7 +219,7 @@ def number(where: str, name: str, value: Any) -> float:
     return parsed
 
 
-def image_size(where: str, width: Any, height: Any) -> tuple[float, float] | None:
+def declared_size(where: str, width: Any, height: Any) -> tuple[float, float] | None:
     """(width, height) as a file says it; None where it does not."""
     if width is None and height is None:
         return None
@@ -240,6 +239,29 @@ def flag(holder: Any, name: str) -> int:
 
 # ---------------------------------------------------------------------------------------------
 # Files
+
+
+def read_lists(
+    data: Path,
+    files: Iterable[Path],
+    parse: Callable[[Path, Path], tuple[list[str], list[Drawing]]],
+    classes: Sequence[str] | None,
+) -> Dataset:
+    """A data set with files of many images each.
+
+    Args:
+        parse: of a file in `data` the class names that it lists, and its drawings.
+
+    Raises:
+        ConvertError: as `drawn_dataset`.
+    """
+    declared: list[str] = []
+    drawings: list[Drawing] = []
+    for path in files:
+        names, found = parse(path, data)
+        declared += names
+        drawings += found
+    return drawn_dataset(data, drawings, declared, classes)
 
 
 def read_files(
@@ -287,10 +309,12 @@ def _files_below(data: Path, suffix: str) -> list[Path]:
     """Files in `data` and in all its folders, links to folders too, sorted; no hidden ones."""
     if not data.is_dir():
         raise ConvertError(f"--data {data}: no such folder")
-    found = []
-    for folder, folders, names in os.walk(data, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(folder) / name for name in names if name.lower().endswith(suffix) and name[0] != "."]
+    found = [
+        path
+        for folder in with_subfolders(data)
+        for path in folder.iterdir()
+        if path.name.lower().endswith(suffix) and not path.name.startswith(".") and not path.is_dir()
+    ]
     if not found:
         raise ConvertError(f"{data}: expected {suffix} files beside the images or in folders of their own")
     return sorted(found)

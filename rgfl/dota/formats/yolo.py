@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
@@ -23,7 +23,7 @@ from rgfl.dota.formats.dataset import (
     text_of,
 )
 from rgfl.dota.formats.shapes import polygon_corners
-from rgfl.dota.images import find_images, left_out
+from rgfl.dota.images import find_images, left_out, with_subfolders
 from rgfl.dota.labels import DIFFICULT_CUT, YOLO_RANGE, Objects, quad_areas
 from rgfl.dota.tiling import clip_objects
 
@@ -298,9 +298,8 @@ class _LabelFiles:
     def below(self, images: Iterable[Path]) -> list[Path]:
         """All label files of these folders of images and of their sub-folders, each once."""
         roots = dict.fromkeys(_yolo_label(folder / "image").parent for folder in images)
-        found = dict.fromkeys(
-            path for root in roots for folder in _folders(root) for path in self._in(folder).values()
-        )
+        folders = [folder for root in roots if root.is_dir() for folder in with_subfolders(root)]
+        found = dict.fromkeys(path for folder in folders for path in self._in(folder).values())
         return [path for path in found if not path.name.lower().startswith(NO_LABELS)]
 
     def _in(self, folder: Path) -> dict[str, Path]:
@@ -330,7 +329,7 @@ def _images_of(places: Iterable[Path]) -> list[Path]:
     images: list[Path] = []
     for place in places:
         if place.is_dir():
-            images += [image for folder in _folders(place) for image in find_images(folder).values()]
+            images += [image for folder in with_subfolders(place) for image in find_images(folder).values()]
             continue
         for number, line in enumerate(text_of(place).splitlines(), start=1):
             if not line.strip():
@@ -346,16 +345,7 @@ def _images_of(places: Iterable[Path]) -> list[Path]:
 
 def _unread(roots: Iterable[Path]) -> list[str]:
     """A note on the images below these folders that have other suffixes than those that are read."""
-    folders = dict.fromkeys(folder for root in roots for folder in _folders(root))
+    folders = dict.fromkeys(folder for root in roots for folder in with_subfolders(root))
     found = [path for folder in folders for path in left_out(folder)]
     kinds = ", ".join(sorted({path.suffix.lower() for path in found}))
     return [f"{len(found)} images of kinds that are not read ({kinds}), such as {found[0]}"] if found else []
-
-
-def _folders(root: Path) -> Iterator[Path]:
-    """`root`, if it is a folder, and the folders in it, and in them; no hidden ones."""
-    if root.is_dir():
-        yield root
-        for path in sorted(root.iterdir()):
-            if not path.name.startswith("."):
-                yield from _folders(path)
