@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from itertools import pairwise
 from typing import Literal
@@ -27,6 +27,7 @@ class Line:
         colour: number of the style sheet's class `c0`, `c1`, …
         x, y: its points; those that are not finite are left out.
         kind: "noisy" is drawn faint with its trend over it, "exact" as it is, "marked" with a mark a point.
+        value: to show in the legend instead of the last one.
     """
 
     name: str
@@ -34,14 +35,25 @@ class Line:
     x: NDArray[np.float64]
     y: NDArray[np.float64]
     kind: Literal["noisy", "exact", "marked"] = "noisy"
+    value: float | None = None
 
 
 def chart(
-    title: str, lines: Sequence[Line], *, across: str = "step", log: bool = False, limit: float | None = None
+    title: str,
+    lines: Sequence[Line],
+    *,
+    across: str = "step",
+    log: bool = False,
+    limit: float | None = None,
+    ends: tuple[tuple[float, float], tuple[float, float]] | None = None,
 ) -> str:
-    """A figure with title, legend, axes and lines; `limit` is drawn as a level to compare with.
+    """A figure with title, legend, axes and lines.
 
-    `log` is for positive values: others are left out.
+    Args:
+        across: what the horizontal axis is.
+        log: for positive values; others are left out.
+        limit: drawn as a level to compare with.
+        ends: of the horizontal and of the vertical axis; without them what the lines need.
     """
     drawn = [_visible(line, log) for line in lines]
     drawn = [line for line in drawn if len(line.x)]
@@ -50,14 +62,19 @@ def chart(
     # The name of a single line is the title's.
     keys = [
         f'<span class="key c{line.colour}">{escape(line.name) if len(lines) > 1 else ""} '
-        f"<b>{number(float(_settled(line)[-1]))}</b></span>"
+        f"<b>{number(float(_settled(line)[-1]) if line.value is None else line.value)}</b></span>"
         for line in drawn
     ]
     head = f"<figcaption><b>{escape(title)}</b> {' '.join(keys)}</figcaption>"
 
-    low_x = min(float(line.x[0]) for line in drawn)
-    high_x = max(float(line.x[-1]) for line in drawn)
-    low_y, high_y, ticks = _axis(drawn, log, limit)
+    if ends:
+        (low_x, high_x), (low_y, high_y) = ends
+        across_ticks, ticks = nice_ticks(low_x, high_x, 5), nice_ticks(low_y, high_y, 5)
+    else:
+        low_x = min(float(line.x[0]) for line in drawn)
+        high_x = max(float(line.x[-1]) for line in drawn)
+        across_ticks = nice_ticks(low_x, high_x, 5, least=1.0)
+        low_y, high_y, ticks = _axis(drawn, log, limit)
     across_x = _Scale(low_x, high_x, LEFT, WIDTH - RIGHT)
     up_y = _Scale(low_y, high_y, HEIGHT - BOTTOM, TOP)
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title, quote=True)}">']
@@ -65,7 +82,7 @@ def chart(
         y = up_y(math.log10(tick) if log else tick)
         parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
         parts.append(f'<text x="{LEFT - 5}" y="{y + 3.5:.1f}" text-anchor="end">{number(tick)}</text>')
-    for tick in nice_ticks(low_x, high_x, 5, least=1.0):
+    for tick in across_ticks:
         x = across_x(tick)
         parts.append(
             f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{number(tick)}</text>'
@@ -154,7 +171,7 @@ class _Scale:
 def _visible(line: Line, log: bool) -> Line:
     x, y = np.asarray(line.x, np.float64), np.asarray(line.y, np.float64)
     kept = np.isfinite(x) & np.isfinite(y) & ((y > 0) | (not log))
-    return Line(line.name, line.colour, x[kept], y[kept], line.kind)
+    return replace(line, x=x[kept], y=y[kept])
 
 
 def _settled(line: Line) -> NDArray[np.float64]:

@@ -1,7 +1,7 @@
 """A training as a person wants to see it: one HTML file, `page.html` in the run's folder.
 
     python -m rgfl.page RUN                 # curves and AP from log.jsonl
-    python -m rgfl.page RUN --data DIR      # also evaluates best.pt: pictures and the worst mistakes
+    python -m rgfl.page RUN --data DIR      # also evaluates best.pt: which score to take, pictures, mistakes
 
 Training writes it after every evaluation, and the curves alone at its end or when it is stopped. The file
 needs nothing beside it and no network; it may be mailed.
@@ -26,6 +26,7 @@ import numpy as np
 
 from rgfl import atomic
 from rgfl.chart import Line, chart
+from rgfl.curves import scores_and_curves
 from rgfl.dota.average_precision import Result
 from rgfl.page_style import STYLE
 from rgfl.recipes import RECIPES, EvaluationConfig
@@ -61,7 +62,7 @@ def write(run: Path, evaluation: Evaluation | None = None) -> Path:
     shown = None
     if evaluation is not None:
         shown = {"step": evaluation.step, **figures(evaluation.result)}
-        seen = _framed(pictures_and_mistakes(evaluation), identity)
+        seen = _framed(scores_and_curves(evaluation.result) + pictures_and_mistakes(evaluation), identity)
     else:
         seen = _seen_before(path, identity)
     atomic.write_text(path, compose(run.resolve().name, log, shown, seen))
@@ -131,7 +132,7 @@ def compose(name: str, log: Sequence[Mapping[str, Any]], shown: Mapping[str, Any
         name: of the run.
         log: records of log.jsonl.
         shown: the `figures` and "step" of the evaluation that `seen` shows, if it is not in the log.
-        seen: HTML of pictures and mistakes.
+        seen: HTML of curves, pictures and mistakes.
     """
     runs = [record for record in log if record["kind"] == "run"]
     steps = [record for record in log if record["kind"] == "step"]

@@ -68,6 +68,7 @@ tfoot td { font-weight: 600; border: 0; }
 .bar span { position: relative; }
 .bar div { position: absolute; inset: 3px auto 3px 2px; max-width: calc(100% - 4px); border-radius: 3px;
   background: color-mix(in srgb, var(--accent) 28%, transparent); }
+.hot { background: color-mix(in srgb, var(--c1) calc(.6 * var(--heat)), transparent); }
 .dim { color: var(--soft); }
 summary { cursor: pointer; }
 .samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(340px, 100%), 1fr));

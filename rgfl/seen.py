@@ -202,13 +202,6 @@ def _fates_table(verdicts: Verdicts, classes: Sequence[str]) -> str:
         rows.append(
             f"<tr><td>{escape(name)}</td>{''.join(f'<td class=n>{value}</td>' for value in cells)}</tr>"
         )
-    chosen = np.flatnonzero((verdicts.fate_D == mistakes.CONFUSED) & sure_D)
-    pairs = Counter(
-        (classes[matching.labels_G[verdicts.about_D[d]]], classes[matching.labels_D[d]]) for d in chosen
-    )
-    confusions = ", ".join(
-        f"{escape(was)} taken for {escape(came)} {count}×" for (was, came), count in pairs.most_common(5)
-    )
     head = "".join(f"<th>{title}</th>" for title in ("objects", "found", "missed"))
     head += "".join(f"<th>{mistakes.FATES[kind]}</th>" for kind in kinds)
     return (
@@ -216,10 +209,36 @@ def _fates_table(verdicts: Verdicts, classes: Sequence[str]) -> str:
         f"<tbody>{''.join(rows)}</tbody></table></div>"
         "<p><small>By the rule of AP50. Found and missed count detections of any score, the kinds of false "
         f"positives those of {SHOWN:g} and more.</small></p>"
-        f"{f'<p>Most often: {confusions}.</p>' if confusions else ''}"
+        f"{_confusions_table(verdicts, classes)}"
         "<p>Of each kind the worst: the highest scores, the largest missed objects, no more than "
         f"{PER_IMAGE} of one image. Strong lines are what a picture is about: red what came, yellow or "
         "dashed blue what was expected; faint ones are the rest.</p>"
+    )
+
+
+def _confusions_table(verdicts: Verdicts, classes: Sequence[str]) -> str:
+    """The confusion matrix, of classes that are confused with others alone; nothing where none is."""
+    matching = verdicts.matching
+    confused = (verdicts.fate_D == mistakes.CONFUSED) & (matching.scores_D >= SHOWN)
+    was, came = matching.labels_G[verdicts.about_D[confused]], matching.labels_D[confused]
+    if not len(was):
+        return ""
+    counts = Counter(zip(was.tolist(), came.tolist(), strict=True))
+    most = counts.most_common(1)[0][1]
+
+    def cell(count: int) -> str:
+        heat = f'style="--heat:{100 * count / most:.0f}%"'
+        return f'<td class="n hot" {heat}>{count}</td>' if count else '<td class="n dim">·</td>'
+
+    columns = sorted(set(came.tolist()))
+    head = "".join(f"<th>{escape(classes[label])}</th>" for label in columns)
+    rows = [
+        f"<tr><td>{escape(classes[own])}</td>{''.join(cell(counts[own, other]) for other in columns)}</tr>"
+        for own in sorted(set(was.tolist()))
+    ]
+    return (
+        f'<h3>Objects of a class (rows) detected as another (columns)</h3><div class="scroll"><table><thead>'
+        f"<tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 

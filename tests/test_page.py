@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 import pytest
 
-from rgfl import page, seen
+from rgfl import curves, page, seen
 from rgfl.boxes import to_quads
-from rgfl.chart import HEIGHT, TOP, Line, chart, nice_ticks, number, smoothed, thinned
+from rgfl.chart import BOTTOM, HEIGHT, TOP, Line, chart, nice_ticks, number, smoothed, thinned
 from rgfl.detections import Detections
 from rgfl.dota.average_precision import evaluate_detections
 from rgfl.dota.images import ImageError
@@ -186,6 +186,34 @@ def test_numbers_by_class_are_those_of_the_result(tmp_path, one):
     assert shown[-1][-1] == f"{100 * result.map:.1f}"
 
 
+def test_which_score_to_take(tmp_path):
+    """Two planes of three found with .9 and .6, a wrong detection between them, one below."""
+    truth = {"i": labelled((60, 60, 40, 20, 0, 0), (160, 60, 40, 20, 0, 0), (260, 60, 40, 20, 0, 0))}
+    found = {
+        "i": detected(
+            (60, 60, 40, 20, 0, 0.9), (60, 200, 40, 20, 0, 0.7), (161, 60, 40, 20, 0, 0.6),
+            (160, 200, 40, 20, 0, 0.2),
+        )
+    }  # fmt: skip
+    result = evaluation(tmp_path / "images", truth, found).result
+    parsed = Parsed(curves.scores_and_curves(result))
+    assert "F1 at 0.21 66.7 precision 66.7 recall 66.7" in parsed.text  # the first that drops the last one
+    assert "plane0.6066.766.766.7" in parsed.text  # its best score is that of a detection
+    assert "plane AP50 54.5 AP75 54.5" in parsed.text  # 4 recalls of precision 1, 3 of 2/3: 6/11
+    assert parsed.count("figure", "chart") == 2  # the class without objects has no curve
+
+    [envelope, _] = re.findall(r'polyline class="c." points="([^"]*)"', curves.scores_and_curves(result))[3:]
+    levels = [round((HEIGHT - BOTTOM - float(point.split(",")[1])) / (HEIGHT - BOTTOM - TOP), 2)
+              for point in envelope.split()]  # fmt: skip
+    assert levels == [1.0] * 34 + [0.67] * 33 + [0.0] * 34
+
+
+def test_where_nothing_is_right_no_score_is_recommended(tmp_path):
+    truth = {"i": labelled((60, 60, 40, 20, 0, 0))}
+    found = {"i": detected((200, 200, 40, 20, 0, 0.9))}
+    assert curves.scores_and_curves(evaluation(tmp_path / "images", truth, found).result) == ""
+
+
 def test_logs_of_the_first_kind_show_what_they_hold(tmp_path):
     """Without AP75 by class, objects, the total of steps; with infinities and a line cut by a kill."""
     make_log(tmp_path)
@@ -255,7 +283,13 @@ def test_mistakes_say_what_was_expected_and_what_came_over_the_right_pixels(one)
     assert first[0] == "backgroundnothing herea<b>&'c' 0.70i<1> at 350, 40"
     assert second[0].startswith("backgroundnothing herea<b>&'c' 0.10")
     assert crops(text, "Found, but placed badly") == []
-    assert "a<b>&'c' taken for plane 1×" in Parsed(text).text
+
+
+def test_confusions_are_a_matrix_of_the_classes_that_are_confused(one):
+    text = seen.pictures_and_mistakes(one)
+    table = text[text.index("detected as another") :]
+    table = table[table.index("<thead>") : table.index("</table>")]
+    assert re.findall(r">([^<>]+)</t[hd]>", table) == ["plane", "a&lt;b&gt;&amp;&#x27;c&#x27;", "1"]
 
 
 def test_a_crowd_of_mistakes_does_not_fill_the_page(tmp_path):

@@ -362,11 +362,18 @@ def match_to_truth(
 
 def eleven_points(recall: NDArray[np.float64], precision: NDArray[np.float64]) -> float:
     """VOC 2007's AP of a curve whose recall never falls: the mean of the best precision from 11 recalls."""
-    best_from = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
     ap = 0.0
-    for best in best_from[np.searchsorted(recall, RECALL_GRID)]:
+    for best in best_from(RECALL_GRID, recall, precision):
         ap += float(best) / 11.0  # divided one by one, as the official script does, to round as it rounds
     return ap
+
+
+def best_from(
+    recalls: NDArray[np.float64], recall: NDArray[np.float64], precision: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The best precision at each of `recalls` or beyond; 0 where the curve never gets there."""
+    best = np.maximum.accumulate(precision[::-1])[::-1]
+    return np.append(best, 0.0)[np.searchsorted(recall, recalls)]
 
 
 def _check(
