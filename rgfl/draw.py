@@ -42,7 +42,7 @@ def picture(
     truth: Objects | None = None,
     min_score: float = 0.3,
 ) -> NDArray[np.uint8]:
-    """A copy of `image` with boxes and a legend.
+    """A copy of `image` with boxes, above a strip with the legend.
 
     Args:
         image: (H, W, 3) RGB.
@@ -70,13 +70,13 @@ def picture(
     for quad, label in zip(quads, shown.labels.tolist(), strict=True):
         _outline(canvas, quad, colours[label], thickness)
     if len(shown) <= LABELS_AT_MOST:
-        for quad, label, score in zip(quads, shown.labels.tolist(), shown.scores.tolist(), strict=True):
-            corners = quad.reshape(4, 2)
+        taken = np.zeros(canvas.shape[:2], bool)
+        for index in range(len(shown) - 1, -1, -1):  # the best first: it is labelled where there is no room
+            corners, label = quads[index].reshape(4, 2), int(shown.labels[index])
             if np.ptp(corners, axis=0).max() >= LABEL_SIDE:
                 top = corners[corners[:, 1].argmin()]
-                _label(canvas, f"{classes[label]} {score:.2f}", top, colours[label])
-    _legend(canvas, shown, classes, colours, min_score, truth)
-    return canvas
+                _label(canvas, f"{classes[label]} {shown.scores[index]:.2f}", top, colours[label], taken)
+    return np.vstack([canvas, _legend(canvas.shape[1], shown, classes, colours, min_score, truth)])
 
 
 def save(image: NDArray[np.uint8], path: Path) -> None:
@@ -96,39 +96,50 @@ def _outline(canvas: NDArray[np.uint8], quad: NDArray, colour: Colour, thickness
     cv2.polylines(canvas, [np.round(corners * 16).astype(np.int32)], True, colour, thickness, cv2.LINE_AA, 4)
 
 
-def _label(canvas: NDArray[np.uint8], text: str, at: NDArray, colour: Colour) -> None:
-    """Dark text on a plate of the class colour, moved inside the picture."""
+def _label(
+    canvas: NDArray[np.uint8], text: str, at: NDArray, colour: Colour, taken: NDArray[np.bool_]
+) -> None:
+    """Text on a plate of the class colour, moved inside the picture; none over another plate, in `taken`."""
     (width, height), base = cv2.getTextSize(text, FONT, 0.42, 1)
     x = int(np.clip(at[0] - width / 2, 0, max(canvas.shape[1] - width - 4, 0)))
     y = int(np.clip(at[1] - 4, height + base + 2, canvas.shape[0] - 2))
+    plate = taken[max(y - height - base, 0) : y + 1, x : x + width + 5]
+    if plate.any():
+        return
+    plate[:] = True
     cv2.rectangle(canvas, (x, y - height - base), (x + width + 4, y), colour, cv2.FILLED)
     cv2.putText(canvas, text, (x + 2, y - base + 1), FONT, 0.42, _ink(colour), 1, cv2.LINE_AA)
 
 
 def _legend(
-    canvas: NDArray[np.uint8],
+    width: int,
     shown: Detections,
     classes: tuple[str, ...],
     colours: list[Colour],
     min_score: float,
     truth: Objects | None,
-) -> None:
-    """Class, colour and number found, in the upper left corner; nothing where the picture is too small."""
-    numbers = np.bincount(shown.labels, minlength=len(classes)) if len(shown) else np.zeros(len(classes), int)
-    lines = [(f"{name} {numbers[i]}", colours[i]) for i, name in enumerate(classes) if numbers[i]]
-    lines.insert(0, (f"{len(shown)} found, score >= {min_score:g}", (230, 230, 230)))
+) -> NDArray[np.uint8]:
+    """A strip of this width: how many were found of each class; of no height where the picture is narrow."""
+    numbers = np.bincount(shown.labels, minlength=len(classes))
+    entries = [(f"{len(shown)} found, score >= {min_score:g}", (230, 230, 230))]
+    entries += [(f"{name} {numbers[i]}", colours[i]) for i, name in enumerate(classes) if numbers[i]]
     if truth is not None:
-        lines.append((f"ground truth {len(truth)}", TRUTH))
-    widths = [cv2.getTextSize(text, FONT, 0.45, 1)[0][0] for text, _ in lines]
-    width, height = max(widths) + 30, 18 * len(lines) + 8
-    if canvas.shape[0] < 2 * height or canvas.shape[1] < 2 * width:
-        return
-    corner = canvas[:height, :width]
-    corner[:] = (corner * 0.35).astype(np.uint8)
-    for row, (text, colour) in enumerate(lines):
-        y = 18 * row + 18
-        cv2.rectangle(canvas, (6, y - 9), (16, y), colour, cv2.FILLED)
-        cv2.putText(canvas, text, (22, y), FONT, 0.45, (255, 255, 255), 1, cv2.LINE_AA)
+        entries.append((f"ground truth {len(truth)}", TRUTH))
+    sizes = [cv2.getTextSize(text, FONT, 0.45, 1)[0][0] + 34 for text, _ in entries]
+    if max(sizes) > width:
+        return np.zeros((0, width, 3), np.uint8)
+    places, x, row = [], 0, 0
+    for size in sizes:
+        if x + size > width:
+            x, row = 0, row + 1
+        places.append((x, row))
+        x += size
+    strip = np.full((20 * (row + 1) + 6, width, 3), 30, np.uint8)
+    for (text, colour), (x, row) in zip(entries, places, strict=True):
+        y = 20 * row + 18
+        cv2.rectangle(strip, (x + 6, y - 9), (x + 16, y), colour, cv2.FILLED)
+        cv2.putText(strip, text, (x + 22, y), FONT, 0.45, (255, 255, 255), 1, cv2.LINE_AA)
+    return strip
 
 
 def _ink(colour: Colour) -> Colour:
