@@ -14,6 +14,7 @@ never waits for the host, whose time for a call is told apart. The references ca
 theirs is from the scores to the kept indices, host included. All are medians.
 
 After the rows come the tests that need a GPU, of the engine runner too; without TensorRT most of them run.
+Rows and tests are processes of their own: where one dies or hangs, the other still runs and the file says so.
 The command ends within ten minutes, and what it has measured is in the file at any moment. Needs a GPU and
 PyTorch, and nvcc for the mask. The steps on a machine that one has for half an hour: plugins/README.md.
 """
@@ -26,6 +27,7 @@ import faulthandler
 import itertools
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -33,6 +35,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +46,7 @@ import torch
 
 from rgfl.geometry import rotated_nms
 from rgfl.plugins import library
-from rgfl.plugins.build import BuildError, find_nvcc, library_folders
+from rgfl.plugins.build import BuildError, find_nvcc, is_current, library_folders
 from rgfl.plugins.launcher import Outputs, RotatedNms, Settings
 from rgfl.trt_runtime import machine
 
@@ -56,7 +59,7 @@ RATIO = 3.0  # target: batch 8 takes at most so many times as long as batch 1
 LIMIT_S = 560  # of the whole command; then the tests are stopped
 ROWS_S = 300  # no row begins later, so that the tests have time
 ROW_S = 120  # a row that is not done by then hangs, and the process ends
-TESTS = ["tests/plugins", "tests/trt_runtime/test_cuda_calls.py", "tests/trt_runtime/test_engine.py"]
+TESTS = ["tests/plugins", "tests/trt_runtime/test_engine.py", "tests/test_train_scale.py"]
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
 
@@ -284,6 +287,19 @@ def kept_by_the_cpu(boxes: torch.Tensor, scores: torch.Tensor) -> np.ndarray:
     return index[winners][: SETTINGS.max_detections]
 
 
+def by_kernel(enqueue: Callable[[], None]) -> dict[str, float]:
+    """Microseconds of each of our kernels in a call, by PyTorch's profiler."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        for _ in range(CALLS):
+            enqueue()
+        torch.cuda.synchronize()
+    times = {}
+    for event in profiler.key_averages():
+        if found := re.search(r"rgfl::kernels::(\w+)", event.key):
+            times[found[1]] = event.self_device_time_total / CALLS
+    return times
+
+
 def measure(scene: Scene, batch: int, reference: ctypes.CDLL | None, repeats: int) -> dict[str, Any]:
     """One row; `repeats` samples of ours, a twentieth of the references."""
     boxes, scores = scene.tensors(batch)
@@ -327,7 +343,21 @@ def measure(scene: Scene, batch: int, reference: ctypes.CDLL | None, repeats: in
         **{f"{name}_us": statistics.median(values) if values else None for name, values in times.items()},
         **{f"{name}_kept": rival_kept.get(name) for name in ("mask", "probiou")},
         "target_us": scene.target_us if batch == 1 else None,
+        "kernels_us": by_kernel(enqueue),
     }
+
+
+def measure_rows(options: argparse.Namespace) -> None:
+    """All rows, each printed as a line of JSON. Ends the process where a row hangs."""
+    started = time.monotonic()
+    reference = compile_reference()
+    for scene, batch in itertools.product(SCENES, options.batch or [1, 8]):
+        if time.monotonic() - started > ROWS_S:
+            print(json.dumps({"left_out": f"{scene.name}, batch {batch}"}), flush=True)
+            continue
+        faulthandler.dump_traceback_later(ROW_S, exit=True)
+        print(json.dumps(measure(scene, batch, reference, options.repeats)), flush=True)
+        faulthandler.cancel_dump_traceback_later()
 
 
 def targets(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -349,9 +379,8 @@ def targets(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 # ---- the tests that need a GPU ---------------------------------------------------------------------------
 
 
-def pytest(arguments: Sequence[str], limit_s: float) -> dict[str, Any]:
-    """pytest's last line, and what it says of failures and skips; stopped after `limit_s`."""
-    command = [sys.executable, "-m", "pytest", "-rfEs", "--color=no", *arguments]
+def run(command: Sequence[str], limit_s: float) -> Iterator[str]:
+    """The lines that a process prints, then how it ended. After `limit_s` it is killed, and its children."""
     process = subprocess.Popen(
         command,
         cwd=HERE.parent,
@@ -364,16 +393,15 @@ def pytest(arguments: Sequence[str], limit_s: float) -> dict[str, Any]:
 
     def stop() -> None:
         stopped.set()
-        os.killpg(process.pid, signal.SIGKILL)  # with what it has started
+        os.killpg(process.pid, signal.SIGKILL)
 
     timer = threading.Timer(limit_s, stop)
     timer.start()
-    lines = []
     assert process.stdout is not None
     try:
         for line in process.stdout:
             print(line, end="", flush=True)
-            lines.append(line.rstrip())
+            yield line.rstrip()
     except BaseException:
         stop()
         raise
@@ -381,12 +409,22 @@ def pytest(arguments: Sequence[str], limit_s: float) -> dict[str, Any]:
         timer.cancel()
         process.stdout.close()
         status = process.wait()
-    last = next((line for line in reversed(lines) if line), "no output").strip("= ")
-    return {
-        "passed": status == 0,
-        "result": f"stopped after {limit_s:.0f} s" if stopped.is_set() else last,
-        "details": [line for line in lines if line.startswith(("FAILED", "ERROR", "SKIPPED"))],
-    }
+    yield f"stopped after {limit_s:.0f} s" if stopped.is_set() else f"exit code {status}"
+
+
+def pytest(arguments: Sequence[str], limit_s: float) -> dict[str, Any]:
+    """pytest's last line, and what it says of failures and skips; of a test that hangs, its name."""
+    command = [sys.executable, "-m", "pytest", "-v", "-rfEs", "--color=no", "-o", "faulthandler_timeout=60"]
+    *lines, ended = run([*command, *arguments], limit_s)
+    details = [line for line in lines if line.startswith(("FAILED", "ERROR", "SKIPPED"))]
+    if ended.startswith("exit code"):
+        result = next((line for line in reversed(lines) if line), "no output").strip("= ")
+    else:
+        result = ended
+        details.append(
+            next((f"in {line}" for line in reversed(lines) if "::" in line), "before the first test")
+        )
+    return {"passed": ended == "exit code 0", "result": result, "details": details}
 
 
 # ---- the record ------------------------------------------------------------------------------------------
@@ -446,6 +484,14 @@ def table(record: dict[str, Any]) -> str:
         )
     lines += ["", *(f"- {line}" for line in targets(record["rows"]))]
     lines += [f"- {name}: left out for want of time" for name in record["left_out"]]
+    lines += [f"- the rows ended early: {line}" for line in record["ended_early"]]
+    kernels = list(dict.fromkeys(name for row in record["rows"] for name in row["kernels_us"]))
+    if kernels:
+        lines += ["", "Kernel by kernel, on a stream, by PyTorch's profiler:", ""]
+        lines += [f"| scene | batch | {' | '.join(kernels)} |", f"| --- | {' ---: |' * (len(kernels) + 1)}"]
+    for row in record["rows"]:
+        times = " | ".join(time_of(row["kernels_us"].get(name)) for name in kernels)
+        lines.append(f"| {row['scene']} | {row['batch']} | {times} |")
     return "\n".join([*lines, *outcome("Tests on the GPU", record["tests"])]) + "\n"
 
 
@@ -461,18 +507,30 @@ def benchmark(options: argparse.Namespace) -> bool:
         **new_record(),
         "rows": [],
         "left_out": [],
+        "ended_early": [],
         "tests": {"passed": True, "result": "not run", "details": []},
     }
-    reference = compile_reference()
-    for scene, batch in itertools.product(SCENES, options.batch or [1, 8]):
-        if time.monotonic() - started > ROWS_S:
-            record["left_out"].append(f"{scene.name}, batch {batch}")
+    command = [
+        sys.executable,
+        str(HERE / "bench_rotated_nms.py"),
+        "--rows",
+        "--repeats",
+        str(options.repeats),
+    ]
+    command += [word for batch in options.batch or [] for word in ("--batch", str(batch))]
+    said: deque[str] = deque(maxlen=12)  # the last lines that are no row; then how it ended
+    for line in run(command, ROWS_S + ROW_S):
+        if not line.startswith("{"):
+            said.append(line)
             continue
-        faulthandler.dump_traceback_later(ROW_S, exit=True)
-        record["rows"].append(measure(scene, batch, reference, options.repeats))
-        faulthandler.cancel_dump_traceback_later()
-        print(json.dumps(record["rows"][-1]), flush=True)
+        row = json.loads(line)
+        if "left_out" in row:
+            record["left_out"].append(row["left_out"])
+        else:
+            record["rows"].append(row)
         save(options.out, record)
+    if said[-1] != "exit code 0":
+        record["ended_early"] = list(said)
     print(table(record), flush=True)
     if not options.no_tests:
         arguments = ["-m", "gpu", "-k", "not sanitizer", *TESTS]
@@ -480,7 +538,7 @@ def benchmark(options: argparse.Namespace) -> bool:
     path = save(options.out, record)
     print("\n".join(targets(record["rows"])))
     print(f"{path}, .md")
-    complete = bool(record["rows"]) and not record["left_out"]
+    complete = bool(record["rows"]) and not record["left_out"] and not record["ended_early"]
     return (
         complete
         and bool(record["tests"]["passed"])
@@ -510,6 +568,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the result files")
     parser.add_argument("--repeats", type=int, default=200, help="samples of ours, of ten calls each")
     parser.add_argument("--batch", type=int, action="append", help="batch sizes (default: 1 and 8)")
+    parser.add_argument("--rows", action="store_true", help="print the rows as JSON, and write nothing")
     parser.add_argument("--no-tests", action="store_true", help="only measure")
     parser.add_argument("--sanitizer", action="store_true", help="run compute-sanitizer, and nothing else")
     options = parser.parse_args()
@@ -517,6 +576,14 @@ def main() -> int:
         print("error: this benchmark needs an NVIDIA GPU that PyTorch can see", file=sys.stderr)
         return 1
     try:
+        if not is_current(library()):
+            print(
+                f"error: {library()} is older than its sources: python -m rgfl.plugins.build", file=sys.stderr
+            )
+            return 1
+        if options.rows:
+            measure_rows(options)
+            return 0
         good = sanitize(options.out) if options.sanitizer else benchmark(options)
     except FileNotFoundError as error:  # the library is not built
         print(f"error: {error}", file=sys.stderr)

@@ -274,12 +274,21 @@ def compile_command(
     return [*command, *map(str, sources()), "-o", str(output)]
 
 
-def _digest(tools: Toolchain, command: Sequence[str]) -> str:
-    text = hashlib.sha256(" ".join(command).encode())
-    text.update(tools.version().encode())
+def _sources_digest() -> str:
+    text = hashlib.sha256()
     for file in [*sources(), *_headers()]:
         text.update(file.name.encode() + b"\0" + file.read_bytes())
     return text.hexdigest()[:16]
+
+
+def _digest(tools: Toolchain, command: Sequence[str]) -> str:
+    parts = (" ".join(command), tools.version(), _sources_digest())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def is_current(output: Path = LIBRARY) -> bool:
+    """Whether a library was made of today's sources, by whatever compiler."""
+    return _recorded(output, "sources") == _sources_digest()
 
 
 def build(
@@ -296,9 +305,8 @@ def build(
         BuildError: the compiler failed.
     """
     archs = tuple(architectures) if architectures else tools.architectures()
-    record_file = output.with_suffix(".json")
     digest = _digest(tools, compile_command(tools, archs, output, strict=strict))
-    if not force and output.exists() and _recorded_digest(record_file) == digest:
+    if not force and output.exists() and _recorded(output, "digest") == digest:
         print(f"{output} is up to date")
         return output
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -315,18 +323,24 @@ def build(
             raise BuildError(f"the compiler failed:\n{' '.join(command)}\n{messages}")
         if messages:
             print(messages)
-        record_file.unlink(missing_ok=True)
+        output.with_suffix(".json").unlink(missing_ok=True)
         temporary.replace(output)
-    record = {"digest": digest, "architectures": archs, "compiler": tools.version(), "messages": messages}
-    atomic.write_text(record_file, json.dumps(record, indent=1))
+    record = {
+        "digest": digest,
+        "sources": _sources_digest(),
+        "architectures": archs,
+        "compiler": tools.version(),
+        "messages": messages,
+    }
+    atomic.write_text(output.with_suffix(".json"), json.dumps(record, indent=1))
     print(f"wrote {output}")
     return output
 
 
-def _recorded_digest(record_file: Path) -> str:
-    """Of the sources and the compiler that a library was made of; "" where no record tells."""
+def _recorded(output: Path, name: str) -> str:
+    """What the record beside a library says of what it was made of; "" where none tells."""
     try:
-        return str(json.loads(record_file.read_text(encoding="utf-8"))["digest"])
+        return str(json.loads(output.with_suffix(".json").read_text(encoding="utf-8"))[name])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 

@@ -18,7 +18,11 @@ class LaunchError(RuntimeError):
     """CUDA refused the launch."""
 
 
-INSUFFICIENT_DRIVER = 35  # cudaErrorInsufficientDriver
+REMEDIES = {  # by CUDA's error code
+    35: "no NVIDIA driver, or one older than the library's CUDA; for an older one build with its nvcc: "
+    "python -m rgfl.plugins.build --nvcc NVCC",
+    209: "the library was built for other GPUs: python -m rgfl.plugins.build --force",
+}
 
 
 class _Shape(ctypes.Structure):
@@ -126,6 +130,6 @@ class RotatedNms:
         )
         if code != 0:
             reason = f"{self._error(code).decode()} (CUDA error {code})"
-            if code == INSUFFICIENT_DRIVER:
-                reason += "; build it with an older CUDA's nvcc: python -m rgfl.plugins.build --nvcc NVCC"
+            if code in REMEDIES:
+                reason += f"; {REMEDIES[code]}"
             raise LaunchError(f"rotated NMS of (batch, points, classes) = {shape} with {settings}: {reason}")

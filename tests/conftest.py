@@ -49,6 +49,17 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 EXIT_STATUS = pytest.StashKey[int]()
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> None:
+    """After an illegal address every call of CUDA fails, in later tests too: the first one is to blame."""
+    torch = sys.modules.get("torch")
+    if call.excinfo and item.get_closest_marker("gpu") and torch and torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            item.session.shouldfail = f"CUDA is lost since {item.nodeid}: {str(error).splitlines()[0]}"
+
+
 @pytest.fixture(autouse=True)
 def torch_threads() -> Iterator[None]:
     """A command under test may set the number of torch's threads; the next test finds it as it was."""

@@ -42,11 +42,10 @@ Layout lay_out(Problem& problem, void* workspace) {
     arena.take(problem.counts, problem.segments);
     arena.take(problem.state, words);
     const size_t zeroed = arena.used();
-    arena.take(problem.first_chunk, problem.segments + 1);
+    arena.take(problem.first_tile, problem.segments + 1);
     arena.take(problem.boxes, static_cast<int64_t>(shape.batch) * shape.points);
-    arena.take(problem.unordered, words * 32);
+    arena.take(problem.collected, words * 32);
     arena.take(problem.ordered, words * 32);
-    arena.take(problem.bounds, words * 32);
     arena.take(problem.kept_before, words);
     arena.take(problem.kept_totals, problem.segments);
     return {zeroed, arena.used()};
@@ -56,7 +55,7 @@ bool fits(const RotatedNmsShape& shape, const RotatedNmsSettings& settings) {
     const int64_t words = (static_cast<int64_t>(shape.points) + 31) / 32;
     return shape.batch >= 0 && shape.points >= 0 && shape.classes >= 1 && settings.max_detections >= 1 &&
            settings.pre_nms_topk >= 0 &&
-           // Candidates of the batch are numbered in 31 bits, with room for one draw too many a warp.
+           // Candidates of the batch are numbered in 31 bits.
            static_cast<double>(shape.batch) * shape.classes * static_cast<double>(words) * 32 < 0x1p30;
 }
 
@@ -126,7 +125,8 @@ cudaError_t rotated_nms(const RotatedNmsShape& shape, const RotatedNmsSettings& 
     problem.outputs = outputs;
     const Layout layout = lay_out(problem, workspace);
 
-    const int64_t chunks = static_cast<int64_t>(problem.segments) * problem.words;
+    const int64_t tiles =
+        static_cast<int64_t>(problem.segments) * ((shape.points + kernels::tile_size - 1) / kernels::tile_size);
     const int64_t points = static_cast<int64_t>(shape.batch) * problem.words;  // in words of 32
     const int64_t rows = static_cast<int64_t>(shape.batch) * settings.max_detections;
     Launcher launcher(stream);
@@ -134,10 +134,11 @@ cudaError_t rotated_nms(const RotatedNmsShape& shape, const RotatedNmsSettings& 
     launcher.run(inputs.score_type == ScoreType::float16 ? kernels::collect<__half> : kernels::collect<float>,
                  problem, larger(points * kernels::class_groups(shape.classes), (rows + 31) / 32));
     launcher.run(kernels::plan, problem, 1, 32);
-    launcher.run(kernels::sort, problem, chunks * kernels::chunk_parts);
-    launcher.run(kernels::suppress, problem, chunks * 32);
+    launcher.run(kernels::sort, problem, tiles * kernels::block_warps);
+    launcher.run(kernels::merge, problem, tiles * kernels::block_warps);
+    launcher.run(kernels::suppress, problem, tiles * kernels::block_warps);
     launcher.run(kernels::tally, problem, problem.segments);
-    launcher.run(kernels::emit, problem, chunks * kernels::chunk_parts + shape.batch);
+    launcher.run(kernels::emit, problem, tiles * kernels::tile_parts + shape.batch);
     return launcher.status();
 }
 

@@ -1,11 +1,12 @@
-// The six kernels of rotated NMS, in the order in which they run. The rules are core/suppression.hpp's;
+// The seven kernels of rotated NMS, in the order in which they run. The rules are core/suppression.hpp's;
 // what is here only divides the work.
 //
 //   collect    score > threshold: a list of candidates for every class of every image, in any order
-//   plan       numbers the lists' chunks of 32 through, so that the next kernels share them evenly
-//   sort       a candidate's place in its list is the number of those that rank before it
-//   suppress   one warp a candidate: kept, unless a kept one that ranks before it suppresses it
-//   tally      how many are kept before each chunk
+//   plan       numbers the lists' tiles of 256 through, so that the next kernels share them evenly
+//   sort       puts the candidates of each tile in order of rank
+//   merge      and those of each list: a candidate's place is the number, in all tiles, that rank before it
+//   suppress   one block a tile: first what earlier tiles keep takes its part, then the tile decides within
+//   tally      how many are kept before each chunk of 32
 //   emit       a kept candidate's row is the number of kept ones, over all classes, before it
 //
 // A *segment* is one class of one image. Sizes: B images, P points, C classes, S = B·C segments,
@@ -26,22 +27,18 @@ constexpr int block_warps = block_threads / 32;
 constexpr unsigned all_lanes = 0xffffffffu;
 // Candidates that a warp sorts or writes at once: each list element loaded is compared with so many.
 constexpr int warp_candidates = 4;
-constexpr int chunk_parts = 32 / warp_candidates;
+constexpr int tile_size = block_threads;  // candidates of a tile: one a thread
+constexpr int tile_chunks = block_warps;  // one a warp
+constexpr int tile_parts = tile_size / warp_candidates;
 constexpr int warp_classes = 8;  // that a warp of `collect` looks at of its 32 points
 
-struct alignas(8) Candidate {  // one load
-    float score;
-    int32_t index;  // point · C + class
-};
+// One number, the smaller the earlier the candidate ranks: its score, turned so that the greatest is least,
+// above point · C + class.
+using Candidate = unsigned long long;
 
-// The part of a PreparedBox that `bounds_meet` reads, in one load.
-struct alignas(16) Bounds {
-    float cx, cy, extent_x, extent_y;
-};
-
-// What is decided of 32 candidates. Neither bit is set while a candidate is undecided.
+// What is decided of 32 candidates; `kept` means something once it is `done`.
 struct Decided {
-    unsigned kept, dropped;
+    unsigned kept, done;
 };
 
 // Everything a kernel needs to know; passed by value.
@@ -54,15 +51,14 @@ struct Problem {
     int32_t words;     // W
 
     // Zero at the start.
-    int32_t* ticket;            // the next place that no warp has drawn
+    int32_t* ticket;            // the next tile that no block has drawn
     int32_t* counts;            // (S) candidates
-    unsigned long long* state;  // (S, W) Decided: kept in the low half, dropped in the high half
+    unsigned long long* state;  // (S, W) Decided: kept in the low half, done in the high half
 
-    int32_t* first_chunk;       // (S + 1) chunks in all segments before
+    int32_t* first_tile;        // (S + 1) tiles in all segments before
     PreparedBox<float>* boxes;  // (B, P)
-    Candidate* unordered;       // (S, 32·W)
+    Candidate* collected;       // (S, 32·W) in any order; then each tile in order of rank
     Candidate* ordered;         // (S, 32·W) in order of rank
-    Bounds* bounds;             // (S, 32·W) of `ordered`
     int32_t* kept_before;       // (S, W)
     int32_t* kept_totals;       // (S)
 };
@@ -75,7 +71,8 @@ __device__ __forceinline__ int64_t warp_id() {
     return static_cast<int64_t>(blockIdx.x) * block_warps + warp_in_block();
 }
 __device__ __forceinline__ int64_t warp_count() { return static_cast<int64_t>(gridDim.x) * block_warps; }
-__device__ __forceinline__ unsigned lanes_before(int lane) { return (1u << lane) - 1; }
+// The first so many lanes, from none to 32 of them.
+__device__ __forceinline__ unsigned lanes_before(int lane) { return lane < 32 ? (1u << lane) - 1 : all_lanes; }
 
 __device__ __forceinline__ int warp_sum(int value) {
     for (int step = 16; step > 0; step /= 2) {
@@ -99,7 +96,7 @@ RGFL_HOST_DEVICE int class_groups(int classes) { return (classes + warp_classes 
 
 struct Segment {
     int32_t id, image, count;
-    int64_t begin;  // of its row in `unordered`, `ordered` and `bounds`
+    int64_t begin;  // of its row in `collected` and `ordered`
     int64_t word;   // of its row in `state` and `kept_before`
 };
 
@@ -108,12 +105,12 @@ __device__ __forceinline__ Segment segment_of(const Problem& problem, int32_t id
     return {id, id / problem.shape.classes, problem.counts[id], word * 32, word};
 }
 
-// The segment that holds the chunk: the last one that begins at or before it.
-__device__ __forceinline__ Segment segment_of_chunk(const Problem& problem, int32_t chunk) {
+// The segment that holds the tile: the last one that begins at or before it.
+__device__ __forceinline__ Segment segment_of_tile(const Problem& problem, int32_t tile) {
     int low = 0, high = problem.segments;
     while (high - low > 1) {
         const int middle = low + (high - low) / 2;
-        if (problem.first_chunk[middle] <= chunk) {
+        if (problem.first_tile[middle] <= tile) {
             low = middle;
         } else {
             high = middle;
@@ -122,18 +119,35 @@ __device__ __forceinline__ Segment segment_of_chunk(const Problem& problem, int3
     return segment_of(problem, low);
 }
 
-__device__ __forceinline__ bool ranks_before(const Candidate& a, const Candidate& b) {
-    return rgfl::ranks_before(a.score, a.index, b.score, b.index);
+struct TilePlace {
+    Segment segment;
+    int32_t begin, count;  // of its candidates in the segment
+};
+
+__device__ __forceinline__ TilePlace place_of_tile(const Problem& problem, int32_t tile) {
+    const Segment segment = segment_of_tile(problem, tile);
+    const int32_t begin = (tile - problem.first_tile[segment.id]) * tile_size;
+    return {segment, begin, smaller(tile_size, segment.count - begin)};
 }
 
-// Candidates of a segment that rank before `candidate`.
-__device__ __forceinline__ int count_before(const Problem& problem, const Segment& segment,
-                                            const Candidate& candidate) {
-    const Candidate* ordered = problem.ordered + segment.begin;
-    int low = 0, high = segment.count;
+// As core/suppression.hpp ranks. Adding 0 makes −0, which equals 0, the same bits.
+__device__ __forceinline__ Candidate make_candidate(float score, int32_t index) {
+    const unsigned bits = __float_as_uint(score + 0.0f);
+    const unsigned rising = bits >> 31 ? ~bits : bits | 0x80000000u;
+    return static_cast<Candidate>(~rising) << 32 | static_cast<unsigned>(index);
+}
+__device__ __forceinline__ float score_of(Candidate candidate) {
+    const unsigned rising = ~static_cast<unsigned>(candidate >> 32);
+    return __uint_as_float(rising >> 31 ? rising & 0x7fffffffu : ~rising);
+}
+__device__ __forceinline__ int32_t index_of(Candidate candidate) { return static_cast<int32_t>(candidate); }
+
+// Of `count` candidates in order of rank, those that rank before `candidate`.
+__device__ __forceinline__ int count_before(const Candidate* ordered, int count, Candidate candidate) {
+    int low = 0, high = count;
     while (low < high) {
         const int middle = low + (high - low) / 2;
-        if (ranks_before(ordered[middle], candidate)) {
+        if (ordered[middle] < candidate) {
             low = middle + 1;
         } else {
             high = middle;
@@ -141,26 +155,24 @@ __device__ __forceinline__ int count_before(const Problem& problem, const Segmen
     }
     return low;
 }
+__device__ __forceinline__ int count_before(const Problem& problem, const Segment& segment, Candidate candidate) {
+    return count_before(problem.ordered + segment.begin, segment.count, candidate);
+}
 
 __device__ __forceinline__ const PreparedBox<float>& box_of(const Problem& problem, const Segment& segment,
-                                                            const Candidate& candidate) {
-    const int32_t point = candidate.index / problem.shape.classes;
+                                                            Candidate candidate) {
+    const int32_t point = index_of(candidate) / problem.shape.classes;
     return problem.boxes[static_cast<int64_t>(segment.image) * problem.shape.points + point];
 }
 
-__device__ __forceinline__ PreparedBox<float> box_with(const Bounds& bounds) {
-    PreparedBox<float> box{};
-    box.cx = bounds.cx;
-    box.cy = bounds.cy;
-    box.extent_x = bounds.extent_x;
-    box.extent_y = bounds.extent_y;
-    return box;
-}
-
-// Warps of other blocks write these words meanwhile: never from the L1 cache.
+// Blocks write these words while others read them: never from the L1 cache. All that is told is in the one
+// word, so no fence is needed.
 __device__ __forceinline__ Decided load_decided(const unsigned long long* word) {
     const unsigned long long bits = *static_cast<const volatile unsigned long long*>(word);
     return {static_cast<unsigned>(bits), static_cast<unsigned>(bits >> 32)};
+}
+__device__ __forceinline__ void store_decided(unsigned long long* word, unsigned kept) {
+    *static_cast<volatile unsigned long long*>(word) = 1ull << 32 | kept;
 }
 
 // ---- collect ------------------------------------------------------------------------------------------
@@ -233,7 +245,7 @@ __global__ void __launch_bounds__(block_threads) collect(Problem problem) {
             const int begin = __shfl_sync(all_lanes, place, i) + __popc(finders[i] & lanes_before(lane));
             if (finders[i] >> lane & 1u) {
                 const int64_t list = static_cast<int64_t>(segment + i) * problem.words * 32;
-                problem.unordered[list + begin] = {score[i], point * C + first + i};
+                problem.collected[list + begin] = make_candidate(score[i], point * C + first + i);
             }
         }
     }
@@ -241,141 +253,145 @@ __global__ void __launch_bounds__(block_threads) collect(Problem problem) {
 
 // ---- plan ---------------------------------------------------------------------------------------------
 
+__device__ __forceinline__ int tiles_of(int32_t count) { return (count + tile_size - 1) / tile_size; }
+
 // One warp: each lane adds up a run of segments.
 __global__ void plan(Problem problem) {
     const int lane = lane_id();
     const int run = (problem.segments + 31) / 32;
     const int begin = smaller(lane * run, problem.segments);
     const int end = smaller(begin + run, problem.segments);
-    int chunks = 0;
+    int tiles = 0;
     for (int i = begin; i < end; ++i) {
-        chunks += (problem.counts[i] + 31) / 32;
+        tiles += tiles_of(problem.counts[i]);
     }
-    const int up_to_here = warp_running_sum(chunks);
-    int first = up_to_here - chunks;
+    const int up_to_here = warp_running_sum(tiles);
+    int first = up_to_here - tiles;
     for (int i = begin; i < end; ++i) {
-        problem.first_chunk[i] = first;
-        first += (problem.counts[i] + 31) / 32;
+        problem.first_tile[i] = first;
+        first += tiles_of(problem.counts[i]);
     }
     if (lane == 31) {
-        problem.first_chunk[problem.segments] = up_to_here;
+        problem.first_tile[problem.segments] = up_to_here;
     }
 }
 
-// ---- sort ---------------------------------------------------------------------------------------------
+// ---- sort and merge -----------------------------------------------------------------------------------
 
-// Counting is quadratic in the length of a list, like the suppression after it, but has no passes that
-// wait for each other, as a radix sort has. Which of the two is faster nobody has measured yet.
+// Of a list of n, n² / 256 searches of 8 steps and no passes that wait for each other, as a radix sort
+// has. Which of the two is faster nobody has measured yet.
 __global__ void __launch_bounds__(block_threads) sort(Problem problem) {
-    const int lane = lane_id();
-    const int64_t items = static_cast<int64_t>(problem.first_chunk[problem.segments]) * chunk_parts;
-    for (int64_t item = warp_id(); item < items; item += warp_count()) {
-        const int32_t chunk = static_cast<int32_t>(item / chunk_parts);
-        const Segment segment = segment_of_chunk(problem, chunk);
-        const int first = (chunk - problem.first_chunk[segment.id]) * 32 +
-                          static_cast<int>(item % chunk_parts) * warp_candidates;
-        if (first >= segment.count) {
+    __shared__ Candidate tile[tile_size];
+    const int thread = static_cast<int>(threadIdx.x);
+    for (int number = static_cast<int>(blockIdx.x); number < problem.first_tile[problem.segments];
+         number += static_cast<int>(gridDim.x)) {
+        const auto [segment, begin, count] = place_of_tile(problem, number);
+        Candidate* collected = problem.collected + segment.begin + begin;
+        const Candidate mine = thread < count ? collected[thread] : 0;
+        tile[thread] = mine;
+        __syncthreads();
+        int place = 0;
+        for (int other = 0; other < count; ++other) {
+            place += tile[other] < mine;
+        }
+        if (thread < count) {
+            collected[place] = mine;
+        }
+        __syncthreads();
+    }
+}
+
+__global__ void __launch_bounds__(block_threads) merge(Problem problem) {
+    const int thread = static_cast<int>(threadIdx.x);
+    for (int number = static_cast<int>(blockIdx.x); number < problem.first_tile[problem.segments];
+         number += static_cast<int>(gridDim.x)) {
+        const auto [segment, begin, count] = place_of_tile(problem, number);
+        if (thread >= count) {
             continue;
         }
-        const Candidate* unordered = problem.unordered + segment.begin;
-        Candidate mine[warp_candidates];
-        int place[warp_candidates] = {};
-#pragma unroll
-        for (int i = 0; i < warp_candidates; ++i) {
-            mine[i] = unordered[smaller(first + i, segment.count - 1)];
-        }
-        for (int other = lane; other < segment.count; other += 32) {
-            const Candidate candidate = unordered[other];
-#pragma unroll
-            for (int i = 0; i < warp_candidates; ++i) {
-                place[i] += ranks_before(candidate, mine[i]);
+        const Candidate* collected = problem.collected + segment.begin;
+        const Candidate mine = collected[begin + thread];
+        int place = thread;
+        for (int other = 0; other < segment.count; other += tile_size) {
+            if (other != begin) {
+                place += count_before(collected + other, smaller(tile_size, segment.count - other), mine);
             }
         }
-#pragma unroll
-        for (int i = 0; i < warp_candidates; ++i) {
-            place[i] = warp_sum(place[i]);
-            if (lane == i && first + i < segment.count) {
-                const PreparedBox<float>& box = box_of(problem, segment, mine[i]);
-                problem.ordered[segment.begin + place[i]] = mine[i];
-                problem.bounds[segment.begin + place[i]] = {box.cx, box.cy, box.extent_x, box.extent_y};
-            }
-        }
+        problem.ordered[segment.begin + place] = mine;
     }
 }
 
 // ---- suppress -----------------------------------------------------------------------------------------
 
-// One lane, one candidate `rival` that ranks before ours, or none (−1). True in every lane if one
-// of the rivals is kept and suppresses ours. Waits for the rivals that would and are undecided.
-__device__ __forceinline__ bool loses_to(const Problem& problem, const Segment& segment,
-                                         const PreparedBox<float>& mine, int rival) {
-    const unsigned long long* word = problem.state + segment.word + (rival < 0 ? 0 : rival / 32);
-    const unsigned bit = 1u << (rival & 31);
-    bool waiting = false;
-    if (rival >= 0 && (load_decided(word).dropped & bit) == 0) {
-        const PreparedBox<float> box = box_of(problem, segment, problem.ordered[segment.begin + rival]);
-        waiting = suppresses(box, mine, problem.settings.iou_threshold);
+// A tile in shared memory. A *rival* ranks before a candidate and may suppress it.
+struct Tile {
+    PreparedBox<float> boxes[tile_size];
+    unsigned lost[tile_chunks];                   // bits of those that cannot be kept any more
+    unsigned beaten_by[tile_chunks][tile_size];   // bit i of [c][j]: 32·c + i of this tile suppresses j
+    PreparedBox<float> earlier[tile_size];        // kept ones of an earlier tile, chunk by chunk
+    int earlier_counts[tile_chunks];
+    int pairs[block_warps][64];
+    int within[block_warps];  // whether
+    int number;  // over all segments
+};
+
+// The bounds of which of the first `count` boxes meet those of `box`, as bits.
+__device__ __forceinline__ unsigned meeting_bounds(const PreparedBox<float>* boxes, int count,
+                                                   const PreparedBox<float>& box) {
+    unsigned meeting = 0;
+#pragma unroll 8
+    for (int i = 0; i < count; ++i) {
+        meeting |= static_cast<unsigned>(bounds_meet(boxes[i], box)) << i;
     }
-    bool lost = false;
-    while (__any_sync(all_lanes, waiting)) {
-        if (waiting) {
-            const Decided decided = load_decided(word);
-            lost = (decided.kept & bit) != 0;
-            waiting = !lost && (decided.dropped & bit) == 0;
-        }
-        if (__any_sync(all_lanes, lost)) {
-            return true;
-        }
-    }
-    return false;
+    return meeting;
 }
 
-// Whether a kept candidate that ranks before number `place` of the segment suppresses it. The warp
-// runs over the bounds of all before, and takes the IoU of those that meet by 32 at a time, so that
-// no lane idles in it. `pending` is the warp's own queue of 64. `mine` is a copy: through a reference it
-// would be loaded anew for every rival, since the loop also writes to memory.
-__device__ __forceinline__ bool is_suppressed(const Problem& problem, const Segment& segment, int place,
-                                              const PreparedBox<float> mine, int* pending) {
-    const int lane = lane_id();
-    const Bounds* bounds = problem.bounds + segment.begin;
-    const unsigned long long* state = problem.state + segment.word;
-    int queued = 0;
-    for (int group = 0; group < place; group += 32 * 32) {
-        // Each lane fetches one word of 32 decisions. An old word costs time, never correctness.
-        const int word = group / 32 + lane;
-        const unsigned dropped = word * 32 < place ? load_decided(state + word).dropped : 0;
-        for (int chunk = group; chunk < place && chunk < group + 32 * 32; chunk += 32) {
-            const unsigned gone = __shfl_sync(all_lanes, dropped, (chunk - group) / 32);
-            if (gone == all_lanes) {
-                continue;
+// A warp's pairs of a rival and a candidate whose bounds meet, taken to the IoU by 32 at a time, so that no
+// lane idles in it. The whole warp calls each function.
+class Pairs {
+public:
+    __device__ __forceinline__ explicit Pairs(int* memory) : pairs_(memory) {}
+
+    // This lane's candidate with the rivals from `first` on whose bits are set. Calls `decide(rival, candidate)`
+    // of pairs, of any lane, where 32 have come together.
+    template <class Decide>
+    __device__ __forceinline__ void add(unsigned rivals, int first, int candidate, const Decide& decide) {
+        while (const unsigned adding = __ballot_sync(all_lanes, rivals != 0)) {
+            if (rivals != 0) {
+                const int rival = first + __ffs(static_cast<int>(rivals)) - 1;
+                pairs_[count_ + __popc(adding & lanes_before(lane_id()))] = rival * tile_size + candidate;
+                rivals &= rivals - 1;
             }
-            const int rival = chunk + lane;
-            const bool meets =
-                rival < place && (gone >> lane & 1u) == 0 && bounds_meet(box_with(bounds[rival]), mine);
-            const unsigned meeting = __ballot_sync(all_lanes, meets);
-            if (meets) {
-                pending[queued + __popc(meeting & lanes_before(lane))] = rival;
-            }
-            queued += __popc(meeting);
-            if (queued >= 32) {
-                queued -= 32;
-                __syncwarp();
-                const int next = pending[queued + lane];
-                __syncwarp();
-                if (loses_to(problem, segment, mine, next)) {
-                    return true;
-                }
+            count_ += __popc(adding);
+            if (count_ >= 32) {
+                take(32, decide);
             }
         }
     }
-    __syncwarp();
-    const int next = lane < queued ? pending[lane] : -1;
-    __syncwarp();
-    return loses_to(problem, segment, mine, next);
-}
+
+    template <class Decide>
+    __device__ __forceinline__ void finish(const Decide& decide) {
+        take(count_, decide);
+    }
+
+private:
+    template <class Decide>
+    __device__ __forceinline__ void take(int number, const Decide& decide) {
+        count_ -= number;
+        __syncwarp();
+        const int pair = lane_id() < number ? pairs_[count_ + lane_id()] : -1;
+        __syncwarp();
+        if (pair >= 0) {
+            decide(pair / tile_size, pair % tile_size);
+        }
+    }
+
+    int* pairs_;
+    int count_ = 0;
+};
 
 // Candidates of the whole image that rank before `candidate`.
-__device__ __forceinline__ int rank_in_image(const Problem& problem, int32_t image, const Candidate& candidate) {
+__device__ __forceinline__ int rank_in_image(const Problem& problem, int32_t image, Candidate candidate) {
     int before = 0;
     for (int label = lane_id(); label < problem.shape.classes; label += 32) {
         before += count_before(problem, segment_of(problem, image * problem.shape.classes + label), candidate);
@@ -383,48 +399,168 @@ __device__ __forceinline__ int rank_in_image(const Problem& problem, int32_t ima
     return warp_sum(before);
 }
 
-__device__ __forceinline__ void decide(const Problem& problem, const Segment& segment, int place,
-                                       int* pending) {
-    const Candidate candidate = problem.ordered[segment.begin + place];
-    const int topk = problem.settings.pre_nms_topk;
-    // Those beyond the limit rank after all within it, so dropping them first changes nothing else.
-    const bool dropped =
-        (topk > 0 && rank_in_image(problem, segment.image, candidate) >= topk) ||
-        is_suppressed(problem, segment, place, box_of(problem, segment, candidate), pending);
-    if (lane_id() == 0) {
-        const unsigned long long bit = 1ull << (place % 32 + (dropped ? 32 : 0));
-        atomicOr(problem.state + segment.word + place / 32, bit);
+// How many of the tile's `count` candidates are among the first `pre_nms_topk` of the image: no others come
+// before them, so a search finds the last. Those beyond rank after all within, so that dropping
+// them first changes nothing else.
+__device__ __forceinline__ int count_within(const Problem& problem, const Segment& segment, int begin, int count,
+                                            int* within) {
+    int low = 0, high = count;  // the first `low` are within, those from `high` on are not
+    while (low < high) {
+        // Each warp asks of one place, the last of the eight of the last one that is open.
+        const auto place_of = [=](int warp) { return low + (high - low) * (warp + 1) / block_warps - 1; };
+        const int place = place_of(warp_in_block());
+        const bool is_within =
+            place < low || rank_in_image(problem, segment.image, problem.ordered[segment.begin + begin + place]) <
+                               problem.settings.pre_nms_topk;
+        if (lane_id() == 0) {
+            within[warp_in_block()] = is_within;
+        }
+        __syncthreads();
+        int warps = 0;
+        while (warps < block_warps && within[warps]) {
+            ++warps;
+        }
+        const int last = warps > 0 ? place_of(warps - 1) + 1 : low;
+        high = warps < block_warps ? place_of(warps) : high;
+        low = last;
+        __syncthreads();
+    }
+    return low;
+}
+
+// Which candidates of the tile suppress which, of those that are not lost.
+__device__ __forceinline__ void compare_within(const Problem& problem, Tile& tile, int count) {
+    const int lane = lane_id();
+    Pairs pairs(tile.pairs[warp_in_block()]);
+    const auto decide = [&](int rival, int candidate) {
+        if (suppresses(tile.boxes[rival], tile.boxes[candidate], problem.settings.iou_threshold)) {
+            atomicOr(&tile.beaten_by[rival / 32][candidate], 1u << rival % 32);
+        }
+    };
+    // A warp takes the candidates of one chunk, one a lane, and their rivals in the same chunk or one before.
+    const int chunks = (count + 31) / 32;
+    for (int item = warp_in_block(); item < chunks * (chunks + 1) / 2; item += block_warps) {
+        int chunk = 0, rivals = item;
+        while (rivals > chunk) {
+            rivals -= ++chunk;
+        }
+        const int candidate = chunk * 32 + lane;
+        const bool open = (tile.lost[chunk] >> lane & 1u) == 0;
+        const unsigned before = rivals == chunk ? lanes_before(lane) : all_lanes;
+        const unsigned meeting = meeting_bounds(tile.boxes + rivals * 32, 32, tile.boxes[candidate]);
+        pairs.add(open ? meeting & before & ~tile.lost[rivals] : 0, rivals * 32, candidate, decide);
+    }
+    pairs.finish(decide);
+}
+
+// The candidates that lose to a kept one of an earlier tile, which `tile.earlier` holds.
+__device__ __forceinline__ void compare_with_earlier(const Problem& problem, Tile& tile) {
+    const int warp = warp_in_block(), lane = lane_id();
+    const int candidate = static_cast<int>(threadIdx.x);
+    const PreparedBox<float> box = tile.boxes[candidate];
+    Pairs pairs(tile.pairs[warp]);
+    const auto decide = [&](int rival, int other) {
+        if (suppresses(tile.earlier[rival], tile.boxes[other], problem.settings.iou_threshold)) {
+            atomicOr(&tile.lost[warp], 1u << other % 32);  // the warp's own candidates
+        }
+    };
+    for (int chunk = 0; chunk < tile_chunks; ++chunk) {
+        const bool open = (*static_cast<volatile unsigned*>(&tile.lost[warp]) >> lane & 1u) == 0;
+        const unsigned meeting = meeting_bounds(tile.earlier + chunk * 32, tile.earlier_counts[chunk], box);
+        pairs.add(open ? meeting : 0, chunk * 32, candidate, decide);
+    }
+    pairs.finish(decide);
+}
+
+// One warp tells what is kept of the tile, chunk by chunk. Within a chunk all that have no undecided rival
+// are kept at once: the first undecided one never has, so this ends.
+__device__ __forceinline__ void decide_within(const Problem& problem, const Segment& segment, const Tile& tile,
+                                              int begin, int count) {
+    const int lane = lane_id();
+    unsigned kept_of_lane = 0;  // in lane c: of chunk c
+    for (int chunk = 0; chunk * 32 < count; ++chunk) {
+        bool lost = (tile.lost[chunk] >> lane & 1u) != 0;
+        for (int before = 0; before < chunk; ++before) {
+            const unsigned kept = __shfl_sync(all_lanes, kept_of_lane, before);
+            lost |= (tile.beaten_by[before][chunk * 32 + lane] & kept) != 0;
+        }
+        const unsigned rivals = tile.beaten_by[chunk][chunk * 32 + lane];
+        unsigned kept = 0, undecided = __ballot_sync(all_lanes, !lost);
+        while (undecided != 0) {
+            const unsigned winners = undecided & __ballot_sync(all_lanes, (rivals & undecided) == 0);
+            kept |= winners;
+            undecided &= ~(winners | __ballot_sync(all_lanes, (rivals & winners) != 0));
+        }
+        kept_of_lane = lane == chunk ? kept : kept_of_lane;
+    }
+    if (lane * 32 < count) {
+        store_decided(problem.state + segment.word + begin / 32 + lane, kept_of_lane);
     }
 }
 
-// Warps draw candidates in order of rank within each segment, and wait only for candidates that were
-// drawn before: the first undecided one never waits, so all are decided, in any schedule. The answer
-// does not depend on the schedule, because it is a function of decisions that never change.
+// Blocks draw tiles in order of rank within each segment, and wait only for tiles that were drawn before:
+// the first undecided one never waits, so all are decided, in any schedule. The answer does not
+// depend on the schedule, because it is a function of decisions that never change.
 __global__ void __launch_bounds__(block_threads, 4) suppress(Problem problem) {
-    __shared__ int pending[block_warps][64];
-    const int lane = lane_id();
-    const int places = problem.first_chunk[problem.segments] * 32;
-    // Few candidates: one a draw, all at once. Many: up to 8 a draw, or the draws queue up.
-    int draw = 1;
-    while (draw < 8 && places / (2 * draw) >= 4 * warp_count()) {
-        draw *= 2;
-    }
-    // No more warps than there are draws. Any one of them that stays would do: it draws until all is drawn.
-    if (warp_id() * draw >= places) {
+    __shared__ Tile tile;
+    const int warp = warp_in_block(), lane = lane_id(), thread = static_cast<int>(threadIdx.x);
+    const int tiles = problem.first_tile[problem.segments];
+    // No more blocks than there are tiles. Any one of them that stays would do: it draws until all is drawn.
+    if (static_cast<int>(blockIdx.x) >= tiles) {
         return;
     }
     while (true) {
-        int first = lane == 0 ? atomicAdd(problem.ticket, draw) : 0;
-        first = __shfl_sync(all_lanes, first, 0);
-        if (first >= places) {
+        if (thread == 0) {
+            tile.number = atomicAdd(problem.ticket, 1);
+        }
+        __syncthreads();
+        const int number = tile.number;
+        if (number >= tiles) {
             return;
         }
-        const Segment segment = segment_of_chunk(problem, first / 32);
-        const int begin = first - problem.first_chunk[segment.id] * 32;
-        const int end = smaller(begin + draw, segment.count);
-        for (int place = begin; place < end; ++place) {
-            decide(problem, segment, place, pending[warp_in_block()]);
+        const auto [segment, begin, count] = place_of_tile(problem, number);
+        const Candidate* ordered = problem.ordered + segment.begin;
+        tile.boxes[thread] = thread < count ? box_of(problem, segment, ordered[begin + thread]) : PreparedBox<float>{};
+        for (int chunk = 0; chunk < tile_chunks; ++chunk) {
+            tile.beaten_by[chunk][thread] = 0;
         }
+        const int within =
+            problem.settings.pre_nms_topk > 0 ? count_within(problem, segment, begin, count, tile.within) : count;
+        if (lane == 0) {
+            tile.lost[warp] = ~lanes_before(clamp(within - warp * 32, 0, 32));
+        }
+        __syncthreads();
+
+        bool compared = false;  // within the tile: best among few that are left, but rather than wait
+        for (int earlier = 0; within > 0 && earlier < begin; earlier += tile_size) {
+            const unsigned long long* word = problem.state + segment.word + earlier / 32 + warp;
+            Decided decided = load_decided(word);
+            if (!compared && __syncthreads_or(decided.done == 0)) {
+                compare_within(problem, tile, count);
+                compared = true;
+            }
+            while (__any_sync(all_lanes, decided.done == 0)) {
+                decided = load_decided(word);
+            }
+            if (decided.kept >> lane & 1u) {
+                tile.earlier[warp * 32 + __popc(decided.kept & lanes_before(lane))] =
+                    box_of(problem, segment, ordered[earlier + thread]);
+            }
+            if (lane == 0) {
+                tile.earlier_counts[warp] = __popc(decided.kept);
+            }
+            __syncthreads();
+            compare_with_earlier(problem, tile);
+            __syncthreads();
+        }
+        if (!compared) {
+            compare_within(problem, tile, count);
+        }
+        __syncthreads();
+        if (warp == 0) {
+            decide_within(problem, segment, tile, begin, count);
+        }
+        __syncthreads();
     }
 }
 
@@ -455,7 +591,7 @@ __global__ void __launch_bounds__(block_threads) tally(Problem problem) {
 
 // Kept candidates of a segment that rank before `candidate`.
 __device__ __forceinline__ int count_kept_before(const Problem& problem, const Segment& segment,
-                                                 const Candidate& candidate) {
+                                                 Candidate candidate) {
     const int place = count_before(problem, segment, candidate);
     if (place == segment.count) {
         return problem.kept_totals[segment.id];
@@ -466,24 +602,24 @@ __device__ __forceinline__ int count_kept_before(const Problem& problem, const S
 }
 
 __device__ __forceinline__ void write_row(const Problem& problem, int32_t image, int64_t row,
-                                          const Candidate& candidate) {
+                                          Candidate candidate) {
     const int lane = lane_id();
     const auto [B, P, C] = problem.shape;
-    const int32_t point = candidate.index / C;
+    const int32_t index = index_of(candidate), point = index / C;
     const RotatedNmsOutputs& outputs = problem.outputs;
     if (lane < 5) {
         outputs.boxes[5 * row + lane] =
             problem.inputs.boxes[5 * (static_cast<int64_t>(image) * P + point) + lane];
     } else if (lane == 5) {
-        outputs.scores[row] = candidate.score;
+        outputs.scores[row] = score_of(candidate);
     } else if (lane == 6) {
-        outputs.labels[row] = candidate.index - point * C;
+        outputs.labels[row] = index - point * C;
     } else if (lane == 7 && outputs.indices != nullptr) {
-        outputs.indices[row] = candidate.index;
+        outputs.indices[row] = index;
     }
 }
 
-__global__ void __launch_bounds__(block_threads) emit(Problem problem) {
+__global__ void __launch_bounds__(block_threads, 4) emit(Problem problem) {
     const int lane = lane_id();
     const int32_t C = problem.shape.classes;
     const int32_t K = problem.settings.max_detections;
@@ -499,12 +635,16 @@ __global__ void __launch_bounds__(block_threads) emit(Problem problem) {
         }
     }
 
-    const int64_t items = static_cast<int64_t>(problem.first_chunk[problem.segments]) * chunk_parts;
+    const int64_t items = static_cast<int64_t>(problem.first_tile[problem.segments]) * tile_parts;
     for (int64_t item = warp_id(); item < items; item += warp_count()) {
-        const int32_t chunk = static_cast<int32_t>(item / chunk_parts);
-        const Segment segment = segment_of_chunk(problem, chunk);
-        const int word = chunk - problem.first_chunk[segment.id];
-        const int first = static_cast<int>(item % chunk_parts) * warp_candidates;
+        const int32_t tile = static_cast<int32_t>(item / tile_parts);
+        const Segment segment = segment_of_tile(problem, tile);
+        const int begin = (tile - problem.first_tile[segment.id]) * tile_size +
+                          static_cast<int>(item % tile_parts) * warp_candidates;
+        if (begin >= segment.count) {
+            continue;
+        }
+        const int word = begin / 32, first = begin % 32;
         const unsigned kept = load_decided(problem.state + segment.word + word).kept;
         for (int i = first; i < first + warp_candidates; ++i) {
             if ((kept >> i & 1u) == 0) {

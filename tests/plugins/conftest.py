@@ -10,7 +10,7 @@ import pytest
 from plugin_libraries import PLUGINS, compile_cpp
 
 import rgfl.plugins
-from rgfl.plugins.build import BuildError, find_nvcc, find_tensorrt_include
+from rgfl.plugins.build import BuildError, find_nvcc, find_tensorrt_include, is_current
 
 sys.path.append(str(Path(__file__).parents[1] / "trt_runtime"))  # stand_ins.py
 
@@ -48,9 +48,12 @@ def emulated_plugin(
 def built_library() -> Path:
     """The library as it ships, with machine code for GPUs."""
     try:
-        return rgfl.plugins.library()
+        library = rgfl.plugins.library()
     except FileNotFoundError as error:
         pytest.skip(str(error))
+    if not is_current(library):
+        pytest.fail(f"{library} is older than its sources: python -m rgfl.plugins.build")
+    return library
 
 
 @pytest.fixture(scope="session")

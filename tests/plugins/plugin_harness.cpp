@@ -302,7 +302,7 @@ void workspace() {
         return build_of(*plugin).getWorkspaceSize(inputs, 2, nullptr, 4);
     };
     const size_t one = size(1, 5344, 15);
-    CHECK(one >= 5344 * 15 * 32 && one < 5344 * 15 * 40);  // linear: no mask of pairs
+    CHECK(one >= 5344 * 15 * 16 && one < 5344 * 15 * 20);  // linear: no mask of pairs
     CHECK(size(8, 5344, 15) <= 8 * one && size(8, 5344, 15) > 7 * one);
     CHECK(size(1, 21824, 15) > one);
 }

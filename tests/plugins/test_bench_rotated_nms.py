@@ -7,7 +7,7 @@ import ctypes
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -96,6 +96,17 @@ class HostTorch:
             CUDAGraph=lambda: SimpleNamespace(replay=lambda: gpu.enqueue(5)),
             graph=lambda graph, stream: nullcontext(),
         )
+        events = [
+            SimpleNamespace(
+                key=f"void rgfl::kernels::{name}(rgfl::kernels::Problem)", self_device_time_total=us
+            )
+            for name, us in (("collect<float>", 30), ("suppress", 120))
+        ]
+        events.append(SimpleNamespace(key="Memset (Device)", self_device_time_total=9))
+        profile = nullcontext(SimpleNamespace(key_averages=lambda: events))
+        self.profiler = SimpleNamespace(
+            profile=lambda activities: profile, ProfilerActivity=SimpleNamespace(CUDA="cuda")
+        )
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)
@@ -127,6 +138,7 @@ def test_a_row_is_measured_of_the_kernels_on_the_emulator(
     assert row["target_us"] == (60 if batch == 1 else None)
     assert row["ours_graph_us"] == pytest.approx(5)
     assert all(row[f"{name}_us"] is not None for name in ("ours", "host", "mask", "probiou"))
+    assert row["kernels_us"] == {"collect": 3.0, "suppress": 12.0}
     json.dumps(row)
 
 
@@ -144,19 +156,25 @@ def row(scene: Any, batch: int, **changed: Any) -> dict[str, Any]:
         "mask_us": 9000.0,
         "probiou_us": None,
         "target_us": scene.target_us if batch == 1 else None,
+        "kernels_us": {"collect": 3.0, "suppress": 12.5},
         **changed,
     }
 
 
 @pytest.fixture
 def run(benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
-    """Runs the command with rows from `measure`."""
+    """Runs the command with rows from `measure`, whose process ends with `ending`."""
     (tmp_path / "library.so").touch()
     monkeypatch.setattr(benchmark, "library", lambda: tmp_path / "library.so")
-    monkeypatch.setattr(benchmark, "compile_reference", lambda: None)
 
-    def command(measure: Any, tests: Any) -> bool:
-        monkeypatch.setattr(benchmark, "measure", measure)
+    def command(measure: Any, tests: Any, ending: Sequence[str] = ("exit code 0",)) -> bool:
+        def lines(command: list[str], limit_s: float) -> Iterator[str]:
+            assert command[1:5] == [benchmark.__file__, "--rows", "--repeats", "1"]
+            for scene, batch in itertools.product(benchmark.SCENES, (1, 8)):
+                yield json.dumps(measure(scene, batch))
+            yield from ending
+
+        monkeypatch.setattr(benchmark, "run", lines)
         monkeypatch.setattr(benchmark, "pytest", tests)
         options = argparse.Namespace(out=tmp_path / "out", batch=None, repeats=1, no_tests=False)
         return bool(benchmark.benchmark(options))
@@ -195,16 +213,29 @@ def test_each_row_is_on_disk_before_the_next_is_measured(run: Callable[..., Any]
 
 
 def test_rows_that_would_begin_too_late_are_left_out_and_told(
-    run: Callable[..., Any], benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    benchmark: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
     now = itertools.count(0, 0.4 * benchmark.ROWS_S)
     monkeypatch.setattr(benchmark.time, "monotonic", lambda: next(now))
-    passed = {"passed": True, "result": "1 passed", "details": []}
-    assert not run(lambda scene, batch, *_: row(scene, batch), lambda *_: passed)
+    monkeypatch.setattr(benchmark, "compile_reference", lambda: None)
+    monkeypatch.setattr(benchmark, "measure", lambda scene, batch, *_: row(scene, batch))
+    benchmark.measure_rows(argparse.Namespace(batch=None, repeats=1))
+    said = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert len(said) == 8
+    assert [list(line) == ["left_out"] for line in said] == [False] * 2 + [True] * 6
+
+
+def test_where_a_row_ends_the_process_the_tests_still_run_and_the_file_says_what_came(
+    run: Callable[..., Any], benchmark: Any, tmp_path: Path
+) -> None:
+    """An illegal address takes the process's CUDA with it; the tests then name the case."""
+    passed = {"passed": True, "result": "60 passed", "details": []}
+    ending = ("Traceback", "AcceleratorError: an illegal memory access was encountered", "exit code 1")
+    assert not run(lambda scene, batch: row(scene, batch), lambda *_: passed, ending)
     record, text = written(tmp_path / "out")
-    assert 0 < len(record["rows"]) < 8
-    assert len(record["rows"]) + len(record["left_out"]) == 8
-    assert text.count("left out for want of time") == len(record["left_out"])
+    assert len(record["rows"]) == 8
+    assert record["tests"]["result"] == "60 passed"
+    assert "the rows ended early: AcceleratorError: an illegal memory access was encountered" in text
 
 
 def test_tests_come_last_and_get_what_is_left_of_the_time(
@@ -247,7 +278,9 @@ def test_pytest_is_heard_and_stopped_in_time(
     (tmp_path / "test_it.py").write_text(body)
     heard = benchmark.pytest(["-p", "no:cacheprovider", str(tmp_path)], limit_s)
     assert (heard["passed"], heard["result"].startswith(result)) == (passed, True), heard
-    assert len(heard["details"]) == result.endswith("failed")
+    assert len(heard["details"]) == (not passed)
+    if result.startswith("stopped"):
+        assert "test_it.py::test" in heard["details"][0]  # a hang has a name
 
 
 def test_the_sanitizer_has_a_file_of_its_own(
@@ -322,8 +355,10 @@ def test_without_a_compiler_the_rest_is_measured(
         "tests": {"result": "not run", "details": []},
         "rows": [row(benchmark.SCENES[0], 1, mask_us=None)],
         "left_out": ["last, batch 8"],
+        "ended_early": [],
     }
     text = benchmark.table(record)
     assert "| 50.0 | 60.0 | 40.0 | no nvcc | out of memory | yes |" in text
     assert "- last, batch 8: left out for want of time" in text
     assert "GPU before: driver 580, watts 90.5" in text
+    assert "| deployed graph, 1024² | 1 | 3.0 | 12.5 |" in text

@@ -20,27 +20,51 @@ class Fault:
     wrong: str
     finding: str
     max_detections: int = 300  # more than are kept
+    case: str = "tied"
 
 
 FAULTS = {
-    "shared memory without a barrier": Fault(
+    "a warp's meeting too few": Fault(
         "rotated_nms_kernels.cuh",
-        "int queued = 0;",
-        "int queued = 0; pending[lane] = 0; if (pending[31 - lane] == -2) return false;",
+        "Pairs pairs(tile.pairs[warp_in_block()]);",
+        "int* own = tile.pairs[warp_in_block()]; own[lane] = 0; if (own[31 - lane] == -2) return; "
+        "Pairs pairs(own);",
         "suppress: .* race, a read of shared memory",
+    ),
+    "a barrier too few": Fault(
+        "rotated_nms_kernels.cuh",
+        "            __syncthreads();\n            compare_with_earlier",
+        "            compare_with_earlier",
+        "suppress: .* race, a .* shared memory",
+        case="lists of several tiles",
     ),
     "two lanes write one word": Fault(
         "rotated_nms_kernels.cuh",
-        "if (lane == 31) {\n        problem.first_chunk",
-        "if (lane >= 30) {\n        problem.first_chunk",
+        "if (lane == 31) {\n        problem.first_tile",
+        "if (lane >= 30) {\n        problem.first_tile",
         "plan: .* race, a write to workspace",
     ),
     "two warps write one word": Fault(
         "rotated_nms_kernels.cuh",
-        "atomicOr(problem.state + segment.word + place / 32, bit);",
-        # Not in place of it: a lost bit is waited for for ever.
-        "atomicOr(problem.state + segment.word + place / 32, bit); problem.kept_totals[segment.id] = place;",
+        "if (warp == 0) {\n            decide_within",
+        "if (lane == 0) {\n            problem.kept_totals[segment.id] = begin;\n        }\n"
+        "        if (warp == 0) {\n            decide_within",
         "suppress: .* race, a write to workspace",
+    ),
+    "two blocks write one word": Fault(
+        "rotated_nms_kernels.cuh",
+        "if (warp == 0) {\n            decide_within",
+        "if (thread == 0) {\n            problem.kept_totals[segment.id] = begin;\n        }\n"
+        "        if (warp == 0) {\n            decide_within",
+        "suppress: .* race, a write to workspace",
+        case="lists of several tiles",
+    ),
+    "a decision told by a plain write": Fault(
+        "rotated_nms_kernels.cuh",
+        "*static_cast<volatile unsigned long long*>(word) = 1ull",
+        "*word = 1ull",
+        "suppress: .* race, a .* workspace",
+        case="lists of several tiles",
     ),
     "one point too many": Fault(
         "rotated_nms_kernels.cuh",
@@ -81,7 +105,7 @@ def test_the_checker_finds(tmp_path: Path, fault: str) -> None:
     assert text.count(it.right) == 1
     (tmp_path / "cuda" / it.file).write_text(text.replace(it.right, it.wrong))
     emulated = Emulated(compile_kernels(tmp_path, sources=tmp_path / "cuda"))
-    boxes, scores = CASES["tied"](1)
+    boxes, scores = CASES[it.case](1)
     settings = dataclasses.replace(USUAL, max_detections=it.max_detections)
     _, findings = emulated.checked(boxes, scores, settings, poison=0)
     assert re.search(it.finding, findings), findings

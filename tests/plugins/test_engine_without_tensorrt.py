@@ -250,8 +250,8 @@ def test_batches_of_every_size(place: OnHost | OnGpu, open_runner: Open, batch: 
                 which = drawn(rng, count)
                 assert_found(runner(images.tiles[which]), images, which)
         assert runner.describe()["cuda_graphs"] == "yes"
-        assert set(runner._lanes) == set(range(batch[0], 5))
-        assert all(lane.graphs for lane in runner._lanes.values())
+        assert set(runner._contexts) == set(range(batch[0], 5))
+        assert all(context.graphs for context in runner._contexts.values())
         assert min(runner.device_ms.values()) > 0
 
 

@@ -24,7 +24,7 @@ from plugin_libraries import skip_without_gpu
 from rgfl.geometry import rotated_nms
 from rgfl.plugins.launcher import LaunchError, Outputs, RotatedNms, Settings
 
-KERNELS = ("collect", "plan", "sort", "suppress", "tally", "emit")  # in the order in which they run
+KERNELS = ("collect", "plan", "sort", "merge", "suppress", "tally", "emit")  # in the order in which they run
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Emulated:
         self.red_zone = ctypes.c_size_t.in_dll(self.checker, "emulator_red_zone").value  # bytes
         self.checker.emulator_unwritten.restype = ctypes.c_size_t
         self.checker.emulator_findings.restype = ctypes.c_char_p
-        self.checker.emulator_bytes_read.restype = self.checker.emulator_adds.restype = ctypes.c_uint64
+        self.checker.emulator_adds.restype = ctypes.c_uint64
 
     def __call__(self, boxes: NDArray[Any], scores: NDArray[Any], settings: Settings) -> Result:
         result, findings = self.checked(boxes, scores, settings)
@@ -92,10 +92,6 @@ class Emulated:
         finally:  # the memory may be another array's next time
             seen = self.checker.emulator_findings().decode()
         return Result(**outputs), "\n".join([*findings, seen]).strip()
-
-    def bytes_read(self, kernel: str) -> int:
-        """By a kernel of the last call, in global memory."""
-        return int(self.checker.emulator_bytes_read(KERNELS.index(kernel)))
 
     def adds(self, kernel: str) -> int:
         """Atomic additions by a kernel of the last call."""
@@ -243,7 +239,7 @@ def all_in_one_class(batch: int) -> tuple[NDArray[np.float32], NDArray[np.float3
 
 def chain(batch: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Each box overlaps the next alone, scores falling: every second is kept, each waits for all before."""
-    n = 70
+    n = 600
     boxes = np.zeros((batch, n, 5), np.float32)
     boxes[..., 0] = np.arange(n) * 10
     boxes[..., 2:4] = 16, 8
@@ -271,6 +267,8 @@ CASES = {
         np.tile(np.float32([50, 50, 20, 10, 0.3]), (batch, 70, 1)),
         np.full((batch, 70, 2), 0.7, np.float32),
     ),
+    "lists of several tiles": lambda batch: clustered(batch, 800, 2, levels=50),
+    "nothing crowded": lambda batch: clustered(batch, 700, 1, spread=4000),
     "one point": lambda batch: clustered(batch, 1, 2),
     "no points": lambda batch: (np.zeros((batch, 0, 5), np.float32), np.zeros((batch, 0, 3), np.float32)),
     "all below": none_above,
@@ -297,6 +295,13 @@ def test_keeps_what_the_cpu_keeps(nms: Emulated | OnGpu, case: str) -> None:
 def test_pre_nms_topk_takes_the_best_of_all_classes(nms: Emulated | OnGpu, topk: int) -> None:
     settings = Settings(score_threshold=0.2, iou_threshold=0.2, pre_nms_topk=topk, max_detections=200)
     boxes, scores = clustered(2, 120, 3, levels=12)
+    check(nms(boxes, scores, settings), boxes, scores, settings)
+
+
+@pytest.mark.parametrize("topk", [1, 256, 257, 700, 1500])
+def test_pre_nms_topk_ends_within_any_tile(nms: Emulated | OnGpu, topk: int) -> None:
+    settings = Settings(score_threshold=0.1, iou_threshold=0.3, pre_nms_topk=topk, max_detections=900)
+    boxes, scores = clustered(2, 900, 2)
     check(nms(boxes, scores, settings), boxes, scores, settings)
 
 
@@ -375,42 +380,32 @@ def test_impossible_settings_are_refused(nms: Emulated | OnGpu) -> None:
             nms(boxes, scores, settings)
 
 
-def test_a_library_of_a_newer_cuda_than_the_drivers_says_what_to_do(
-    emulated_kernels: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("code", "remedy"), [(35, r"rgfl\.plugins\.build --nvcc"), (209, r"rgfl\.plugins\.build --force")]
+)
+def test_a_library_that_does_not_fit_the_machine_says_what_to_do(
+    emulated_kernels: Path, monkeypatch: pytest.MonkeyPatch, code: int, remedy: str
 ) -> None:
     launch = RotatedNms(emulated_kernels)
-    monkeypatch.setattr(launch, "_run", lambda *_: 35)
+    monkeypatch.setattr(launch, "_run", lambda *_: code)
     outputs = Outputs(num_detections=256, boxes=256, scores=256, labels=256)
-    with pytest.raises(LaunchError, match=r"\(CUDA error 35\); build it with .*rgfl\.plugins\.build --nvcc"):
+    with pytest.raises(LaunchError, match=rf"\(CUDA error {code}\); .*{remedy}"):
         launch((1, 4, 1), USUAL, boxes=256, scores=256, outputs=outputs, workspace=256)
 
 
 # ---- what it takes, counted on the emulator --------------------------------------------------------------
 
 
-def far_apart(points: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Boxes of which no two meet, all in one class and above the threshold."""
-    boxes = np.tile(np.float32([0, 0, 8, 8, 0]), (1, points, 1))
-    boxes[0, :, 0] = np.arange(points) * 100
-    return boxes, np.linspace(0.9, 0.4, points, dtype=np.float32).reshape(1, points, 1)
-
-
-def test_of_a_rival_apart_only_its_bounds_are_read(emulated_kernels: Path) -> None:
-    """A candidate's own box was loaded again for every rival: twice the bytes."""
-    emulated, points = Emulated(emulated_kernels), 640
-    boxes, scores = far_apart(points)
-    check(emulated(boxes, scores, USUAL), boxes, scores, USUAL)
-    bounds_of_all_pairs = 16 * points * (points - 1) // 2
-    assert bounds_of_all_pairs <= emulated.bytes_read("suppress") < 1.25 * bounds_of_all_pairs
-
-
-def test_warps_draw_no_more_often_than_there_are_places(emulated_kernels: Path) -> None:
-    """64 warps run for 32 places: every warp that stays asks once more and hears that it is over."""
+@pytest.mark.parametrize(("above", "tiles"), [(3, 1), (600, 3)])
+def test_blocks_draw_no_more_often_than_there_are_tiles(
+    emulated_kernels: Path, above: int, tiles: int
+) -> None:
+    """Three blocks run, as 600 points may make so many tiles; one that stays asks once more, in vain."""
     emulated = Emulated(emulated_kernels)
-    boxes, scores = far_apart(96)
-    scores[0, 3:] = 0
+    boxes, scores = clustered(1, 600, 1)
+    scores = np.where(np.arange(600)[:, None] < above, scores + np.float32(0.4), 0).astype(np.float32)
     check(emulated(boxes, scores, USUAL), boxes, scores, USUAL)
-    assert emulated.adds("suppress") == 32 + 32
+    assert emulated.adds("suppress") == 2 * tiles
 
 
 # ---- on a GPU alone --------------------------------------------------------------------------------------

@@ -4,12 +4,13 @@
 //
 // g++ -fsanitize=thread puts a call before every access to memory. The calls are answered here instead
 // of by ThreadSanitizer, whose threads and locks are not those of a GPU:
-//   - the lanes of a warp are ordered by the warp's meetings, different warps of a launch by nothing;
+//   - the lanes of a warp are ordered by the warp's meetings, the warps of a block by its barriers, and the
+//     blocks of a launch by nothing;
 //   - launches follow each other;
 //   - volatile and atomic accesses are strong: they do not race with each other.
 // Memory is looked at in words of four bytes. What it does not see: an access further than `red_zone` beyond
 // an array, and of shared memory, which has no beginning here that is known, its bounds and first values.
-// It also counts what a kernel reads and adds, since a result does not show what it took.
+// It also counts a kernel's atomic additions, since a result does not show what it took.
 #include <cxxabi.h>
 #include <dlfcn.h>
 #include <stddef.h>
@@ -36,23 +37,25 @@ struct Access {
     bool write, strong;
 };
 
-// Who touched a word last; `many` where several did and nothing orders them.
+// Who touched a word last; `many` where several did and nothing orders them. Several of one block did so between
+// the same two barriers, and several of one warp between the same two meetings.
 struct Touch {
     unsigned launch = 0;
-    int64_t warp = many, lane = many;
-    unsigned meeting = 0;
+    int64_t block = many, warp = many, lane = many;
+    unsigned barrier = 0, meeting = 0;
 
     bool comes_before(const Place& now) const {
-        return launch != now.launch ||
+        return launch != now.launch || (block == now.block && barrier < now.barrier) ||
                (warp == now.warp && (lane == static_cast<int64_t>(now.lane) || meeting < now.meeting));
     }
     void add(const Place& now) {
         if (comes_before(now)) {
-            *this = {now.launch, now.warp, now.lane, now.meeting};
+            *this = {now.launch, now.block, now.warp, now.lane, now.barrier, now.meeting};
             return;
         }
         lane = warp == now.warp && lane == static_cast<int64_t>(now.lane) ? lane : many;
         warp = warp == now.warp ? warp : many;
+        block = block == now.block ? block : many;
     }
 };
 
@@ -68,13 +71,9 @@ struct Array {
     std::unique_ptr<Word[]> words;
 };
 
-struct Cost {
-    std::atomic<uint64_t> bytes_read{0}, adds{0};
-};
-
 std::vector<Array> arrays;
-Cost costs[16];  // of the launches since the first that touched a watched array
-std::atomic<unsigned> first_launch{0};
+std::atomic<unsigned> first_launch{0};  // that touched a watched array
+std::atomic<uint64_t> adds[16];         // of the launches since
 std::atomic<bool> watching{false};
 std::mutex word_locks[64];
 std::mutex findings_lock;
@@ -85,12 +84,6 @@ std::string findings_text;
 thread_local std::unordered_map<uintptr_t, Word> shared_words;
 thread_local unsigned shared_launch = 0;
 thread_local int64_t shared_block = -1;
-
-Cost& cost_of(const Place& place) {
-    unsigned none = 0;
-    first_launch.compare_exchange_strong(none, place.launch);
-    return costs[(place.launch - first_launch) % 16];
-}
 
 std::string kernel_name(const Place& place) {
     Dl_info info{};
@@ -144,7 +137,8 @@ void look(const void* address, size_t bytes, Access access) {
             return;
         }
         if (!access.write) {
-            cost_of(place).bytes_read += bytes;
+            unsigned none = 0;
+            first_launch.compare_exchange_strong(none, place.launch);
         }
         if (access.write && array.read_only) {
             report(place, "a write to the input", where);
@@ -194,8 +188,8 @@ extern "C" void emulator_watch(const char* name, void* memory, size_t bytes, boo
     using namespace emulator;
     const auto begin = reinterpret_cast<uintptr_t>(memory);
     if (!watching) {
-        for (Cost& cost : costs) {
-            cost.bytes_read = cost.adds = 0;
+        for (std::atomic<uint64_t>& count : adds) {
+            count = 0;
         }
         first_launch = 0;
     }
@@ -218,9 +212,8 @@ extern "C" size_t emulator_unwritten(const void* memory) {
     return 0;
 }
 
-// Bytes of the watched arrays that the launch of this number, from 0, has read; and its 32-bit atomicAdds.
-extern "C" uint64_t emulator_bytes_read(unsigned launch) { return emulator::costs[launch].bytes_read; }
-extern "C" uint64_t emulator_adds(unsigned launch) { return emulator::costs[launch].adds; }
+// 32-bit atomic additions of the launch of this number, from 0.
+extern "C" uint64_t emulator_adds(unsigned launch) { return emulator::adds[launch]; }
 
 // Ends the watch; the first findings, a line each.
 extern "C" const char* emulator_findings() {
@@ -253,9 +246,14 @@ extern "C" int __tsan_atomic32_fetch_add(int* address, int value, int) {
     emulator::look(address, 4, {true, true});
     emulator::Place place{};
     if (emulator::watching && emulator::find_place(address, place)) {
-        emulator::cost_of(place).adds += 1;
+        emulator::adds[(place.launch - emulator::first_launch) % 16] += 1;
     }
     return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
+}
+extern "C" unsigned __tsan_atomic32_fetch_or(unsigned* address, unsigned value, int) {
+    emulator::look(address, 4, {false, true});
+    emulator::look(address, 4, {true, true});
+    return __atomic_fetch_or(address, value, __ATOMIC_RELAXED);
 }
 extern "C" uint64_t __tsan_atomic64_fetch_or(uint64_t* address, uint64_t value, int) {
     emulator::look(address, 8, {false, true});

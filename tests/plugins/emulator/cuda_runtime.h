@@ -1,8 +1,8 @@
 // A CUDA runtime small enough to run the kernels of plugins/cuda on a CPU, for the tests of their
 // indexing: this header is found in place of NVIDIA's when g++ compiles the .cu file.
 //
-// Each thread of a block is a fiber, blocks run side by side on a few OS threads, and a warp's lanes
-// meet at every warp operation. A lane that leaves while others wait aborts with a message. The
+// Each thread of a block is a fiber, blocks run side by side on a few OS threads, a warp's lanes meet at every
+// warp operation, and a block's threads at every barrier. One that leaves while others wait aborts with a message. The
 // order of fibers and blocks is shuffled by RGFL_EMULATOR_SEED, so that repeated runs see other schedules.
 // checker.cpp looks at what they read and write.
 #pragma once
@@ -35,6 +35,8 @@ namespace emulator {
 void launch(dim3 grid, dim3 block, const void* address, const std::function<void()>& kernel);
 // Waits for the 32 lanes and returns what each brought.
 const uint64_t* exchange(unsigned mask, uint64_t value);
+// Waits for all threads of the block; whether any of them voted.
+bool barrier(bool vote);
 
 template <class T>
 uint64_t to_bits(T value) {
@@ -127,7 +129,12 @@ inline unsigned __ballot_sync(unsigned mask, bool vote) {
 }
 inline bool __any_sync(unsigned mask, bool vote) { return __ballot_sync(mask, vote) != 0; }
 inline void __syncwarp(unsigned mask = 0xffffffffu) { emulator::exchange(mask, 0); }
+inline void __syncthreads() { emulator::barrier(false); }
+inline int __syncthreads_or(int vote) { return emulator::barrier(vote != 0); }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
+inline unsigned __float_as_uint(float value) { return static_cast<unsigned>(emulator::to_bits(value)); }
+inline float __uint_as_float(unsigned bits) { return emulator::from_bits<float>(bits); }
 template <class T>
 T atomicAdd(T* address, T value) {
     return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);

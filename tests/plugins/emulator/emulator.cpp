@@ -44,6 +44,8 @@ struct Block {
     std::vector<Warp> warps;
     ucontext_t scheduler;
     unsigned current = 0;
+    unsigned arrived = 0, barriers = 0;  // at the barrier that threads wait for, and those that are over
+    bool votes[2] = {};
 };
 thread_local Block* block = nullptr;
 
@@ -73,6 +75,8 @@ void run_block(Block& run, unsigned seed) {
         prepare(fiber);
     }
     run.warps.assign((run.fibers.size() + 31) / 32, Warp{});
+    run.arrived = run.barriers = 0;
+    run.votes[0] = run.votes[1] = false;
     const auto started = std::chrono::steady_clock::now();
     for (bool running = true; running;) {
         running = false;
@@ -151,6 +155,24 @@ const uint64_t* exchange(unsigned mask, uint64_t value) {
     return slots;
 }
 
+bool barrier(bool vote) {
+    const unsigned number = block->barriers;
+    block->votes[number % 2] |= vote;
+    if (++block->arrived == block->fibers.size()) {
+        block->arrived = 0;
+        block->votes[(number + 1) % 2] = false;
+        block->barriers += 1;
+    }
+    while (block->barriers == number) {
+        if (std::any_of(block->fibers.begin(), block->fibers.end(), [](const Fiber& fiber) { return fiber.done; })) {
+            fprintf(stderr, "emulator: threads left while others wait at a barrier\n");
+            abort();
+        }
+        yield();
+    }
+    return block->votes[number % 2];
+}
+
 bool find_place(const void* address, Place& place) {
     if (block == nullptr) {
         return false;
@@ -165,7 +187,8 @@ bool find_place(const void* address, Place& place) {
              blockIdx.x,
              static_cast<int64_t>(blockIdx.x) * static_cast<int64_t>(block->warps.size()) + warp,
              block->current % 32,
-             block->warps[warp].meetings};
+             block->warps[warp].meetings,
+             block->barriers};
     return true;
 }
 

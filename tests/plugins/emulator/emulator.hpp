@@ -12,6 +12,7 @@ struct Place {
     int64_t block, warp;  // the warp's number in the whole grid
     unsigned lane;
     unsigned meeting;  // of the warp, so far
+    unsigned barrier;  // of the block, so far
 };
 
 // Where the calling thread is in which kernel; false on the host, and for addresses on its own stack.
