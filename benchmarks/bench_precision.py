@@ -25,7 +25,8 @@ from rgfl.detections import Detections
 from rgfl.dota import synthetic
 from rgfl.dota.average_precision import evaluate_detections
 from rgfl.dota.labels import Objects, read_label_folder, version_of
-from rgfl.export import graph, quantize
+from rgfl.export import onnx_file, quantize
+from rgfl.export.fp16 import to_rounded
 from rgfl.matching import match_detections
 from rgfl.trt_runtime import bench, machine
 from rgfl.trt_runtime.pipeline import find_scenes, stream
@@ -73,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     work: Path = arguments.work
     work.mkdir(parents=True, exist_ok=True)
     models = make_models(arguments.model, arguments.calib, arguments.calib_images, work)
-    spec = graph.read_spec(graph.load(models["fp32"]))
+    spec = onnx_file.read_spec(onnx_file.load(models["fp32"]))
     images, labels = arguments.images, arguments.labels
     if images is None:
         images, labels = make_scenes(work / "scenes", spec.classes, arguments.density)
@@ -102,9 +103,9 @@ def run(arguments: argparse.Namespace) -> int:
 def make_models(source: Path, calibration: Path, count: int, work: Path) -> dict[str, Path]:
     """The four files; quantised anew each time, from cached histograms."""
     paths = {name: work / f"{source.stem}-{name}.onnx" for name in NAMES}
-    model = graph.load(source)
-    graph.save(model, paths["fp32"])
-    graph.save(graph.to_rounded(model)[0], paths["fp16"])
+    model = onnx_file.load(source)
+    onnx_file.save(model, paths["fp32"])
+    onnx_file.save(to_rounded(model)[0], paths["fp16"])
     quantised = work / f"{source.stem}-quantised.onnx"
     report = quantize.quantize(
         paths["fp32"],
@@ -115,7 +116,7 @@ def make_models(source: Path, calibration: Path, count: int, work: Path) -> dict
         cpu_variant_path=paths["int8-cpu"],
     )
     print(report.text(), file=sys.stderr)
-    graph.save(graph.to_rounded(graph.load(quantised))[0], paths["int8"])
+    onnx_file.save(to_rounded(onnx_file.load(quantised))[0], paths["int8"])
     return paths
 
 

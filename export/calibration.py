@@ -32,8 +32,8 @@ METHOD: Method = "percentile"
 PERCENTILE = 99.999
 TILES_PER_IMAGE = 4
 BINS = 4096
-PIECE = 1 << 16  # values that a cache holds: twice as fast as all at once
-LEAST = 2.0**-100  # magnitudes below count as 0: float32 has no number of bins in 1
+PIECE = 1 << 16  # values that fit into the CPU's cache: twice as fast as all at once
+LEAST = 2.0**-100  # magnitudes below count as 0: for their bins float32 does not hold 1 / width
 LEAST_KEPT = 0.99  # of the values, by entropy calibration
 CALIBRATION_FORMAT = 2  # raise it when histograms, tiles or equalisation change: older caches serve no more
 
@@ -211,7 +211,6 @@ def collect(
     tensors: Sequence[str],
     tiles: Iterator[NDArray[np.uint8]],
     spec: DetectorSpec,
-    progress: bool = True,
 ) -> tuple[dict[str, Histogram], int]:
     """Histograms of `tensors` over `tiles`, and how many tiles those were; one tile in memory at a time."""
     from tqdm import tqdm
@@ -219,7 +218,7 @@ def collect(
     network = Network(model, tensors, spec)
     histograms = {name: Histogram() for name in tensors}
     count = 0
-    with tqdm(unit="tile", desc="calibrate", disable=None if progress else True) as bar:
+    with tqdm(unit="tile", desc="calibrate", disable=None) as bar:
         for tile in tiles:
             for name, values in zip(tensors, network(tile), strict=True):
                 try:

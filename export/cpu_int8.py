@@ -32,10 +32,10 @@ def cpu_variant(model: onnx.ModelProto, thresholds: Mapping[str, float] | None =
     - MaxPool, Q becomes Q, MaxPool of the integers, for the same reason.
 
     That alone is slow: where TensorRT has Q only behind a residual addition, the convolution in front stays
-    in float. With `thresholds` three more change the numbers, by a step at most of the grid of each tensor,
-    which is coarse where a clip behind it cuts most of it off:
+    in float. With `thresholds` three more change the numbers, by at most one step of each tensor's grid; that
+    is much where a clip behind cuts off most of the grid:
 
-    - Convolutions that nobody quantises behind get a grid of their own.
+    - The output of a convolution that stayed float is quantised too.
     - What a ReLU gives is never negative: its grid has 255 steps above zero, not 127, and saturating does
       the ReLU's work.
     - Pixels stay on their own grid where the normalisation allows it: whole means, one deviation for all.

@@ -3,9 +3,9 @@
 A tensor has one scale, so a channel of small values gets few of the 127 steps. Between two convolutions each
 channel may be multiplied by a factor and the next weights divided by it: the network computes what it did,
 and the channel uses more steps (Nagel et al., arXiv 1906.04721, §4.1). There the ranges of weights are
-balanced; here activations get all there is to get, since gptq.py leaves hardly any error in the weights.
-ReLU, pooling and resizing may lie between, and additions whose terms get the same factors. ReLU6 keeps its
-bound: a channel's own becomes lower, never below what it was seen to reach.
+balanced; here only activations count, since gptq.py leaves hardly any error in the weights. ReLU, pooling
+and resizing may lie between, and additions whose terms get the same factors. The bound of a ReLU6 stays: for
+a channel that is multiplied it cuts off more, but never a value that was seen.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Group:
 
 
 def equalise(
-    model: onnx.ModelProto, tiles: Sequence[NDArray[np.uint8]], spec: DetectorSpec, progress: bool = True
+    model: onnx.ModelProto, tiles: Sequence[NDArray[np.uint8]], spec: DetectorSpec
 ) -> onnx.ModelProto:
     """A copy of the float `model` with other weights, whose outputs on `tiles` are the same.
 
@@ -60,7 +60,7 @@ def equalise(
     looked_at = [
         name for group in groups for name in group.tensors if name in quantised or name in group.bounds
     ]
-    peaks = _peaks(model, looked_at, tiles, spec, progress)
+    peaks = _peaks(model, looked_at, tiles, spec)
 
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -103,7 +103,6 @@ def _peaks(
     tensors: Sequence[str],
     tiles: Sequence[NDArray[np.uint8]],
     spec: DetectorSpec,
-    progress: bool,
 ) -> dict[str, NDArray[np.float32]]:
     """(C,) greatest magnitude of each channel of (1, C, H, W) tensors, over all tiles."""
     from tqdm import tqdm
@@ -112,7 +111,7 @@ def _peaks(
         return {}
     network = Network(model, tensors, spec)
     peaks: dict[str, NDArray[np.float32]] = {}
-    for tile in tqdm(tiles, unit="tile", desc="equalise", disable=None if progress else True):
+    for tile in tqdm(tiles, unit="tile", desc="equalise", disable=None):
         for name, values in zip(tensors, network(tile), strict=True):
             greatest = np.maximum(values.max(axis=(0, 2, 3)), -values.min(axis=(0, 2, 3)))
             if not np.isfinite(greatest).all():

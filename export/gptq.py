@@ -1,13 +1,12 @@
-"""Weights to int8 so that a layer's outputs change least, and not each weight by itself.
+"""Weights rounded to int8 so that a layer's outputs change least (GPTQ, Frantar et al., arXiv 2210.17323).
 
-Rounding to the nearest step treats weights as if their errors could not make up for each other. They can:
-what rounding one weight does to the output, those not yet rounded take back as far as the inputs go together
-(GPTQ, Frantar et al., arXiv 2210.17323). What is left of a shift of the output's mean goes into the bias
-(Nagel et al., arXiv 1906.04721, §4.2). Layers, grids and sizes stay as they are with nearest steps, so an
-engine is as fast.
+Rounding each weight to its nearest step ignores that errors can cancel. Here the error of each rounded weight
+is compensated by those not rounded yet, as far as their inputs are correlated. What remains as a shift of the
+output's mean is taken out by the bias (Nagel et al., arXiv 1906.04721, §4.2). Layers, grids and sizes are
+those of nearest rounding, so an engine is as fast.
 
-Both need the mean and the covariance of what a layer reads, on the grid it will have. They are taken from the
-float network, so no layer makes up for what those in front of it do: corrections of one error add up.
+Both need the mean and the covariance of a layer's inputs, quantised as they will be. They are taken from the
+float network, so no layer corrects the errors of the layers before it: corrections of one error would add up.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ class _Layer:
         return weight.reshape(self.shape).astype(np.float64)
 
     def as_weight(self, matrix: NDArray) -> NDArray:
-        """What `matrix` took apart."""
+        """The inverse of `matrix`: (G, R, D) in the weight's own shape."""
         if self.is_conv:
             return matrix.reshape(self.weight.shape)
         return matrix.reshape(self.weight.shape[::-1]).T
@@ -88,7 +87,6 @@ def round_weights(
     thresholds: Mapping[str, float],
     tiles: Sequence[NDArray[np.uint8]],
     spec: DetectorSpec,
-    progress: bool = True,
 ) -> dict[str, WeightSteps]:
     """Every weight of `placement` by its name; the scales are those of `qdq.weight_scale`.
 
@@ -101,7 +99,7 @@ def round_weights(
 
     layers = _layers(model, placement)
     result = {}
-    with tqdm(total=len(layers), unit="layer", desc="round", disable=None if progress else True) as bar:
+    with tqdm(total=len(layers), unit="layer", desc="round", disable=None) as bar:
         for group in _in_memory(layers):
             inputs = _look_at(model, group, placement, thresholds, tiles, spec)
             for name, layer in group.items():
@@ -202,7 +200,7 @@ def _moments(nodes: Sequence[_Inputs]) -> tuple[NDArray[np.float64], NDArray[np.
 def _rows(
     node: onnx.NodeProto, values: NDArray[np.float32], layer: _Layer, wanted: int, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """(G, N, D) what the rows of the matrix meet at N ≤ `wanted` positions of the output, drawn at random."""
+    """(G, N, D) inputs of the matrix at N ≤ `wanted` positions of the output, drawn at random."""
     groups, _, length = layer.shape
     if not layer.is_conv:
         rows = values.reshape(-1, length)

@@ -118,7 +118,7 @@ def place(model: onnx.ModelProto, keep_float: Collection[str] = ()) -> Placement
 
 
 def float_outputs(model: onnx.ModelProto, placement: Placement) -> list[str]:
-    """What INT8 convolutions give that nobody quantises: in front of additions, normalisations, outputs.
+    """Outputs of INT8 convolutions that stay float: before additions, normalisations, the model's outputs.
 
     TensorRT's kernels give float there. ONNX Runtime has no integer kernel that does, and would compute
     these convolutions in float; `cpu_variant` gives them a grid.

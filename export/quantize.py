@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rgfl import errors
+from rgfl.export import onnx_file
 from rgfl.export.calibration import (
     METHOD,
     PERCENTILE,
@@ -55,8 +56,8 @@ if TYPE_CHECKING:
 
 IMAGES = 64
 SCAN_TILES = 4
-# Of the error. The light detector's first depthwise convolution causes .4 to .6 of it: the 127 steps of a
-# ReLU6 are few there.
+# Share of the error. The light detector's first depthwise convolution causes .4 to .6 of it: 127 steps are
+# too few for its ReLU6.
 FLOAT_ABOVE = 1 / 3
 
 EXAMPLES = """\
@@ -89,25 +90,25 @@ class Block:
     gain: float
 
 
-@dataclass
+@dataclass(frozen=True)
 class Report:
     """What was done, for people and for tests."""
 
     path: Path
     spec: DetectorSpec
     method: Method
-    tiles: int = 0
-    cached: bool = False
-    quantised: tuple[str, ...] = ()  # names of nodes
-    blocks: tuple[str, ...] = ()
-    float_blocks: tuple[str, ...] = ()
-    cpu_float_blocks: tuple[str, ...] | None = None  # of the CPU's variant, if one was asked for
-    error: float | None = None  # relative squared error of the head's outputs, all blocks in INT8
-    scan: list[Block] = field(default_factory=list)
-    ap_float: float | None = None
-    ap_int8: float | None = None
-    bytes_before: int = 0
-    bytes_after: int = 0
+    tiles: int
+    cached: bool
+    quantised: tuple[str, ...]  # names of nodes
+    blocks: tuple[str, ...]
+    float_blocks: tuple[str, ...]
+    cpu_float_blocks: tuple[str, ...] | None  # of the CPU's variant, if one was asked for
+    error: float | None  # relative squared error of the head's outputs, all blocks in INT8
+    scan: Sequence[Block]
+    ap_float: float | None
+    ap_int8: float | None
+    bytes_before: int
+    bytes_after: int
 
     def text(self, with_scan: bool = False) -> str:
         """A few lines; the scan as a table if wanted, the most sensitive block first."""
@@ -174,7 +175,7 @@ class Logits:
 
 
 def scan(
-    blocks: Mapping[str, Sequence[str]], error: Callable[[Collection[str]], float], progress: bool = True
+    blocks: Mapping[str, Sequence[str]], error: Callable[[Collection[str]], float]
 ) -> tuple[float, list[Block]]:
     """The error with every block in INT8, and what each block in float would take off it, greatest first.
 
@@ -186,7 +187,7 @@ def scan(
 
     whole = error(())
     found = []
-    for name in tqdm(blocks, unit="block", desc="scan", disable=None if progress else True):
+    for name in tqdm(blocks, unit="block", desc="scan", leave=False, disable=None):
         found.append(Block(name, len(blocks[name]), whole - error([name])))
     return whole, sorted(found, key=lambda block: (-block.gain, block.name))
 
@@ -196,7 +197,8 @@ def cause_most(
 ) -> list[str]:
     """Blocks that, one after the other in float, each take more than this share of the error off.
 
-    Blocks behind each other pass on the same error: what the first takes off, the next need not.
+    Consecutive blocks carry the same error, so once the first is in float the next may gain nothing; each
+    is measured again.
 
     Args:
         whole, blocks: of `scan`.
@@ -215,7 +217,7 @@ def cause_most(
     return chosen
 
 
-def mean_ap(path: Path, images: Mapping[str, Path], truth: Mapping[str, Any], progress: bool) -> float:
+def mean_ap(path: Path, images: Mapping[str, Path], truth: Mapping[str, Any]) -> float:
     """mAP (.50:.95) over the classes that occur in `truth`, tiled, merged and scored as eval_dota.py does."""
     from tqdm import tqdm
 
@@ -225,9 +227,9 @@ def mean_ap(path: Path, images: Mapping[str, Path], truth: Mapping[str, Any], pr
     from rgfl.trt_runtime.runners import load_runner
 
     with load_runner(path, device="cpu") as runner:
-        classes, quiet = runner.spec.classes, None if progress else True
+        classes = runner.spec.classes
         done = tqdm(
-            stream(runner, images), total=len(images), unit="image", desc="AP", leave=False, disable=quiet
+            stream(runner, images), total=len(images), unit="image", desc="AP", leave=False, disable=None
         )
         detections = {scene.name: scene.detections for scene in done}
     result = evaluate_detections(detections, truth, classes, version=version_of(classes))
@@ -264,10 +266,8 @@ def read_float_model(path: Path) -> tuple[onnx.ModelProto, DetectorSpec]:
     """The FP32 model in `path`, ready to be quantised, and its spec; ModelError where it cannot be."""
     import onnx
 
-    from rgfl.export import graph
-
-    model = graph.load(path)
-    spec = graph.read_spec(model)
+    model = onnx_file.load(path)
+    spec = onnx_file.read_spec(model)
     operators = {node.op_type for node in model.graph.node}
     domains = {node.domain for node in model.graph.node} - {"", "ai.onnx"}
     if operators & {"QuantizeLinear", "DequantizeLinear"}:
@@ -315,10 +315,9 @@ class _Calibrated:
     def file(self, left_out: Sequence[str]) -> onnx.ModelProto:
         """What is written: the same, checked, with the spec and how it was made."""
         from rgfl import __version__
-        from rgfl.export import graph
 
         result = checked(self.insert(left_out))
-        graph.write_spec(
+        onnx_file.write_spec(
             result,
             self.spec,
             precision="int8",
@@ -330,12 +329,30 @@ class _Calibrated:
 
     def for_cpu(self, left_out: Sequence[str]) -> onnx.ModelProto:
         """The same for ONNX Runtime's integer kernels."""
-        from rgfl.export import graph
-
         open_ends = float_outputs(self.model, place(self.model, left_out))
         result = cpu_variant(self.file(left_out), {name: self.thresholds[name] for name in open_ends})
-        graph.write_spec(result, self.spec, variant="cpu")
+        onnx_file.write_spec(result, self.spec, variant="cpu")
         return result
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Blocks that stay in float, and what their choice is based on.
+
+    Attributes:
+        asked_for: by the caller.
+        worst: those that cause most of the error besides.
+        error, scan: as in `Report`.
+    """
+
+    asked_for: list[str]
+    worst: list[str] = field(default_factory=list)
+    error: float | None = None
+    scan: Sequence[Block] = ()
+
+    @property
+    def blocks(self) -> list[str]:
+        return self.asked_for + self.worst
 
 
 def quantize(
@@ -353,7 +370,6 @@ def quantize(
     labels: Path | str | None = None,
     cache: Path | str | None = None,
     cpu_variant_path: Path | str | None = None,
-    progress: bool = True,
 ) -> Report:
     """Write the INT8 form of `model_path` to `out_path`; the same inputs give the same bytes.
 
@@ -377,8 +393,6 @@ def quantize(
         QuantizationFailed: `max_ap_drop` cannot be held.
         ModelError, InputError, SpecError, ImageError, LabelError: what the user can put right.
     """
-    from rgfl.export import graph
-
     model_path, out_path = Path(model_path), Path(out_path)
     _check(method, percentile, images, float_above, max_ap_drop, labels)
     model, spec = read_float_model(model_path)
@@ -396,45 +410,45 @@ def quantize(
         percentile,
         asked_for,
         Path(cache) if cache is not None else None,
-        progress,
     )
-    report = Report(out_path, spec, method, calibrated.tiles, calibrated.cached, blocks=tuple(blocks))
 
-    # Which blocks stay in float.
-    worst: list[str] = []
+    choice = _Choice(asked_for)
     if scan_blocks or max_ap_drop is not None or (float_above < 1 and head_outputs(model)):
         logits = Logits(model, sample_of_tiles(chosen, spec, SCAN_TILES), spec)
-
-        def error(more: Collection[str]) -> float:
-            return logits.error(calibrated.insert([*asked_for, *more]))
-
-        report.error, report.scan = scan(place(model, asked_for).blocks, error, progress)
-        worst = cause_most(report.error, report.scan, float_above, error)
-    in_float = asked_for + worst
+        others = place(model, asked_for).blocks
+        choice = _choose(logits, calibrated.insert, others, asked_for, float_above)
+    in_float, ap_float, ap_int8 = choice.blocks, None, None
     if max_ap_drop is not None and truth is not None:
-        report.ap_float = mean_ap(model_path, chosen, truth, progress)
-        ranking = [block.name for block in report.scan if block.name not in worst]
-        more, report.ap_int8 = _hold_ap(
-            calibrated, in_float, ranking, report.ap_float, max_ap_drop, chosen, truth, progress
-        )
-        in_float += more
+        ap_float = mean_ap(model_path, chosen, truth)
+        more, ap_int8 = _hold_ap(calibrated, choice, ap_float, max_ap_drop, chosen, truth)
+        in_float = in_float + more
 
-    graph.save(calibrated.file(in_float), out_path)
-    report.quantised = tuple(place(model, in_float).weights)
-    report.float_blocks = tuple(in_float)
-    report.bytes_before, report.bytes_after = model_path.stat().st_size, out_path.stat().st_size
-
+    onnx_file.save(calibrated.file(in_float), out_path)
+    cpu_float = None
     if cpu_variant_path is not None:
-        if worst and max_ap_drop is None:
+        cpu_float = in_float
+        if choice.worst and max_ap_drop is None:
             # Behind a ReLU its grids are twice as fine, so what is worst with 127 steps need not be here.
-            def cpu_error(more: Collection[str]) -> float:
-                return logits.error(calibrated.for_cpu([*asked_for, *more]))
-
-            found = scan({name: blocks[name] for name in worst}, cpu_error, progress=False)
-            in_float = asked_for + cause_most(*found, float_above, cpu_error)
-        graph.save(calibrated.for_cpu(in_float), Path(cpu_variant_path))
-        report.cpu_float_blocks = tuple(in_float)
-    return report
+            worst = {name: blocks[name] for name in choice.worst}
+            cpu_float = _choose(logits, calibrated.for_cpu, worst, asked_for, float_above).blocks
+        onnx_file.save(calibrated.for_cpu(cpu_float), Path(cpu_variant_path))
+    return Report(
+        path=out_path,
+        spec=spec,
+        method=method,
+        tiles=calibrated.tiles,
+        cached=calibrated.cached,
+        quantised=tuple(place(model, in_float).weights),
+        blocks=tuple(blocks),
+        float_blocks=tuple(in_float),
+        cpu_float_blocks=None if cpu_float is None else tuple(cpu_float),
+        error=choice.error,
+        scan=choice.scan,
+        ap_float=ap_float,
+        ap_int8=ap_int8,
+        bytes_before=model_path.stat().st_size,
+        bytes_after=out_path.stat().st_size,
+    )
 
 
 def _calibrate(
@@ -445,7 +459,6 @@ def _calibrate(
     percentile: float,
     keep_float: Sequence[str],
     cache: Path | None,
-    progress: bool,
 ) -> _Calibrated:
     """All that is looked at in the float network: peaks, histograms (or those of the cache), moments."""
     placement = place(model)
@@ -457,47 +470,66 @@ def _calibrate(
     stored = load_cache(cache, key) if cache is not None else None
     cached = stored is not None
     sample = sample_of_tiles(images, spec, TILES)
-    model = equalise(model, sample, spec, progress)
+    model = equalise(model, sample, spec)
     if stored is None:
-        stored = collect(model, tensors, tiles_of(images, spec), spec, progress=progress)
+        stored = collect(model, tensors, tiles_of(images, spec), spec)
         if cache is not None:
             save_cache(cache, key, *stored)
     histograms, tiles = stored
     thresholds = {name: one.threshold(method, percentile) for name, one in histograms.items()}
     # A layer's steps depend on no other layer's, so they hold whatever is left in float further on.
-    weights = round_weights(model, place(model, keep_float), thresholds, sample, spec, progress)
+    weights = round_weights(model, place(model, keep_float), thresholds, sample, spec)
     note = f"{method}, {tiles} tiles, {key[:12]}"
     return _Calibrated(model, spec, thresholds, weights, tiles, cached, note)
 
 
+def _choose(
+    logits: Logits,
+    insert_qdq: Callable[[list[str]], onnx.ModelProto],
+    blocks: Mapping[str, Sequence[str]],
+    asked_for: list[str],
+    share: float,
+) -> _Choice:
+    """`asked_for`, and those of `blocks` that cause more than this share of the error.
+
+    Args:
+        logits: of the float model.
+        insert_qdq: the INT8 model with these blocks in float.
+        blocks: block -> its quantised nodes; of these is chosen.
+    """
+
+    def error(more: Collection[str]) -> float:
+        return logits.error(insert_qdq([*asked_for, *more]))
+
+    whole, costs = scan(blocks, error)
+    return _Choice(asked_for, cause_most(whole, costs, share, error), whole, costs)
+
+
 def _hold_ap(
     calibrated: _Calibrated,
-    in_float: Sequence[str],
-    ranking: Sequence[str],
+    choice: _Choice,
     ap_float: float,
     max_ap_drop: float,
     images: Mapping[str, Path],
     truth: Mapping[str, Any],
-    progress: bool,
 ) -> tuple[list[str], float]:
-    """The fewest blocks of `ranking` that, in float besides `in_float`, hold mAP; and mAP with them.
+    """The fewest blocks that, in float besides those of `choice`, hold mAP; and mAP with them.
 
     Raises:
         QuantizationFailed: even with all but one it is not held.
     """
-    from rgfl.export import graph
-
+    ranking = [block.name for block in choice.scan if block.name not in choice.worst]
     measured: dict[int, float] = {}
 
     def drop(more: Sequence[str]) -> float:
         with tempfile.TemporaryDirectory() as folder:
             trial = Path(folder) / "trial.onnx"
-            graph.save(calibrated.file([*in_float, *more]), trial)
-            measured[len(more)] = mean_ap(trial, images, truth, progress)
+            onnx_file.save(calibrated.file([*choice.blocks, *more]), trial)
+            measured[len(more)] = mean_ap(trial, images, truth)
         return ap_float - measured[len(more)]
 
     count = fewest_in_float(ranking, drop, max_ap_drop)
-    return list(ranking[:count]), measured[count]
+    return ranking[:count], measured[count]
 
 
 def _check(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rgfl import errors
+from rgfl.export import graph, onnx_file
 
 if TYPE_CHECKING:
     import onnx
@@ -48,7 +49,6 @@ def export(detector: Detector, *, float_input: bool = False, uncertainty: bool =
     from torch import nn
 
     from rgfl import __version__
-    from rgfl.export import graph
 
     class Deployed(nn.Module):
         """What leaves Python: pixels in, decoded boxes and scores out."""
@@ -81,7 +81,7 @@ def export(detector: Detector, *, float_input: bool = False, uncertainty: bool =
     )
     assert program is not None
     model = graph.tidy(program.model_proto)
-    graph.write_spec(model, detector.spec, precision="fp32", version=__version__)
+    onnx_file.write_spec(model, detector.spec, precision="fp32", version=__version__)
     return model
 
 
@@ -125,7 +125,6 @@ def convert(arguments: argparse.Namespace) -> int:
         find_scenes(images)  # an empty folder is told now, not after the export
 
     from rgfl.checkpoint import CheckpointError, load_detector
-    from rgfl.export import graph
 
     try:
         detector = load_detector(arguments.checkpoint)
@@ -142,7 +141,7 @@ def convert(arguments: argparse.Namespace) -> int:
 
     unverified = arguments.out.with_name(f".{arguments.out.stem}.unverified.onnx")
     try:
-        graph.save(model, unverified)
+        onnx_file.save(model, unverified)
         if arguments.verify:
             from rgfl.export import verify
 

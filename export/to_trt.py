@@ -2,7 +2,7 @@
 
     python export/to_trt.py model.onnx --fp16 --out model.fp16.engine
 
-FP16 and INT8 are written into the graph before TensorRT sees it (export/graph.py, export/quantize.py),
+FP16 and INT8 are written into the graph before TensorRT sees it (export/fp16.py, export/quantize.py),
 so the same flag means the same on TensorRT 10, 11 and RTX. Standard TensorRT gets RotatedNMS into the
 engine; TensorRT for RTX has no plugin layers, so NMS runs behind it. Beside the engine lies
 ENGINE.json: versions, GPU, batch sizes, layers and types, and the command that builds it anew.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import shlex
 import sys
@@ -25,6 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 from rgfl import errors
 from rgfl.errors import InputError, ModelError
+from rgfl.export import graph, onnx_file
+from rgfl.export.fp16 import check_patterns, to_fp16, to_rounded
 
 if TYPE_CHECKING:
     import onnx
@@ -51,7 +54,6 @@ exit status: 0 written, 2 refused, with the reason in one line; nothing is left 
 
 def newest_export(folder: Path) -> Path:
     """The FP32 file with a spec below `folder` that was written last."""
-    from rgfl.export import graph
     from rgfl.spec import SpecError
 
     def hidden(path: Path) -> bool:
@@ -60,11 +62,11 @@ def newest_export(folder: Path) -> Path:
     found = [path for path in folder.rglob("*.onnx") if path.is_file() and not hidden(path)]
     for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
-            model = graph.load(path, weights=False)
-            graph.read_spec(model)
+            model = onnx_file.load(path, weights=False)
+            onnx_file.read_spec(model)
         except (ModelError, SpecError, OSError):
             continue
-        if graph.precision(model) == graph.FP32 and not graph.has_nms(model):
+        if onnx_file.precision(model) == onnx_file.FP32 and not graph.has_nms(model):
             return path
     raise InputError(
         f"no exported model below {folder}; name one, or export with: "
@@ -87,68 +89,58 @@ def typed_model(
         ModelError, SpecError: the file is no model of ours, or FP16 does not hold its numbers.
         InputError: `calibration` or `keep_fp32` do not fit the file; before anything slow.
     """
-    from rgfl.export import graph
 
-    model = graph.load(path)
-    graph.read_spec(model)
-    if graph.ROUNDED in graph.precision(model):
+    model = onnx_file.load(path)
+    onnx_file.read_spec(model)
+    if onnx_file.ROUNDED in onnx_file.precision(model):
         raise ModelError(
             f"{path}: this file measures FP16 on a CPU; build from the file it was made of, with --fp16"
         )
-    if graph.read_note(model, "variant") == "cpu":
+    if onnx_file.read_note(model, "variant") == "cpu":
         raise ModelError(
             f"{path}: this INT8 file is written for ONNX Runtime's CPU kernels; build from the other"
         )
     if graph.has_nms(model):
         model = graph.cut_nms(model)
-    if calibration is not None and graph.precision(model) != graph.FP32:
-        raise InputError(f"--calib: {path} is {graph.precision(model)} already; leave it away")
-    narrow = fp16 and graph.FP16 not in graph.precision(model)
+    if calibration is not None and onnx_file.precision(model) != onnx_file.FP32:
+        raise InputError(f"--calib: {path} is {onnx_file.precision(model)} already; leave it away")
+    narrow = fp16 and onnx_file.FP16 not in onnx_file.precision(model)
     if keep_fp32 and not narrow:
         raise InputError("--keep-fp32 goes with --fp16 or --int8, and a file that is not FP16 yet")
-    graph.check_patterns([node.name for node in model.graph.node], keep_fp32)
+    check_patterns([node.name for node in model.graph.node], keep_fp32)
     if calibration is not None:
         model = _quantised(path, calibration)
     if narrow:
         _check_range(model, keep_fp32)
-        model, typing = graph.to_fp16(model, keep_fp32)
-        print(typing.text())
+        model, report = to_fp16(model, keep_fp32)
+        print(report.text())
     return model
 
 
 def _quantised(path: Path, calibration: Path) -> onnx.ModelProto:
     """`path` with Q/DQ nodes, as export/quantize.py makes it."""
-    from rgfl.export import graph, quantize
+    from rgfl.export import quantize
 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / path.name
         print(quantize.quantize(path, out, calibration_images=calibration).text())
-        return graph.load(out)
+        return onnx_file.load(out)
 
 
 def _check_range(model: onnx.ModelProto, keep_fp32: Sequence[str]) -> None:
     """Refuse a model whose activations leave FP16's range on a tile, where ONNX Runtime can tell."""
-    try:
-        import onnxruntime
-    except ImportError:
+    if importlib.util.find_spec("onnxruntime") is None:
         print("ONNX Runtime is not installed, so whether FP16 overflows was not tried")
         return
     import numpy as np
-    from numpy.typing import NDArray
 
-    from rgfl.export import graph
-    from rgfl.trt_runtime.runners import normalised
+    from rgfl.export.calibration import Network
     from rgfl.trt_runtime.sample_tiles import sample_tiles
 
-    rounded, _ = graph.to_rounded(model, keep_fp32)
-    spec = graph.read_spec(model)
-    tiles: NDArray = sample_tiles(spec, 1)
-    if rounded.graph.input[0].type.tensor_type.elem_type != 2:  # not uint8: normalised outside
-        tiles = normalised(tiles, spec)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(rounded.SerializeToString(), options, ["CPUExecutionProvider"])
-    if not all(np.isfinite(values).all() for values in session.run(None, {"images": tiles})):
+    rounded, _ = to_rounded(model, keep_fp32)
+    spec = onnx_file.read_spec(model)
+    network = Network(rounded, [output.name for output in rounded.graph.output], spec)
+    if not all(np.isfinite(values).all() for values in network(sample_tiles(spec, 1))):
         raise ModelError(
             "FP16 overflows in this model: its outputs are not finite where FP16 is rounded to; "
             "keep the layers with large values FP32, such as --keep-fp32 'backbone*'"
@@ -174,25 +166,23 @@ class Built:
 
 
 @dataclass(frozen=True)
-class Workshop:
-    """TensorRT ready to build: what it refuses of the options alone is refused when this is made.
+class EngineBuilder:
+    """TensorRT's objects for a build. They are made before anything slow, as options may be refused then.
 
     Attributes:
         api: the TensorRT that builds.
         options: batch sizes and switches.
-        plugin: library of RotatedNMS, for models with such a node.
-        log, builder, config: TensorRT's objects.
+        log, trt_builder, config: TensorRT's objects.
     """
 
     api: Api
     options: BuildOptions
-    plugin: Path | None
     log: Any
-    builder: Any
+    trt_builder: Any
     config: Any
 
 
-def open_workshop(
+def open_builder(
     api: Api,
     options: BuildOptions,
     input_shape: tuple[int, ...],
@@ -200,12 +190,13 @@ def open_workshop(
     plugin: Path | None = None,
     gpu: Gpu | None = None,
     verbose: bool = False,
-) -> Workshop:
+) -> EngineBuilder:
     """What `build_plan` builds with.
 
     Args:
-        api, options, plugin: as in `Workshop`.
+        api, options: as in `EngineBuilder`.
         input_shape: of the model's input, without the batch.
+        plugin: library of RotatedNMS, for models with such a node.
         gpu: the one that will run the engine, where it is here.
         verbose: TensorRT's whole log to stderr.
 
@@ -216,29 +207,28 @@ def open_workshop(
     from rgfl.trt_runtime import tensorrt_api
 
     log = api.new_logger(verbose)
-    builder = tensorrt_api.made(api, log, "a builder", lambda: api.trt.Builder(log))
+    builder = tensorrt_api.create(api, log, "a builder", lambda: api.trt.Builder(log))
     if plugin is not None:
         tensorrt_api.load_plugin(api, builder.get_plugin_registry(), plugin)
     config = tensorrt_api.configure(api, builder, options, input_shape, plugin, gpu)
-    return Workshop(api, options, plugin, log, builder, config)
+    return EngineBuilder(api, options, log, builder, config)
 
 
-def build_plan(workshop: Workshop, model: onnx.ModelProto) -> Built:
+def build_plan(builder: EngineBuilder, model: onnx.ModelProto) -> Built:
     """The engine, which is yet to be written.
 
     Args:
-        workshop: opened for the shape of `model`'s input.
-        model: typed; with a RotatedNMS node where the workshop has the plugin.
+        builder: opened for the shape of `model`'s input.
+        model: typed; with a RotatedNMS node where the builder has the plugin.
 
     Raises:
         ModelError: TensorRT refuses the model, or the engine does not carry the spec.
     """
-    from rgfl.export import graph
     from rgfl.trt_runtime import tensorrt_api
 
-    api, log, config = workshop.api, workshop.log, workshop.config
-    spec = graph.read_spec(model)
-    network = api.new_network(workshop.builder)
+    api, log, config = builder.api, builder.log, builder.config
+    spec = onnx_file.read_spec(model)
+    network = api.new_network(builder.trt_builder)
     parser = api.trt.OnnxParser(network, log)
     if not parser.parse(model.SerializeToString()):
         raise ModelError(f"{api} cannot read the graph: {_parser_errors(parser)}")
@@ -250,15 +240,15 @@ def build_plan(workshop: Workshop, model: onnx.ModelProto) -> Built:
     config.progress_monitor = progress
     layers = tensorrt_api.network_layers(network)
 
-    plan = _interruptible(progress, lambda: workshop.builder.build_serialized_network(network, config))
+    plan = _interruptible(progress, lambda: builder.trt_builder.build_serialized_network(network, config))
     if plan is None:
         raise ModelError(f"{api} cannot build the engine: {log.errors()}")
     data = bytes(plan)
     timing = None
-    if workshop.options.timing_cache is not None:
+    if builder.options.timing_cache is not None:
         timing = bytes(config.get_timing_cache().serialize())
     if api.name == "tensorrt":
-        return Built(data, _read_back(workshop, data, spec) or layers, timing)
+        return Built(data, _read_back(builder, data, spec) or layers, timing)
     if spec.to_json().encode() not in data:  # reading it back through an engine needs a GPU
         raise ModelError(f"{api} left the spec out of the engine; nothing was written")
     layers.generated = tensorrt_api.generated_kernels(data)
@@ -297,25 +287,24 @@ def _parser_errors(parser: Any) -> str:
     )
 
 
-def _read_back(workshop: Workshop, data: bytes, spec: DetectorSpec) -> Layers | None:
-    """The layers of the engine in `data`, whose name and outputs must be right; None where the inspector's
-    answer cannot be read, which costs no engine. Needs a GPU."""
-    from rgfl.trt_runtime import tensorrt_api
-    from rgfl.trt_runtime.runners import INPUT_NAME, NMS_OUTPUTS
+def _read_back(builder: EngineBuilder, data: bytes, spec: DetectorSpec) -> Layers | None:
+    """The layers of the engine in `data`; None where the inspector's answer cannot be read. Needs a GPU.
 
-    api, log, plugin = workshop.api, workshop.log, workshop.plugin
-    runtime = tensorrt_api.made(api, log, "a runtime", lambda: api.trt.Runtime(log))
-    if workshop.options.version_compatible:  # the engine brings its plugin along
-        runtime.engine_host_code_allowed = True
-    elif plugin is not None:  # a runtime has a registry of its own, which knows nothing of the builder's
-        tensorrt_api.load_plugin(api, runtime.get_plugin_registry(), plugin)
-    engine = tensorrt_api.made(
+    Raises:
+        ModelError: the engine cannot be loaded, or its name or tensors are not as written.
+    """
+    from rgfl.trt_runtime import tensorrt_api
+    from rgfl.trt_runtime.runners import INPUT_NAME
+
+    api, log = builder.api, builder.log
+    runtime = tensorrt_api.new_runtime(api, log, version_compatible=builder.options.version_compatible)
+    engine = tensorrt_api.create(
         api, log, "the engine from its plan", lambda: runtime.deserialize_cuda_engine(data)
     )
     if engine.name != spec.to_json():
         raise ModelError(f"{api} changed the spec in the engine's name; nothing was written")
     names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
-    if names != {INPUT_NAME, *NMS_OUTPUTS}:
+    if names != {INPUT_NAME, *tensorrt_api.nms_outputs(spec)}:
         raise ModelError(f"the engine's tensors are {sorted(names)}; nothing was written")
     try:
         return tensorrt_api.engine_layers(api, engine)
@@ -394,7 +383,6 @@ def main(argv: list[str] | None = None) -> int:
 def convert(arguments: argparse.Namespace) -> int:
     """The command behind `main`, with parsed arguments."""
     import rgfl.plugins
-    from rgfl.export import graph
     from rgfl.trt_runtime import tensorrt_api
 
     # Everything that can be refused is refused before the first slow step.
@@ -402,7 +390,7 @@ def convert(arguments: argparse.Namespace) -> int:
         raise InputError("--calib goes with --int8")
     if arguments.calib is not None:
         errors.existing_directory(arguments.calib, "--calib")
-    graph.check_packages("build" if arguments.calib is None else "export")  # the least that does it
+    onnx_file.check_packages("build" if arguments.calib is None else "export")  # the least that does it
     options = _options(arguments)
     path: Path = arguments.model or newest_export(Path.cwd())
     if arguments.model is None:
@@ -414,11 +402,12 @@ def convert(arguments: argparse.Namespace) -> int:
     if options.timing_cache is not None:
         errors.cache_file(options.timing_cache, "--timing-cache", [path, out])
     try:
-        model = graph.load(path, weights=False)
-        graph.read_spec(model)
+        model = onnx_file.load(path, weights=False)
+        onnx_file.read_spec(model)
     except ValueError as error:
         raise ModelError(_named(path, error)) from error
-    if arguments.int8 and arguments.calib is None and not graph.precision(model).startswith(graph.INT8):
+    quantised = onnx_file.precision(model).startswith(onnx_file.INT8)
+    if arguments.int8 and arguments.calib is None and not quantised:
         raise InputError(
             f"--int8: {path} is not quantised yet; give training images to calibrate on: --calib DIR"
         )
@@ -435,8 +424,8 @@ def convert(arguments: argparse.Namespace) -> int:
     try:
         if api.has_plugins and not graph.has_nms(model):
             graph.check_outputs(model)
-        workshop = open_workshop(
-            api, options, graph.input_shape(model), plugin=plugin, gpu=gpu, verbose=arguments.verbose
+        builder = open_builder(
+            api, options, onnx_file.input_shape(model), plugin=plugin, gpu=gpu, verbose=arguments.verbose
         )
         model = typed_model(
             path, fp16=arguments.fp16 or arguments.int8, calibration=arguments.calib, keep_fp32=keep
@@ -444,7 +433,7 @@ def convert(arguments: argparse.Namespace) -> int:
         if api.has_plugins:
             model = graph.add_nms(model)
         started = time.perf_counter()
-        built = build_plan(workshop, model)
+        built = build_plan(builder, model)
     except ModelError as error:
         raise ModelError(_named(path, error)) from error
     seconds = time.perf_counter() - started
@@ -454,9 +443,9 @@ def convert(arguments: argparse.Namespace) -> int:
         cost = "kernels are timed anew by the next build"
         errors.write_cache(options.timing_cache, built.timing_cache, cost)
     print(built.layers.text())
-    spec = graph.read_spec(model)
+    spec = onnx_file.read_spec(model)
     print(
-        f"{out}: {len(built.plan) / 1e6:.1f} MB, {graph.precision(model)}, built in {seconds:.0f} s, "
+        f"{out}: {len(built.plan) / 1e6:.1f} MB, {onnx_file.precision(model)}, built in {seconds:.0f} s, "
         f"batch {'/'.join(map(str, options.batch))}, spec {spec.digest}"
     )
     return 0
@@ -512,17 +501,16 @@ def _record(
     command: str,
 ) -> dict[str, Any]:
     """What lies beside the engine."""
-    from rgfl.export import graph
     from rgfl.trt_runtime.machine import file_facts
 
-    spec = graph.read_spec(model)
+    spec = onnx_file.read_spec(model)
     return {
         "sha256": hashlib.sha256(built.plan).hexdigest(),
         "bytes": len(built.plan),
         "backend": api.name,
         "version": list(api.version),
         "gpu": {"name": gpu.name, "capability": list(gpu.capability)} if gpu else {},
-        "precision": graph.precision(model),
+        "precision": onnx_file.precision(model),
         "nms": "inside" if graph.has_nms(model) else "behind",
         "batch": list(options.batch),
         "hardware_compatibility": options.compatibility,

@@ -78,7 +78,7 @@ class Level(NamedTuple):
 
 
 @dataclass
-class Errors:
+class Differences:
     """Differences of the matched points of one batch size.
 
     Attributes:
@@ -102,12 +102,12 @@ class Errors:
 
     @property
     def needed_corner(self) -> float:
-        """The tolerance that these boxes need: 99.5% of all, and of the detectable."""
+        """The tolerance, px, that holds for 99.5% of all boxes, and of those that can become detections."""
         return max(_held(self.corners), _held(self.corners[self.detectable]))
 
     @property
     def least_overlap(self) -> float:
-        """Of the detectable."""
+        """The least IoU of a pair that can become a detection; 1 if there is none."""
         return float(self.overlaps[self.detectable].min(initial=1.0))
 
     @property
@@ -116,20 +116,24 @@ class Errors:
 
 
 def _held(values: NDArray[np.float64]) -> float:
-    """The greatest value but for a share of 1 - HELD; one may go of twenty."""
-    spared = max(int((1 - HELD) * len(values)), int(len(values) >= 20))
-    return float(np.sort(values)[: len(values) - spared].max(initial=0.0))
+    """The largest value after dropping the worst 0.5% (at least one value, if there are 20 or more)."""
+    dropped = max(int((1 - HELD) * len(values)), int(len(values) >= 20))
+    return float(np.sort(values)[: len(values) - dropped].max(initial=0.0))
 
 
 @dataclass
 class Report:
-    """The errors by batch size, and whether all are within the tolerances."""
+    """The differences by batch size, and whether all are within the tolerances."""
 
     box_tolerance: float = BOX_TOLERANCE
     score_tolerance: float = SCORE_TOLERANCE
-    batches: dict[int, Errors] = field(default_factory=dict)
+    batches: dict[int, Differences] = field(default_factory=dict)
     # The file's own batches against their tiles alone:
-    alone: dict[int, Errors] = field(default_factory=dict)
+    alone: dict[int, Differences] = field(default_factory=dict)
+
+    @property
+    def compared(self) -> list[Differences]:
+        return [*self.batches.values(), *self.alone.values()]
 
     @property
     def passed(self) -> bool:
@@ -137,7 +141,7 @@ class Report:
             found.needed_corner <= self.box_tolerance
             and found.worst_score <= self.score_tolerance
             and found.least_overlap >= TURNED_IOU
-            for found in (*self.batches.values(), *self.alone.values())
+            for found in self.compared
         )
 
     def text(self) -> str:
@@ -160,7 +164,7 @@ class Report:
         boxes = max(found.needed_corner for found in self.batches.values())
         scores = max(found.worst_score for found in self.batches.values())
         lines.append(f"boxes  need {boxes:.1e} px, allowed {self.box_tolerance:.0e} px")
-        overlap = min(found.least_overlap for found in (*self.batches.values(), *self.alone.values()))
+        overlap = min(found.least_overlap for found in self.compared)
         if overlap < 1:
             lines.append(f"turned detections overlap by {overlap:.3f}, allowed {TURNED_IOU}")
         lines.append(f"scores need {scores:.1e}, allowed {self.score_tolerance:.0e}")
@@ -177,7 +181,7 @@ def compare(
     levels: Sequence[Level],
     score_tolerance: float = SCORE_TOLERANCE,
     score_threshold: float = 0.0,
-) -> Errors:
+) -> Differences:
     """Match the points of two outputs `boxes (B, P, 5), scores (B, P, C)` level by level.
 
     Args:
@@ -205,7 +209,7 @@ def compare(
             two = boxes_b[image, own], scores_b[image, own]
             parts.append(_compare_level(one, two, level.cut, score_tolerance, score_threshold))
             start += level.points
-    return Errors(
+    return Differences(
         np.concatenate([part.corners for part in parts]),
         np.concatenate([part.scores for part in parts]),
         np.concatenate([part.detectable for part in parts]),
@@ -220,10 +224,10 @@ def _compare_level(
     cut: bool,
     score_tolerance: float,
     score_threshold: float,
-) -> Errors:
+) -> Differences:
     (boxes_a, scores_a), (boxes_b, scores_b) = first, second
     if not all(np.isfinite(values).all() for values in (*first, *second)):
-        return Errors(np.full(1, np.inf), np.full(1, np.inf), np.ones(1, bool), np.zeros(1))
+        return Differences(np.full(1, np.inf), np.full(1, np.inf), np.ones(1, bool), np.zeros(1))
     # Most points keep their place; only the others are searched for.
     corners = corner_distance(boxes_a, boxes_b)
     scores = np.abs(scores_a.astype(np.float64) - scores_b).max(axis=1)
@@ -232,7 +236,7 @@ def _compare_level(
     moved = np.flatnonzero((corners > BOX_TOLERANCE) | (scores > score_tolerance))
     overlaps = np.ones(len(corners))
     if len(moved) == 0:
-        return Errors(corners, scores, detectable, overlaps)
+        return Differences(corners, scores, detectable, overlaps)
     partner = moved[_match(boxes_a[moved], scores_a[moved], boxes_b[moved], scores_b[moved])]
     corners[moved] = corner_distance(boxes_a[moved], boxes_b[partner])
     scores[moved] = np.abs(scores_a[moved].astype(np.float64) - scores_b[partner]).max(axis=1)
@@ -244,7 +248,7 @@ def _compare_level(
     )
     exchanged = moved[apart & at_cut] if cut else moved[:0]
     kept = np.delete(np.arange(len(corners)), exchanged)
-    return Errors(corners[kept], scores[kept], detectable[kept], overlaps[kept], len(exchanged))
+    return Differences(corners[kept], scores[kept], detectable[kept], overlaps[kept], len(exchanged))
 
 
 def _match(boxes_a: NDArray, scores_a: NDArray, boxes_b: NDArray, scores_b: NDArray) -> NDArray[np.int64]:
@@ -304,14 +308,14 @@ def match_tiles(
     first: Sequence[Detections],
     second: Sequence[Detections],
     *,
-    iou: float = MATCH_IOU,
+    match_iou: float = MATCH_IOU,
     min_score: float = MIN_SCORE,
 ) -> Matches:
     """The `Matches` of two models' detections of each tile."""
     counts, matched = np.zeros(2, int), np.zeros(2, int)
     parts = []
     for one, two in zip(first, second, strict=True):
-        pairs = match_detections(one, two, iou)
+        pairs = match_detections(one, two, match_iou)
         for side, found in enumerate((one, two)):
             counts[side] += np.count_nonzero(found.scores > min_score)
             matched[side] += np.count_nonzero(found.scores[pairs[:, side]] > min_score)
@@ -337,10 +341,12 @@ class DetectionReport:
     alone: dict[int, Matches] = field(default_factory=dict)
 
     @property
+    def compared(self) -> list[Matches]:
+        return [*self.batches.values(), *self.alone.values()]
+
+    @property
     def passed(self) -> bool:
-        return all(
-            min(found.shares) >= self.min_matched for found in (*self.batches.values(), *self.alone.values())
-        )
+        return all(min(found.shares) >= self.min_matched for found in self.compared)
 
     def text(self) -> str:
         """A line a batch size, then what share of the pairs needs which tolerance."""
@@ -360,7 +366,7 @@ class DetectionReport:
             values = np.concatenate([getattr(found, what) for found in self.batches.values()]) * factor
             needed = np.quantile(values, QUANTILES, method="higher") if len(values) else np.zeros(4)
             lines.append("".join([f"{name:18s}", *(f"{value:12.2g}" for value in needed)]))
-        least = min(min(found.shares) for found in (*self.batches.values(), *self.alone.values()))
+        least = min(min(found.shares) for found in self.compared)
         lines.append(f"matched {100 * least:.2f}% at least, asked for {100 * self.min_matched:g}%")
         lines.append("the same detections" if self.passed else "DIFFERENT")
         return "\n".join(lines)
@@ -421,7 +427,7 @@ def compare_detections(
     images: Path | None = None,
     tiles: int = TILES,
     batches: Sequence[int] = BATCHES,
-    iou: float = MATCH_IOU,
+    match_iou: float = MATCH_IOU,
     min_score: float = MIN_SCORE,
     min_matched: float = MIN_MATCHED,
 ) -> DetectionReport:
@@ -439,9 +445,9 @@ def compare_detections(
         alone = in_batches(second, given, 1)
         for batch in batches:
             found = alone if batch == 1 else in_batches(second, given, batch)
-            report.batches[batch] = match_tiles(expected, found, iou=iou, min_score=min_score)
+            report.batches[batch] = match_tiles(expected, found, match_iou=match_iou, min_score=min_score)
             if batch > 1:
-                report.alone[batch] = match_tiles(alone, found, iou=iou, min_score=min_score)
+                report.alone[batch] = match_tiles(alone, found, match_iou=match_iou, min_score=min_score)
     if not any(sum(found.counts) for found in report.batches.values()):
         raise errors.InputError(
             f"neither model finds anything above {min_score:g} in {len(given)} tiles, so nothing was "
@@ -550,8 +556,6 @@ def check(arguments: argparse.Namespace) -> int:
             raise errors.InputError(f"--{name.replace('_', '-')} {given[name]:g}: expected 0 to 1")
     if given.get("tiles", 1) < 1:
         raise errors.InputError(f"--tiles {given['tiles']}: expected 1 or more")
-    if "match_iou" in given:
-        given["iou"] = given.pop("match_iou")
     if arguments.images:
         errors.existing_directory(arguments.images, "--images")
     batches = errors.positive_integers(arguments.batch, "--batch")

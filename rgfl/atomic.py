@@ -14,6 +14,7 @@ def write_bytes(path: Path | str, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
         try:
+            temporary.unlink(missing_ok=True)  # it may be a link to elsewhere
             temporary.write_bytes(data)
             os.replace(temporary, path)
         except OSError as error:  # name the file that was asked for, not the hidden one

@@ -23,6 +23,13 @@ In numbers: the box (0, 0, 4, 2, 0) has the corners (−2, −1), (2, −1), (2,
 turn maps it to itself. So every rectangle has exactly one canonical form. The seam belongs to the lower end:
 3π/4 becomes −π/4 (π/4 becomes −π/4 for squares). Geometry takes any finite θ and either order of w and h;
 canonical form is for labels and for what leaves the system.
+
+**Others' boxes.** θ turns the same way in all of these; what differs is its unit and range.
+
+    from                                                              by
+    mmrotate's oc, le90 and le135, Ultralytics' xywhr: radians        canonical
+    OpenCV's minAreaRect: degrees, in its versions' several ranges    from_opencv
+    corners, as in DOTA's labels                                      from_quads
 """
 
 from __future__ import annotations

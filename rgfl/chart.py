@@ -149,7 +149,9 @@ def number(value: float) -> str:
         return f"{value / 1000:.4g}k"
     if value == round(value) and abs(value) < 10_000:
         return str(int(value))
-    return f"{value:.3g}" if abs(value) >= 1e-3 else f"{value:.0e}".replace("e-0", "e-")
+    if abs(value) >= 1e-3:
+        return f"{value:.3g}"
+    return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
 
 
 class _Scale:

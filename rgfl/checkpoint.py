@@ -67,8 +67,9 @@ def save(
     if training is not None:
         record["training"] = training
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A fixed hidden name: what a kill leaves behind, the next save overwrites.
+    # A fixed hidden name: what a kill leaves behind, the next save removes, as it does a link to elsewhere.
     temporary = path.with_name(f".{path.name}.partial")
+    temporary.unlink(missing_ok=True)
     try:
         with open(temporary, "wb") as file:
             torch.save(record, file)
@@ -81,7 +82,7 @@ def save(
 
 
 def load(path: Path | str, map_location: str | torch.device = "cpu") -> dict[str, Any]:
-    """The record of a checkpoint, as `save` wrote it, format and spec checked.
+    """The record of a checkpoint, as `save` wrote it, format and backbone's name checked.
 
     Raises:
         CheckpointError: no such file, not a checkpoint, cut off, damaged, foreign, or of another version.
@@ -129,6 +130,14 @@ def load(path: Path | str, map_location: str | torch.device = "cpu") -> dict[str
         )
     if record.get("format") != FORMAT:
         raise CheckpointError(f"{path}: format {record.get('format')!r}, this version reads {FORMAT!r}")
+    model: dict[str, Any] = record["model"] if isinstance(record.get("model"), dict) else {}
+    backbone = model.get("backbone")
+    if not isinstance(backbone, str) or set(backbone) & set(":/"):  # timm would fetch or open what it names
+        raise CheckpointError(
+            f"{path}: damaged or foreign: expected the name of a timm model as backbone, got {backbone!r}"
+        )
+    # Nor is anything fetched or opened for the weights: they are here.
+    record["model"] = {**model, "pretrained": False, "weights": ""}
     return record
 
 

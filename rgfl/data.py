@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import math
 import multiprocessing
 import os
 import pickle
@@ -39,7 +40,7 @@ from rgfl.dota import labels as dota_labels
 from rgfl.dota.images import IMAGE_SUFFIXES, ImageError, find_images, image_size, read_image
 from rgfl.dota.labels import DIFFICULT_CUT, Objects, Unknown, quad_areas
 from rgfl.dota.nearby import nearby, other_layout
-from rgfl.dota.tiling import clip_objects, windows
+from rgfl.dota.tiling import clip_objects, place_of, windows
 from rgfl.nn.assign import Targets
 from rgfl.recipes import AugmentConfig, DataConfig
 
@@ -155,7 +156,7 @@ def read_dataset(
 
 
 def _warn_of_leaks(train: Sequence[Picture], val: Sequence[Picture]) -> None:
-    """Images of equal name, size and labels in both."""
+    """Images of equal name, size and labels in both, or tiles of one scene."""
     learned = {picture.name: picture for picture in train}
     same = [
         one.name
@@ -170,6 +171,19 @@ def _warn_of_leaks(train: Sequence[Picture], val: Sequence[Picture]) -> None:
             "AP says how well they were learned, not what the detector is worth",
             stacklevel=3,
         )
+        return
+    names = learned.keys() & {picture.name for picture in val}  # other images, as was found above
+    if scenes := sorted((_scenes(train) & _scenes(val)) - names):
+        warnings.warn(
+            f"train and val share scenes, by the names of their tiles: {len(scenes)}, such as {scenes[0]}; "
+            "AP says how well they were learned, not what the detector is worth: split whole scenes",
+            stacklevel=3,
+        )
+
+
+def _scenes(pictures: Sequence[Picture]) -> set[str]:
+    """Names of the images that these are, or that they are tiles of."""
+    return {place[0] if (place := place_of(one.name)) else one.name for one in pictures}
 
 
 def _class_names(root: Path, splits: Sequence[Path], classes: str) -> tuple[str, ...]:
@@ -234,23 +248,51 @@ class Tile:
     name: str
 
 
-def list_windows(pictures: Sequence[Picture], config: DataConfig) -> list[Window]:
+def list_windows(pictures: Sequence[Picture], config: DataConfig, seed: int = 0) -> list[Window]:
     """The windows of one epoch, in a fixed order.
 
-    "grid": the devkit's split, without windows that hold no object unless `empty_tiles`.
-    "random": each picture as often as tiles cover its area; where, is drawn anew each time.
+    "grid": the devkit's split. "random": each picture as often as tiles cover its area; where, is drawn anew
+    each time. Those of pictures with rare classes come more often (`repeat_below`), and of those without an
+    object so many stay as make up `empty_share` of all.
     """
-    size, listed = config.tile_size, []
-    for index, picture in enumerate(pictures):
-        if config.windows == "random":
-            count = max(1, round(picture.height * picture.width / size**2))
-            listed += [Window(index, None)] * count
-            continue
-        corners = np.array(windows(picture.height, picture.width, size, config.stride))
-        if not config.empty_tiles:
-            corners = corners[_hold_any(picture, corners, config)]
-        listed += [Window(index, (x, y)) for x, y in corners.tolist()]
-    return listed
+    size, grid, rng = config.tile_size, config.windows == "grid", np.random.default_rng(seed)
+    owners, corners, holds = [], [], []
+    for index, (picture, times) in enumerate(zip(pictures, _repeats(pictures, config), strict=True)):
+        if grid:
+            places = np.array(windows(picture.height, picture.width, size, config.stride))
+            found = _hold_any(picture, places, config)
+        else:
+            places = np.zeros((max(1, round(picture.height * picture.width / size**2)), 2), np.int64)
+            found = np.full(len(places), len(_learned(picture, config)) > 0)
+        more = rng.random(len(places)) < times % 1
+        chosen = np.repeat(np.arange(len(places)), int(times) + more)
+        owners.append(np.full(len(chosen), index))
+        corners.append(places[chosen])
+        holds.append(found[chosen])
+    owner, corner, kept = np.concatenate(owners), np.concatenate(corners), np.concatenate(holds)
+    empty, share = np.flatnonzero(~kept), config.empty_share
+    room = int(kept.sum() * share / (1 - share)) if share < 1 else len(empty)
+    kept[rng.permutation(empty)[:room]] = True
+    return [
+        Window(index, (x, y) if grid else None)
+        for index, (x, y) in zip(owner[kept].tolist(), corner[kept].tolist(), strict=True)
+    ]
+
+
+def _repeats(pictures: Sequence[Picture], config: DataConfig) -> list[float]:
+    """How often the windows of each picture come: max(1, √(t / f)), where f is the share of pictures with the
+    rarest of its classes and t `repeat_below`: the repeat factor of LVIS (Gupta et al., 2019)."""
+    if not config.repeat_below:
+        return [1.0] * len(pictures)
+    classes = [np.unique(_learned(picture, config).labels).tolist() for picture in pictures]
+    counts = Counter(label for found in classes for label in found)
+    wanted = config.repeat_below * len(pictures)
+    return [max([1.0, *(float(np.sqrt(wanted / counts[label])) for label in found)]) for found in classes]
+
+
+def _learned(picture: Picture, config: DataConfig) -> Objects:
+    """Objects of the picture that are not too difficult to be trained on."""
+    return picture.objects[picture.objects.difficult < _too_difficult(config)]
 
 
 def _hold_any(picture: Picture, corners: NDArray[np.int64], config: DataConfig) -> NDArray[np.bool_]:
@@ -259,7 +301,7 @@ def _hold_any(picture: Picture, corners: NDArray[np.int64], config: DataConfig) 
     Most hold the whole of one, which needs no clipping; the others are asked about the objects that reach in.
     """
     size, image = config.tile_size, picture.corners()
-    objects = picture.objects[picture.objects.difficult < _too_difficult(config)]
+    objects = _learned(picture, config)
     points = objects.quads.reshape(-1, 4, 2)
     (left, top), (right, bottom) = points.min(1).T, points.max(1).T
     xs, ys = corners[:, :1], corners[:, 1:]
@@ -338,9 +380,9 @@ class Tiles:
         self.too_small = self._too_small()
         self._expect_objects()
         self._round = [label for label, name in enumerate(classes) if name in augment.round_classes]
-        self.windows = list_windows(self.pictures, data)
+        self.windows = list_windows(self.pictures, data, seed)
         if not self.windows:
-            raise DataError("no training window holds an object; look at --tile-size, or use --empty-tiles")
+            raise DataError("no training window holds an object; look at --tile-size and --min-visible")
         # The windows of picture p are those from _first[p] to _first[p + 1] − 1.
         self._first = np.searchsorted(
             [window.picture for window in self.windows], np.arange(len(self.pictures) + 1)
@@ -373,8 +415,8 @@ class Tiles:
                 f"{total:,} in train that are not ({outside:,} outside or without area, {small:,} smaller), "
                 "some of them here; correct the labels"
             )
-        limit = _too_difficult(self.data)
-        if not any((picture.objects.difficult < limit).any() for picture in self.pictures):
+        if not any(len(_learned(picture, self.data)) for picture in self.pictures):
+            limit = _too_difficult(self.data)
             raise DataError(
                 f"expected objects to learn in train, got {total:,} that are all marked difficult, {limit} "
                 "or more; correct the labels, or use --train-difficult if they are 1"
@@ -385,6 +427,16 @@ class Tiles:
         labels = np.concatenate([picture.objects.labels for picture in self.pictures])
         counts = np.bincount(labels, minlength=len(self.classes)).tolist()
         return dict(zip(self.classes, counts, strict=True))
+
+    def without_objects(self) -> tuple[int, int]:
+        """How many images hold no object to learn, and how many windows are of them."""
+        empty = np.array([not len(_learned(picture, self.data)) for picture in self.pictures])
+        return int(empty.sum()), int(np.diff(self._first)[empty].sum())
+
+    def pictures_mixed(self) -> float:
+        """How many pictures a group holds, in the mean; infinite where all are one group."""
+        groups = len(self._groups(np.random.default_rng(self.seed)))
+        return math.inf if groups == 1 else np.count_nonzero(np.diff(self._first)) / groups
 
     def cache_wanted(self) -> int:
         """MB of cache with which a process decodes a picture once an epoch at most, mosaics left aside."""
@@ -502,8 +554,10 @@ class Tiles:
         extent = size / factor  # side of the window in the picture's pixels
         room = np.array([picture.width, picture.height]) - extent
         low, high = np.minimum(room, 0), np.maximum(room, 0)
-        quads = picture.objects.quads
+        quads, labels = picture.objects.quads, picture.objects.labels
         if len(quads) and rng.random() < self.data.object_probability:
+            if self.data.repeat_below:  # each class alike
+                quads = quads[labels == rng.choice(np.unique(labels))]
             middle = quads[rng.integers(len(quads))].reshape(4, 2).mean(0)
             start = np.clip(middle - extent * rng.uniform(0.1, 0.9, 2), low, high)
         else:

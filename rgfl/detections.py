@@ -6,17 +6,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 
 @dataclass(frozen=True)
 class Detections:
     """Rotated boxes of one image, in its pixels.
 
+    Given as NumPy arrays, lists or CPU tensors; kept as NumPy arrays of these types.
+
     Attributes:
         boxes: (N, 5) float32, `cx, cy, w, h, θ` as in rgfl.boxes.
         scores: (N,) float32 in [0, 1].
         labels: (N,) int32, indices into the spec's classes.
+
+    Raises:
+        ValueError: shapes disagree, or labels are not whole numbers.
     """
 
     boxes: NDArray[np.float32]
@@ -24,12 +29,18 @@ class Detections:
     labels: NDArray[np.int32]
 
     def __post_init__(self) -> None:
-        count = len(self.boxes)
-        if self.boxes.shape != (count, 5) or self.scores.shape != (count,) or self.labels.shape != (count,):
+        boxes, scores = np.asarray(self.boxes, np.float32), np.asarray(self.scores, np.float32)
+        labels = _class_ids(self.labels)
+        if boxes.shape == (0,):  # an empty list has no second axis
+            boxes = boxes.reshape(0, 5)
+        count = boxes.size // 5
+        if boxes.shape != (count, 5) or scores.shape != (count,) or labels.shape != (count,):
             raise ValueError(
                 "expected boxes (N, 5), scores (N,), labels (N,), got "
-                f"{self.boxes.shape}, {self.scores.shape}, {self.labels.shape}"
+                f"{boxes.shape}, {scores.shape}, {labels.shape}"
             )
+        for name, values in (("boxes", boxes), ("scores", scores), ("labels", labels)):
+            object.__setattr__(self, name, values)
 
     @classmethod
     def empty(cls) -> Detections:
@@ -52,6 +63,19 @@ class Detections:
 
     def __getitem__(self, index: NDArray | slice) -> Detections:
         return Detections(self.boxes[index], self.scores[index], self.labels[index])
+
+
+def _class_ids(labels: ArrayLike) -> NDArray[np.int32]:
+    given = np.asarray(labels)
+    if given.dtype.kind in "iuf":
+        with np.errstate(invalid="ignore"):  # NaN becomes some number, and differs from it
+            ids = given.astype(np.int32, copy=False)
+        if ids is given or np.array_equal(ids, given):
+            return ids
+    raise ValueError(
+        "labels: expected whole numbers, indices into the classes, got "
+        f"{given.dtype} {given.ravel()[:5].tolist()}"
+    )
 
 
 # What merging and evaluation ask of a model: uint8 RGB tiles (B, H, W, 3) to one record a tile.

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from rgfl.dota.labels import Objects
 
 LONGEST_SIDE = 4096  # larger scenes are shrunk to it: a picture is for looking at
-TRUTH = (255, 255, 255)
+TRUTH, DIFFICULT = (255, 255, 255), (150, 150, 150)
+BACK = (30, 30, 30)  # of the legend
 LABEL_SIDE = 28  # px of the picture: smaller boxes carry their colour only
 LABELS_AT_MOST = 80
 FONT = cv2.FONT_HERSHEY_SIMPLEX
@@ -62,7 +63,7 @@ def picture(
     colours = palette(len(classes))
     if truth is not None:
         for quad, difficult in zip(truth.quads, truth.difficult, strict=True):
-            colour = (160, 160, 160) if difficult else TRUTH
+            colour = DIFFICULT if difficult else TRUTH
             _outline(canvas, quad * scale, colour, 1 if difficult else thickness + 1)
     shown = detections[detections.scores >= min_score]
     shown = shown[np.argsort(shown.scores, kind="stable")]  # the best on top
@@ -121,10 +122,13 @@ def _legend(
 ) -> NDArray[np.uint8]:
     """A strip of this width: how many were found of each class; of no height where the picture is narrow."""
     numbers = np.bincount(shown.labels, minlength=len(classes))
-    entries = [(f"{len(shown)} found, score >= {min_score:g}", (230, 230, 230))]
+    entries = [(f"{len(shown)} found, score >= {min_score:g}", BACK)]
     entries += [(f"{name} {numbers[i]}", colours[i]) for i, name in enumerate(classes) if numbers[i]]
     if truth is not None:
-        entries.append((f"ground truth {len(truth)}", TRUTH))
+        difficult = int((truth.difficult > 0).sum())
+        entries.append((f"ground truth {len(truth) - difficult}", TRUTH))
+        if difficult:
+            entries.append((f"difficult {difficult}", DIFFICULT))
     sizes = [cv2.getTextSize(text, FONT, 0.45, 1)[0][0] + 34 for text, _ in entries]
     if max(sizes) > width:
         return np.zeros((0, width, 3), np.uint8)
@@ -134,7 +138,7 @@ def _legend(
             x, row = 0, row + 1
         places.append((x, row))
         x += size
-    strip = np.full((20 * (row + 1) + 6, width, 3), 30, np.uint8)
+    strip = np.full((20 * (row + 1) + 6, width, 3), BACK, np.uint8)
     for (text, colour), (x, row) in zip(entries, places, strict=True):
         y = 20 * row + 18
         cv2.rectangle(strip, (x + 6, y - 9), (x + 16, y), colour, cv2.FILLED)

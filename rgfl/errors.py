@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from rgfl import atomic
@@ -43,10 +46,14 @@ def user_errors() -> tuple[type[Exception], ...]:
 
 
 def run(program: str, command: Callable[[], int]) -> int:
-    """Exit status of `command`; 2 and one line where the user can put it right, 130 on Ctrl-C."""
+    """Exit status of `command`; 2 and one line where the user can put it right, 130 on Ctrl-C.
+
+    SIGTERM ends it like sys.exit, so that temporary files are removed.
+    """
     warnings.formatwarning = lambda message, *_: f"{program}: warning: {message}\n"
     try:
-        return command()
+        with _termination_exits():
+            return command()
     except KeyboardInterrupt:
         print(f"\n{program}: interrupted", file=sys.stderr)
         return 130
@@ -63,6 +70,19 @@ def run(program: str, command: Callable[[], int]) -> int:
             raise
         print(f"{program}: error: {one_line(error)}", file=sys.stderr)
         return 2
+
+
+@contextmanager
+def _termination_exits() -> Iterator[None]:
+    """SIGTERM raises SystemExit in this block: left alone it ends the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def one_line(error: Exception) -> str:

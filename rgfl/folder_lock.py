@@ -34,9 +34,9 @@ def lock_file(path: Path, place: Path, flag: str) -> TextIO:
 
     Raises:
         FolderInUse: another process has it.
-        OSError: it cannot be written.
+        OSError: it cannot be written, or is a link, which might lead to any file.
     """
-    lock = open(path, "a+")  # noqa: SIM115
+    lock = open(path, "a+", opener=_no_link)  # noqa: SIM115
     if fcntl is not None:
         try:
             # POSIX's lock, not flock's: processes that prepare tiles and outlive a killed run do not hold it.
@@ -54,3 +54,7 @@ def lock_file(path: Path, place: Path, flag: str) -> TextIO:
     lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     lock.flush()
     return lock
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)

@@ -1,8 +1,9 @@
 """Rotated IoU, quad IoU and rotated NMS: the NumPy face of the compiled core.
 
 Boxes are rows `cx, cy, w, h, θ` in pixels and radians as drawn in `rgfl.boxes`, with any finite θ and
-either order of w and h. Quads are rows `x1, y1, … x4, y4`. Every function checks its shapes, releases the
-interpreter lock, and runs on one core; nothing here imports torch.
+either order of w and h. Quads are rows `x1, y1, … x4, y4`. NumPy arrays go in and come out; lists and CPU
+tensors that need no gradient are taken too. Every function checks its shapes, releases the interpreter lock,
+and runs on one core; nothing here imports torch.
 
 A *degenerate* box has a number that is NaN or infinite, or a side that is not in [1e-18, 1e18] pixels
 ([1e-150, 1e150] in float64): zero and negative sides above all. Its IoU is 0 with everything, itself
@@ -32,12 +33,12 @@ def rotated_iou(a: ArrayLike, b: ArrayLike) -> NDArray[np.floating]:
     """IoU of every box of `a` with every box of `b`.
 
     Args:
-        a: (N, 5) boxes, float32 or float64; integers are read as float64.
-        b: (M, 5) boxes of the same type.
+        a: (N, 5) boxes, a NumPy array, list or CPU tensor; float32 or float64, integers are read as float64.
+        b: (M, 5) boxes of the same type; an empty array takes the other's.
 
     Returns:
-        (N, M) in the type of the inputs, in [0, 1]; 0 where either box is degenerate. Accurate to 1e-10 in
-        float64 and 1e-5 in float32 (1e-4 where sides differ more than a hundredfold).
+        (N, M) NumPy array in the type of the inputs, in [0, 1]; 0 where either box is degenerate. Accurate to
+        1e-10 in float64 and 1e-5 in float32 (1e-4 where sides differ more than a hundredfold).
 
     Raises:
         ValueError: a shape is not (·, 5).
@@ -108,13 +109,14 @@ def rotated_nms(
     suppresses nothing and is kept where its score has a rank.
 
     Args:
-        boxes: (N, 5). Geometry is computed in float32 whatever the type, as on the GPU.
+        boxes: (N, 5), as the others a NumPy array, list or CPU tensor. Geometry is computed in float32
+            whatever the type, as on the GPU.
         scores: (N,), compared in float32.
         iou_threshold: in [0, 1], rounded to float32.
         labels: (N,) integer class ids, compared as numbers; None means one class.
 
     Returns:
-        (K,) int64 indices of the kept boxes in order of rank.
+        (K,) int64 NumPy array, indices of the kept boxes in order of rank.
 
     Raises:
         ValueError: shapes disagree or the threshold is not in [0, 1].
@@ -185,9 +187,10 @@ def _rows(name: str, values: ArrayLike, width: int, what: str) -> NDArray[np.flo
 def _same_type(
     a: NDArray[np.floating], b: NDArray[np.floating]
 ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    if a.dtype != b.dtype:
+    if len(a) and len(b) and a.dtype != b.dtype:
         raise TypeError(f"a and b: expected one type, got {a.dtype} and {b.dtype}; convert one of them")
-    return a, b
+    kind = a.dtype if len(a) else b.dtype
+    return a.astype(kind, copy=False), b.astype(kind, copy=False)
 
 
 def _check_same_length(a: NDArray, b: NDArray) -> None:

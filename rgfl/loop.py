@@ -3,7 +3,8 @@
 A run is a function of (recipe, data): the sample order and every random choice about a tile come from
 (seed, epoch, index), so the number of the step is all that a resume needs besides the state of the weights
 and the optimiser. Killed at any moment, the same command repeats the steps since the last write of
-last.pt, and log.jsonl ends up as if nothing had happened.
+last.pt, and log.jsonl ends up as if nothing had happened: on a CPU bit by bit, on a GPU up to the order in
+which it adds.
 
 Nor does it matter who computes a step. It may be cut into parts (--accumulate) and shared by processes
 (torchrun): losses are sums over tiles divided by sums over the whole batch, and gradients add up. BatchNorm
@@ -47,7 +48,7 @@ from rgfl.seen import Evaluation
 from rgfl.spec import DetectorSpec, SpecError
 from rgfl.stop import TIME_IS_UP, Stop, reason
 from rgfl.training_error import TrainingError
-from rgfl.validate import find, over_labels, score, without_truth
+from rgfl.validate import evenly, find, over_labels, score, without_truth
 
 # A greater share of the time spent waiting for tiles is told once, with what helps.
 WAITING_SHARE = 0.05
@@ -56,8 +57,8 @@ WAITING_SHARE = 0.05
 LEAST_SCALE = 1.0
 
 LISTED = 40  # classes, of which the number of objects is said at the start
-# What helps where whole images are too much.
-CUT_TRAIN = "cut train/ with rgfl.dota.tiling, not val/ (AP on tiles is not the official one)"
+# Fewer pictures than these in a group, and the tiles of a batch are much alike.
+LEAST_MIXED = 8
 
 # What `main` prints as one line; anything else is a bug and shows its traceback.
 ERRORS = (
@@ -103,8 +104,8 @@ def train(
         except torch.OutOfMemoryError as error:
             raise TrainingError(
                 f"out of GPU memory with --batch {recipe.schedule.batch} tiles of --tile-size "
-                f"{recipe.data.tile_size}; try --accumulate, --checkpoint-activations or --amp bf16, or "
-                "lower one of them"
+                f"{recipe.data.tile_size}; give --accumulate or --checkpoint-activations, and the same "
+                "command goes on; or begin anew with less of one of them (--start keeps the weights)"
             ) from error
 
 
@@ -125,6 +126,11 @@ class Training:
     ) -> None:
         """Everything up to the first step: what cannot work is said here, and nothing is written before."""
         self.recipe, self.out, self.device, self.ranks = recipe, out, device, ranks
+        # What helps where whole images are too much.
+        self.cut_train = (
+            "cut train/ into tiles, not val/ (AP on tiles is not the official one): "
+            + recipe.tiling_command(root.resolve())
+        )
         self.say = tqdm.write if ranks.first else _say_nothing
         schedule, run = recipe.schedule, recipe.run
         self.evaluating = recipe.evaluation.eval_every > 0
@@ -134,6 +140,7 @@ class Training:
                 f"--batch {schedule.batch}: tiles a step over all processes; expected a multiple of "
                 f"{ranks.size * run.accumulate} for {ranks.size} processes and --accumulate {run.accumulate}"
             )
+        self._expect_values_for_batchnorm()
         if run.threads:
             torch.set_num_threads(run.threads)
         torch.manual_seed(schedule.seed)
@@ -157,10 +164,24 @@ class Training:
             anew_but = None if resume else Path(schedule.start)
             self.folder = RunFolder(path, self.step, self.evaluated, anew_but)
         self._announce(root, [*(f"warning: {warning}" for warning in warnings), *said])
-        self.waiting = _Waiting(self.workers, run.cache_mb < self.tiles.cache_wanted())
+        larger = "a larger --cache-mb, " if run.cache_mb < self.tiles.cache_wanted() else ""
+        self.waiting = _Waiting(self.workers, f"{larger}or {self.cut_train}")
         self.stop = Stop(run.max_minutes, started)
 
     # ---- before the first step --------------------------------------------------------------------------
+
+    def _expect_values_for_batchnorm(self) -> None:
+        """Raise where the BatchNorm of the coarsest level would get a single value of each channel."""
+        recipe = self.recipe
+        model, batch, size = recipe.model, recipe.schedule.batch, recipe.data.tile_size
+        tiles = batch // recipe.run.accumulate // (1 if self.on_cuda else self.ranks.size)
+        cells = size // DetectorSpec.strides[-1]
+        if model.head_norm == "batch" and model.head_convs and tiles * cells**2 == 1:
+            raise TrainingError(
+                f"--batch {batch}: one tile of --tile-size {size} at a time is a single cell of the coarsest "
+                "level, of which BatchNorm has no statistics; give more of either, a smaller --accumulate, "
+                "fewer processes, or --head-norm group"
+            )
 
     def _read_data(self, root: Path, classes: str, unknown: Unknown) -> None:
         """The tiles to train on, the images to evaluate on, and the numbers of steps that follow."""
@@ -181,7 +202,7 @@ class Training:
             recipe.schedule.seed,
             recipe.run.cache_mb,
         )
-        self.val = self.dataset.val[: recipe.evaluation.eval_images or None]
+        self.val = evenly(self.dataset.val, recipe.evaluation.eval_images or len(self.dataset.val))
         self.epoch = steps_per_epoch(len(self.tiles), recipe.schedule.batch)
         self.total = max(1, round(recipe.schedule.epochs * self.epoch))
         self.evaluation_steps = self.total
@@ -227,11 +248,13 @@ class Training:
     def _begin_at(self, last: dict[str, Any] | None) -> None:
         """The start, or where last.pt was written."""
         self.step, self.evaluated, self.best = 0, 0, -1.0
+        self.without_better = 0  # evaluations since the best one
         self.sums: dict[str, float] = {}  # of the losses since the last line of the log
         if last is None:
             return
         with of_this_version(self.out / "last.pt"):
             self.step, self.evaluated, self.best = last["step"], last["evaluated"], last["best"]
+            self.without_better = last.get("without_better", 0)
             self.sums = last["sums"]
             self.model.load_state_dict(last["model"])
             self.mean.load_state_dict(last["weights"])
@@ -254,6 +277,7 @@ class Training:
                 "--checkpoint-activations": run.checkpoint_activations,
                 "--compile": run.compile,
                 "--log-every": run.log_every,
+                "--patience": run.patience,
                 "precision": str(self.amp),
             }
         )
@@ -281,6 +305,11 @@ class Training:
             warnings.append(
                 f"objects of train with a side below --min-side {recipe.data.min_side:g}, which are never "
                 f"learned: {sum(self.tiles.too_small.values()):,}, {number} of them in {name}.txt"
+            )
+        if (mixed := self.tiles.pictures_mixed()) < LEAST_MIXED:
+            warnings.append(
+                f"the images of train are so large that the tiles of a batch come from {mixed:.0f} of them "
+                f"alone, and are much alike: {self.cut_train}"
             )
         if 0 < run.cache_mb < (wanted := self.tiles.cache_wanted()):
             warnings.append(
@@ -336,6 +365,12 @@ class Training:
         if len(dataset.classes) <= LISTED:
             counts = ", ".join(f"{count:,} {name}" for name, count in self.tiles.objects_by_class().items())
             self.say(f"train holds {counts}")
+        images, windows = self.tiles.without_objects()
+        if images:
+            self.say(
+                f"{images:,} of {len(dataset.train):,} images hold no object to learn; {windows:,} of "
+                f"{len(self.tiles):,} windows an epoch are of them (--empty-share)"
+            )
         if dataset.left_out:
             counts = ", ".join(f"{count:,} {name}" for name, count in dataset.left_out.items())
             self.say(f"left out, as their classes are not asked for: {counts}")
@@ -351,6 +386,7 @@ class Training:
             device=device_name(self.device),
             root=str(root),
             train_images=len(dataset.train),
+            train_objects=self.tiles.objects_by_class(),
             left_out=dataset.left_out,
             total=self.total,
             **self.recipe.result_fields(),
@@ -399,7 +435,7 @@ class Training:
         interval = _Interval()
         saved = time.monotonic()
         halt = 0  # why to stop, once all processes have agreed on it
-        while self.step < self.total:
+        while self.step < self.total and not self._out_of_patience():
             overdue = int(0 < run.checkpoint_minutes <= (time.monotonic() - saved) / 60)
             halt, overdue = ranks.greatest(self.stop.now(), overdue)
             if halt:
@@ -442,6 +478,11 @@ class Training:
                 "from there"
             )
             return halt
+        if self._out_of_patience():
+            self.say(
+                f"no better mAP in {self.without_better} evaluations (--patience); the same command without "
+                "it goes on"
+            )
         if not self.evaluating:  # the last weights are the best known
             self._save("best.pt", result={"step": self.step})
             if ranks.first:
@@ -534,6 +575,9 @@ class Training:
 
     # ---- what is kept -----------------------------------------------------------------------------------
 
+    def _out_of_patience(self) -> bool:
+        return 0 < self.recipe.run.patience <= self.without_better
+
     def _evaluation_is_due(self) -> bool:
         regular = self.step % self.evaluation_steps == 0 or self.step == self.total
         return self.evaluating and self.step > self.evaluated and regular
@@ -552,15 +596,17 @@ class Training:
             if self.ranks.first:
                 measured = Evaluation(self.step, score(found, self.val, self.spec), self.val, found)
         values = self.ranks.gather(_means(measured))[0]
+        self.without_better += 1
         if values["map"] > self.best:
-            self.best = values["map"]
+            self.best, self.without_better = values["map"], 0
             self._save("best.pt", result={**values, "step": self.step})
         seconds = time.monotonic() - before
         if measured is not None:
             figures = page.figures(measured.result)
             self.folder.log(kind="eval", step=self.step, seconds=round(seconds, 2), **figures)
             self.folder.plot("val", values, self.step)
-            for picture in self.val[: self.recipe.run.pictures]:
+            self.folder.plot("val_ap50", figures["classes"], self.step)
+            for picture in evenly(self.val, self.recipe.run.pictures):
                 drawn = over_labels(picture, found[picture.name], self.spec.classes)
                 self.folder.show(f"val/{picture.name}", drawn, self.step)
         self.evaluated = self.step
@@ -583,8 +629,8 @@ class Training:
             return find(self.mean.predict, pictures, self.spec, config, lambda: bool(self.stop.signal))
         except torch.OutOfMemoryError as error:
             raise TrainingError(
-                f"out of GPU memory in the evaluation, with --test-batch {config.test_batch} tiles of "
-                f"--test-size {config.test_size}; lower one of them (the same command goes on from last.pt)"
+                f"out of GPU memory in the evaluation, with --test-batch {config.test_batch}; give fewer, or "
+                "end what else uses this GPU, and the same command goes on from last.pt"
             ) from error
 
     def save_last(self) -> None:
@@ -597,6 +643,7 @@ class Training:
                 "step": self.step,
                 "evaluated": self.evaluated,
                 "best": self.best,
+                "without_better": self.without_better,
                 "sums": self.sums,
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -622,7 +669,7 @@ class Training:
                 raise TrainingError(
                     f"a process that prepares tiles has ended ({' '.join(str(error).split())}): was there no "
                     "memory left? Use fewer --workers or a smaller --cache-mb, and the same command goes on "
-                    f"from last.pt; or {CUT_TRAIN}"
+                    f"from last.pt; or {self.cut_train}"
                 ) from error
             if not self.ranks.lost(error):
                 raise
@@ -754,9 +801,9 @@ class _Waiting:
 
     SETTLED = 20  # steps: the first tiles wait for the workers to start
 
-    def __init__(self, workers: int, cache_is_small: bool) -> None:
+    def __init__(self, workers: int, helps: str) -> None:
         self.share = 0.0
-        self._workers, self._cache_is_small = workers, cache_is_small
+        self._workers, self._helps = workers, helps
         self._steps, self._told = 0, False
         self._waited, self._seconds = 0.0, 0.0
 
@@ -772,8 +819,7 @@ class _Waiting:
         self._told = True
         return (
             f"{self.share:.0%} of the time goes into waiting for tiles (data_wait_s in log.jsonl): use more "
-            f"--workers (now {self._workers}), {'a larger --cache-mb, ' if self._cache_is_small else ''}or "
-            f"{CUT_TRAIN}"
+            f"--workers (now {self._workers}), {self._helps}"
         )
 
 

@@ -33,7 +33,7 @@ from rgfl.recipes import RECIPES, EvaluationConfig
 from rgfl.run_log import read_records
 from rgfl.seen import Evaluation, pictures_and_mistakes
 
-PAGE = "page.html"
+PAGE, LOG = "page.html", "log.jsonl"
 
 
 class PageError(ValueError):
@@ -54,7 +54,7 @@ def write(run: Path, evaluation: Evaluation | None = None) -> Path:
     """Draw the page of the run in folder `run`. Without an evaluation the pictures of the last one stay.
 
     Raises:
-        PageError: there is no log in this folder.
+        PageError: there is no log in this folder, or one of other kinds of values.
     """
     log = read_log(run)
     path = run / PAGE
@@ -65,7 +65,12 @@ def write(run: Path, evaluation: Evaluation | None = None) -> Path:
         seen = _framed(scores_and_curves(evaluation.result) + pictures_and_mistakes(evaluation), identity)
     else:
         seen = _seen_before(path, identity)
-    atomic.write_text(path, compose(run.resolve().name, log, shown, seen))
+    try:
+        text = compose(run.resolve().name, log, shown, seen)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise PageError(f"{run / LOG}: not what rgfl.train writes ({reason})") from error
+    atomic.write_text(path, text)
     return path
 
 
@@ -99,7 +104,7 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     Raises:
         PageError: there is none.
     """
-    path = run / "log.jsonl"
+    path = run / LOG
     if not path.is_file():
         raise PageError(f"{path}: no such file; expected the folder of a training (its --out)")
     records = read_records(path)
@@ -199,7 +204,7 @@ def _head(
         f"<header><h1>{escape(name)}</h1>"
         f'<div class="progress"><div style="width:{share:.1f}%"></div></div><div class="tiles">'
         + "".join(
-            f"<div><small>{title}</small><strong>{value}</strong><small>{note}</small></div>"
+            f"<div><small>{title}</small><strong>{value}</strong><small>{escape(note)}</small></div>"
             for title, value, note in tiles
         )
         + "</div><dl>"
@@ -262,8 +267,9 @@ def _worth(
         columns.append(("shown below", shown))
     elif shown is not None:  # the same weights, seen just now: maybe on more images, and in full
         columns = [(title, shown if record["step"] == shown["step"] else record) for title, record in columns]
-    parts.append(_class_table([(f"{title}, {_when(r['step'], run, steps)}", r) for title, r in columns]))
-    counts = " and ".join(str(count) for count in sorted({record["images"] for _, record in columns}))
+    titled = [(f"{title}, {_when(record['step'], run, steps)}", record) for title, record in columns]
+    parts.append(_class_table(titled, run.get("train_objects", {})))
+    counts = " and ".join(escape(str(count)) for count in sorted({record["images"] for _, record in columns}))
     parts.append(
         f"</div><p><small>Percent, official 11-point rule, on {counts} full validation images, tiles merged. "
         "Objects are those that count: difficult ones are neither found nor missed.</small></p></section>"
@@ -271,17 +277,24 @@ def _worth(
     return "".join(parts)
 
 
-def _class_table(columns: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
-    """A class a row, AP50 as a bar; of older logs only what they hold."""
+def _class_table(columns: Sequence[tuple[str, Mapping[str, Any]]], train: Mapping[str, Any]) -> str:
+    """A class a row, AP50 as a bar; of older logs only what they hold.
+
+    Args:
+        train: objects by class that are learned from.
+    """
     names = list(dict.fromkeys(name for _, record in columns for name in record["classes"]))
     objects: dict[str, int] = next(
         (record["objects"] for _, record in reversed(columns) if "objects" in record), {}
     )
-    head = ['<th rowspan="2">class</th><th rowspan="2" class="n">objects</th>']
+    counts = [*([("train objects", train)] if train else []), ("objects", objects)]
+    head = ['<th rowspan="2">class</th>']
+    head += [f'<th rowspan="2" class="n">{title}</th>' for title, _ in counts]
     head += [f'<th colspan="3">{escape(title)}</th>' for title, _ in columns]
     rows = []
     for name in names:
-        cells = [f"<td>{escape(name)}</td>", f'<td class="n">{objects.get(name, "–")}</td>']
+        cells = [f"<td>{escape(name)}</td>"]
+        cells += [f'<td class="n">{escape(str(count.get(name, "–")))}</td>' for _, count in counts]
         for _, record in columns:
             ap50 = record["classes"].get(name, math.nan)
             cells.append(_bar(ap50) if objects.get(name) != 0 else '<td class="dim">no object: 0</td>')
@@ -289,8 +302,8 @@ def _class_table(columns: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
                 value = record.get(key, {}).get(name)
                 cells.append(f'<td class="n">{_percent(value) if value is not None else "–"}</td>')
         rows.append(f"<tr>{''.join(cells)}</tr>")
-    total = sum(objects.values()) if objects else "–"
-    cells = [f'<td>all</td><td class="n">{total}</td>']
+    cells = ["<td>all</td>"]
+    cells += [f'<td class="n">{sum(count.values()) if count else "–"}</td>' for _, count in counts]
     for _, record in columns:
         cells.append(_bar(record["ap50"]))
         cells += [f'<td class="n">{_percent(record[key])}</td>' for key in ("ap75", "map")]
@@ -409,7 +422,7 @@ def look(run: Path, data: Path, weights: Path, images: int | None, device: str) 
     from rgfl.devices import choose_device
     from rgfl.dota.labels import Unknown
     from rgfl.nn.fake_int8 import fake_int8
-    from rgfl.validate import find, score
+    from rgfl.validate import evenly, find, score
 
     settings: dict[str, Any] = next(
         (record for record in reversed(read_log(run)) if record["kind"] == "run"), {}
@@ -422,7 +435,7 @@ def look(run: Path, data: Path, weights: Path, images: int | None, device: str) 
         fake_int8(detector)
     unknown: Unknown = "ignore" if settings.get("left_out") else "error"  # as the training had it
     dataset = read_dataset(data, detector.spec.classes, unknown=unknown)
-    chosen = dataset.val[: (config.eval_images if images is None else images) or None]
+    chosen = evenly(dataset.val, (config.eval_images if images is None else images) or len(dataset.val))
     bar = tqdm(chosen, unit="image", dynamic_ncols=True)
     found = find(detector.predict, bar, detector.spec, config)
     assert found is not None  # nobody stops it
@@ -445,7 +458,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--weights", type=Path, metavar="FILE", help="what to evaluate [RUN/best.pt]")
     parser.add_argument(
-        "--images", type=int, metavar="N", help="evaluate only the first N, 0: all [as the training did]"
+        "--images",
+        type=int,
+        metavar="N",
+        help="evaluate only N, evenly spaced; 0: all [as the training did]",
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 [cuda where there is one]")
     arguments = parser.parse_args(argv)

@@ -11,13 +11,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import io
+import shlex
 import textwrap
 import tokenize
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from inspect import getsource
-from math import cos, pi
+from math import cos, pi, sqrt
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from rgfl.nn.config import ModelConfig
@@ -40,7 +42,12 @@ class DataConfig:
     # "random": new windows of every image each epoch, as many as tiles cover it; "grid": the devkit's fixed
     # split. An image of exactly the tile's size is one tile in both.
     stride: int = 0  # distance of the grid's windows, pixels; 0: 824 of 1024, the same share of other sizes
-    empty_tiles: bool = False  # keep windows without an object (grid)
+    empty_share: float = 0.25
+    # greatest share of windows that hold no object (grid) or are of an image without any (random); which of
+    # them are left out is drawn by --seed
+    repeat_below: float = 0.0
+    # classes in a smaller share of the images are shown more often: their images √(this / their share) times
+    # (LVIS's repeat factor), and windows are placed around each class of an image alike (random); 0: off
     object_probability: float = 0.9  # share of windows placed around an object (random)
     min_visible: float = 0.7  # objects of which a smaller share of the area is in the tile are dropped
     cut: Literal["whole", "clipped"] = "whole"
@@ -106,7 +113,7 @@ class EvaluationConfig:
     """AP on full validation images while training, and what the detector's spec says."""
 
     eval_every: float = 1  # epochs between evaluations; 0: never
-    eval_images: int = 0  # evaluate only the first N validation images; 0: all
+    eval_images: int = 0  # evaluate only N validation images, evenly spaced; 0: all
     test_size: int = 1024  # side of the tile at inference, pixels; a multiple of 128
     test_stride: int = 0  # distance of tiles at inference, pixels; 0: 824 of 1024, the same share of others
     test_batch: int = 1  # tiles at once
@@ -133,7 +140,8 @@ class RunConfig:
     log_every: int = 20  # steps between lines of log.jsonl and points of TensorBoard
     checkpoint_minutes: float = 10.0  # time between writes of last.pt, besides every end of an epoch
     max_minutes: float = 0.0  # stop after this time, resumable; 0: no limit
-    pictures: int = 4  # validation images drawn in TensorBoard at each evaluation
+    patience: int = 0  # stop after so many evaluations without a better mAP, resumable; 0: off
+    pictures: int = 4  # validation images drawn in TensorBoard at each evaluation, evenly spaced
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +170,7 @@ class Recipe:
         )  # fmt: skip
         for name, value in (("tile_size", data.tile_size), ("test_size", evaluation.test_size)):
             _expect(value > 0 and value % 128 == 0, name, value, "a positive multiple of 128")
-        for name in ("object_probability", "min_visible"):
+        for name in ("empty_share", "repeat_below", "object_probability", "min_visible"):
             _expect(0 <= getattr(data, name) <= 1, name, getattr(data, name), "a share in 0…1")
         for name in ("flip_horizontal", "flip_vertical", "right_angle", "rotate", "mosaic", "gray"):
             _expect(0 <= getattr(augment, name) <= 1, name, getattr(augment, name), "a probability in 0…1")
@@ -184,7 +192,7 @@ class Recipe:
             (data, ("stride", "min_side")),
             (schedule, ("clip_norm", "weight_decay", "warmup_steps", "backbone_lr", "seed")),
             (evaluation, ("eval_every", "eval_images", "test_stride", "level_topk")),
-            (run, ("threads", "cache_mb", "checkpoint_minutes", "max_minutes", "pictures")),
+            (run, ("threads", "cache_mb", "checkpoint_minutes", "max_minutes", "patience", "pictures")),
         ):
             for name in natural:
                 _expect(getattr(config, name) >= 0, name, getattr(config, name), "0 or more")
@@ -240,7 +248,35 @@ class Recipe:
                 "wide, and their BatchNorm holds for tiles of the training size only; expect false "
                 "detections, or use equal sizes or --head-norm group"
             )
+        schedule = self.schedule
+        usual = RECIPES[self.name]().schedule if self.name in RECIPES else schedule
+        if schedule.batch != usual.batch and schedule.lr == usual.lr:
+            times = schedule.batch / usual.batch
+            sgd = schedule.optimizer == "sgd"
+            warnings.append(
+                f"--batch {schedule.batch}, and --lr {schedule.lr:g} was made for batches of {usual.batch}: "
+                f"{'in proportion' if sgd else 'with the root of it'}, --lr "
+                f"{schedule.lr * (times if sgd else sqrt(times)):.3g}"
+            )
         return warnings
+
+    def tiling_command(self, root: Path) -> str:
+        """The command that cuts what `root` has to learn from into tiles for this recipe; val/ stays whole.
+
+        Windows at random turns and scales are larger than a tile and reach in all directions, so that tiles
+        on disk are of twice its size: on those of its own a quarter of what is learned would be padding.
+        """
+        data, out = self.data, root.with_name(f"{root.name}_tiles")
+        grid = data.windows == "grid"
+        turned = self.augment.rotate > 0 or self.augment.scale != (1.0, 1.0)
+        words = ["python", "-m", "rgfl.dota.tiling", "--data", str(root), "--out", str(out)]
+        words += ["--splits", *data.train_splits]
+        words += ["--size", str(data.tile_size * (1 if grid or not turned else 2))]
+        words += ["--stride", str(data.stride)] if grid and data.stride else []  # else it follows the size
+        words += ["--cut", data.cut, *(["--keep-empty"] if data.empty_share else [])]
+        link = ["ln", "-s", str(root / "val"), str(out / "val")]
+        whole = self.evaluation.eval_every > 0 and "val" not in data.train_splits
+        return " && ".join(shlex.join(command) for command in ([words, link] if whole else [words]))
 
     def result_fields(self) -> dict[str, Any]:
         """Everything that decides the outcome, as `{field: value}` of plain JSON types.
@@ -288,7 +324,7 @@ def rgfl_r50_dota_1x() -> Recipe:
             anchor_scale=4.0,
             iou_loss_weight=1.0,
         ),
-        data=DataConfig(windows="grid", stride=512, cut="clipped", boxes_from="edges"),
+        data=DataConfig(windows="grid", stride=512, empty_share=0.0, cut="clipped", boxes_from="edges"),
         augment=AugmentConfig(flip_horizontal=0.5),
     )
 
@@ -304,7 +340,7 @@ def gfl_r50_dota_1x() -> Recipe:
     return Recipe(
         name="gfl_r50_dota_1x",
         model=ModelConfig(),
-        data=DataConfig(windows="grid", stride=512),
+        data=DataConfig(windows="grid", stride=512, empty_share=0.0),
         augment=AugmentConfig(flip_horizontal=0.5, flip_vertical=0.5, right_angle=0.5),
     )
 
@@ -314,6 +350,7 @@ def gfl_r50_dota_3x() -> Recipe:
     once = gfl_r50_dota_1x()
     return dataclasses.replace(once, name="gfl_r50_dota_3x").replace(
         windows="random",  # at a random scale and angle a fixed grid has no meaning
+        empty_share=0.25,
         rotate=0.5,
         scale=(0.5, 1.5),
         epochs=36,

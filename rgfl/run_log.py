@@ -20,7 +20,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     for line in path.read_text("utf-8", errors="replace").split("\n"):
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(record, dict) and _is_whole(record):
             records.append(record)

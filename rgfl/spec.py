@@ -19,34 +19,58 @@ SPEC_FORMAT = 1
 METADATA_KEY = "rgfl_spec"  # under this key the spec lies in an ONNX file's metadata_props
 # TensorRT cuts an engine's name here and only logs it, so the spec must stay below.
 MAX_JSON_BYTES = 4096
+LARGEST_SIDE = 16384  # pixels; the activations of more would not fit into memory
+LONGEST_NAME = 200  # bytes of a class name; file systems take 255 for Task1_<class>.txt and its temporary
 
 
 class SpecError(ValueError):
     """The spec is missing, unreadable or asks for something this version does not do."""
 
 
-def _numbers(count: int, kind: type | tuple[type, ...] = (int, float)) -> Callable[[Any], bool]:
+Kind = type[int] | tuple[type[int], type[float]]
+
+
+def unfit_name(name: str) -> str:
+    """What keeps a class name out of label files, or out of the names of files; empty if nothing does."""
+    if len(name.split()) != 1:
+        return f"{'has white space' if name.strip() else 'is empty'}; labelTxt needs it in one word"
+    if not name.isprintable():
+        return "has characters that cannot be printed; files and terminals need it readable"
+    if set(name) & set("/\\") or name in (".", ".."):
+        return "has a slash or is a folder's name; Task1_<class>.txt could not be written"
+    if len(name.encode()) > LONGEST_NAME:
+        return f"is longer than {LONGEST_NAME} bytes; Task1_<class>.txt could not be written"
+    return ""
+
+
+def _number(value: Any, kind: Kind = (int, float)) -> bool:
+    """Whether it is one, finite, and as the consumers' int32 and float32 can hold it."""
+    return isinstance(value, kind) and not isinstance(value, bool) and abs(value) < 1 << 31
+
+
+def _numbers(count: int, kind: Kind = (int, float)) -> Callable[[Any], bool]:
     def valid(value: Any) -> bool:
-        return isinstance(value, tuple) and len(value) == count and all(isinstance(v, kind) for v in value)
+        return isinstance(value, tuple) and len(value) == count and all(_number(v, kind) for v in value)
 
     return valid
 
 
 def _count(value: Any) -> bool:
-    return isinstance(value, int) and value >= 0
+    return _number(value, int) and value >= 0
 
 
 def _share(value: Any) -> bool:
-    return isinstance(value, (int, float)) and 0 <= value <= 1
+    return _number(value) and 0 <= value <= 1
 
 
+_GREY = set(range(256))
 # What a file may not get wrong: (field, what is expected, whether a value is that).
 _FIELD_TYPES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("classes", "a list of names", lambda v: isinstance(v, tuple) and all(isinstance(n, str) for n in v)),
     ("image_size", "two whole numbers", _numbers(2, int)),
-    ("mean", "three numbers", _numbers(3)),
-    ("std", "three numbers above 0", lambda v: _numbers(3)(v) and min(v) > 0),
-    ("pad_value", "three whole numbers", _numbers(3, int)),
+    ("mean", "three finite numbers", _numbers(3)),
+    ("std", "three finite numbers above 0", lambda v: _numbers(3)(v) and min(v) > 0),
+    ("pad_value", "three whole numbers 0…255", lambda v: _numbers(3, int)(v) and set(v) <= _GREY),
     ("strides", "whole numbers above 0", lambda v: bool(v) and _numbers(len(v), int)(v) and min(v) > 0),
     ("reg_max", "a whole number", _count),
     ("angle_bins", "a whole number", _count),
@@ -102,6 +126,9 @@ class DetectorSpec:
                 raise SpecError(f"{name}: expected {expected}, got {value!r}")
         if not self.classes or len(set(self.classes)) != len(self.classes):
             raise SpecError(f"classes: expected distinct names, got {list(self.classes)}")
+        for name in self.classes:
+            if wrong := unfit_name(name):
+                raise SpecError(f"classes: {name!r} {wrong}")
         if self.mode not in get_args(HeadMode):
             raise SpecError(f"mode: expected one of {get_args(HeadMode)}, got {self.mode!r}")
         if self.angle_convention != ANGLE_CONVENTION:
@@ -109,10 +136,10 @@ class DetectorSpec:
                 f"angle_convention: this version reads {ANGLE_CONVENTION!r} only, got "
                 f"{self.angle_convention!r}; convert the model where it was made"
             )
-        if any(size <= 0 or size % self.strides[-1] for size in self.image_size):
+        if any(not 0 < size <= LARGEST_SIDE or size % self.strides[-1] for size in self.image_size):
             raise SpecError(
-                f"image_size: expected positive multiples of the coarsest stride {self.strides[-1]}, "
-                f"got {self.image_size}"
+                f"image_size: expected positive multiples of the coarsest stride {self.strides[-1]} up to "
+                f"{LARGEST_SIDE}, got {self.image_size}"
             )
         if len(self.to_json().encode()) > MAX_JSON_BYTES:
             raise SpecError(
@@ -134,7 +161,7 @@ class DetectorSpec:
         """
         try:
             record: dict[str, Any] = json.loads(text)
-        except (json.JSONDecodeError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise SpecError(f"the spec is not JSON: {error}") from error
         if not isinstance(record, dict) or "rgfl_spec" not in record:
             raise SpecError("the JSON is no rgfl spec: key 'rgfl_spec' is missing")

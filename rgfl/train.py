@@ -5,7 +5,7 @@
 
 DIR holds train/ and val/, each with images/ and labelTxt/. RUN gets last.pt (resume), best.pt (the
 detector), log.jsonl, tensorboard/ and page.html, which shows all of it (rgfl/page.py). The same command
-goes on where a killed run stopped.
+goes on where a killed run stopped: on a CPU bit by bit, on a GPU up to the order in which it adds.
 
 The loop is in rgfl/loop.py: nothing here imports torch, so that --help answers at once.
 """
@@ -31,14 +31,19 @@ several GPUs or machines:
 
 --batch is of all processes together and stays what it is, so the losses are those of one process. It must be
 a multiple of their number: where a recipe's is too small, give a larger one, and an --lr that suits it;
---warmup-steps counts steps, of which there are then fewer. Cut train into tiles first (python -m
-rgfl.dota.tiling): else every worker of every process decodes nearly all of the large images itself.
+--warmup-steps counts steps, of which there are then fewer. Cut train into tiles first, as below: else every
+worker of every process decodes nearly all of the large images itself.
 --data and --out must be on a file system that every machine sees. A run may go on with another number of
 processes. Where machines do not find each other, name their network card in GLOO_SOCKET_IFNAME and
 NCCL_SOCKET_IFNAME."""
 
+TILES = """\
+large images: cut train into tiles that fit the recipe, and leave val whole (without --keep-empty tiles that
+hold no object are not written, and not learned as background):
+  """
+
 STATUS = """\
-exit status: 0 done, or stopped by --max-minutes (the last line says which; the same command goes on), 2
+exit status: 0 done, or stopped by --max-minutes or --patience (a line says which; such a run can go on), 2
 cannot (a line says why), 128 + signal when stopped by one, 130 when a second one stops it at once. Output
 that breaks, such as a pipe whose reader has ended, stops nothing: log.jsonl has the facts."""
 
@@ -53,11 +58,13 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Recipe, argparse.Namespace
     listing = "\n".join(
         f"  {name:<26}{(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in RECIPES.items()
     )
+    cut = RECIPES[shown]().tiling_command(Path("/DIR")).replace(" && ", "\n  ")
     parser = argparse.ArgumentParser(
         prog="python -m rgfl.train",
-        description="Train a detector of rotated objects. The same command resumes a run that was stopped.",
+        description="Train a detector of rotated objects. The same command resumes a run that was stopped: "
+        "on a CPU bit by bit, on a GPU up to the order in which it adds.",
         epilog=f"recipes:\n{listing}\n\nIn brackets: the values of {shown}. See those of another recipe by "
-        f"--recipe NAME --help.\n\n{SEVERAL}\n\n{STATUS}",
+        f"--recipe NAME --help.\n\n{SEVERAL}\n\n{TILES}{cut}\n\n{STATUS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         usage="%(prog)s --recipe NAME --data DIR --out DIR [options]",
@@ -86,7 +93,8 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Recipe, argparse.Namespace
         action=argparse.BooleanOptionalAction,
         default=True,
         help="go on from last.pt if --out has one, of the same recipe, labels and image sizes (pixels are "
-        "not compared); --no-resume starts anew and replaces it [on]",
+        "not compared; --test-batch, --eval-every if not 0, and the flags of run may differ); --no-resume "
+        "starts anew and replaces it [on]",
     )
     add_flags(parser, RECIPES[shown]())
     arguments = parser.parse_args(argv)

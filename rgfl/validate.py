@@ -62,6 +62,12 @@ def find(
     return found
 
 
+def evenly(pictures: Sequence[Picture], count: int) -> list[Picture]:
+    """So many of them at equal distances, or all if there are no more: neighbours by name are often alike."""
+    count = min(count, len(pictures))
+    return [pictures[index * len(pictures) // count] for index in range(count)]
+
+
 def score(found: dict[str, Detections], pictures: Sequence[Picture], spec: DetectorSpec) -> Result:
     """AP of what was found in all these images."""
     truth = {picture.name: picture.objects for picture in pictures}

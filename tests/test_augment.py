@@ -133,6 +133,12 @@ def test_a_window_beside_the_image_is_padding():
     assert (tile == [1, 2, 3]).all()
 
 
+def test_between_pixels_is_interpolated():
+    image = np.repeat(np.arange(0, 200, 10, dtype=np.uint8)[None, :, None], 20, 0).repeat(3, 2)
+    tile = map_pixels(image, about(np.eye(2), np.array([10.5, 10.0]), 20), 20, (0, 0, 0))
+    np.testing.assert_array_equal(tile[5, :19, 0], np.arange(5, 195, 10))
+
+
 def test_colour_changes_the_image_and_not_the_padding():
     image = np.full((64, 64, 3), 100, np.uint8)
     color = random_color(np.random.default_rng(1), AugmentConfig(brightness=0.5))
@@ -150,19 +156,49 @@ def test_no_change_wanted_none_made():
         assert random_color(rng, AugmentConfig()) is None
 
 
-@pytest.mark.parametrize(
-    ("config", "property"),
-    [
-        (AugmentConfig(gray=1), lambda out: np.ptp(out, axis=-1).max() < 1e-6),
-        (AugmentConfig(hue=180), lambda out: np.allclose(out.mean(0), out.mean(0).mean(), atol=80)),
-        (AugmentConfig(saturation=1), lambda out: np.isfinite(out).all()),
-    ],
-)
-def test_colour_matrices(config, property):
+def test_turns_are_what_was_asked_for():
+    def draws(**config):
+        return [random_turn(np.random.default_rng(seed), AugmentConfig(**config)) for seed in range(200)]
+
+    def linear_maps(**config):
+        return {tuple(turn.linear.ravel()) for turn in draws(**config)}
+
+    assert linear_maps(flip_horizontal=1) == {(-1, 0, 0, 1)}
+    assert linear_maps(flip_vertical=1) == {(1, 0, 0, -1)}
+    assert len(linear_maps(right_angle=1)) == 4
+    angles = [np.arctan2(turn.linear[1, 0], turn.linear[0, 0]) for turn in draws(rotate=1)]
+    assert (min(angles), max(angles)) == pytest.approx((-np.pi, np.pi), abs=0.2)
+    octaves = np.log2([turn.factor for turn in draws(scale=(0.25, 4))])  # as often smaller as larger
+    assert (octaves.min(), octaves.mean(), octaves.max()) == pytest.approx((-2, 0, 2), abs=0.2)
+
+
+def test_gray_has_three_equal_channels():
     colors = np.random.default_rng(0).uniform(0, 255, (500, 3))
-    for seed in range(5):
-        matrix = random_color(np.random.default_rng(seed), config)
-        assert property(colors @ matrix[:, :3].T + matrix[:, 3])
+    matrix = random_color(np.random.default_rng(0), AugmentConfig(gray=1))
+    assert np.ptp(colors @ matrix[:, :3].T + matrix[:, 3], axis=-1).max() < 1e-6
+
+
+def test_colours_change_both_ways_as_far_as_asked():
+    grey, light, red = np.array([[128, 128, 128, 1], [228, 228, 228, 1], [200, 40, 40, 1]], float)
+
+    def bounds(change, **config):
+        matrices = [random_color(np.random.default_rng(seed), AugmentConfig(**config)) for seed in range(200)]
+        found = [change(matrix) for matrix in matrices]
+        return min(found), max(found)
+
+    def hue(matrix):
+        _, i, q = augment.RGB_TO_YIQ @ matrix @ red
+        _, was_i, was_q = augment.RGB_TO_YIQ @ red[:3]
+        return np.degrees(np.arctan2(q, i) - np.arctan2(was_q, was_i))
+
+    for change, config in (
+        (lambda matrix: (matrix @ grey)[0] / 128, {"brightness": 0.3}),
+        (lambda matrix: (matrix @ grey)[0] / 128, {"brightness": 0.3, "contrast": 0.3}),  # about mid-grey
+        (lambda matrix: (matrix @ (light - grey))[0] / 100, {"contrast": 0.3}),
+        (lambda matrix: np.ptp(matrix @ red) / 160, {"saturation": 0.3}),
+    ):
+        assert bounds(change, **config) == pytest.approx((0.7, 1.3), abs=0.02), config
+    assert bounds(hue, hue=9) == pytest.approx((-9, 9), abs=0.5)
 
 
 def test_hue_and_saturation_leave_greys_alone():

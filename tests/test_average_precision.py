@@ -537,6 +537,20 @@ def test_notes_name_a_mean_over_other_classes_and_rounded_scores():
     notes = evaluate({"ship": ties}, {"a": truth_of((square(0), 0))}, ["ship"]).notes
     assert any("1 class evaluated, not the 15 of DOTA-v1.0" in note for note in notes)
     assert any("2 of 3 detections repeat a score" in note for note in notes)
+    own = [f"own-{index}" for index in range(15)]  # as many as DOTA's, and others
+    notes = evaluate({name: found() for name in own}, {"a": truth_of((square(0), 0))}, own).notes
+    assert any("15 classes evaluated, not the 15 of DOTA-v1.0" in note for note in notes)
+
+
+@pytest.mark.parametrize("unit", [1, 180 / math.pi])
+def test_notes_tell_angles_in_degrees_from_radians(unit):
+    detections, truth = records(8)
+    given = {
+        image: Detections(one.boxes * [1, 1, 1, 1, unit], one.scores, one.labels)
+        for image, one in detections.items()
+    }
+    notes = evaluate_detections(given, truth, ["ship", "plane"]).notes
+    assert any("they look like degrees, θ is in radians" in note for note in notes) == (unit > 1)
 
 
 def test_table_has_a_line_for_each_class_and_lines_up():
@@ -557,6 +571,20 @@ def test_table_has_a_line_for_each_class_and_lines_up():
         "recall",
         "score",
     ]
+
+
+def test_table_holds_the_numbers_of_the_result():
+    truth = {"a": truth_of((square(0), 0), (square(100), 0), (square(200), 0, 1), (square(300), 1))}
+    ships = found(("a", 0.9, square(0)), ("a", 0.8, square(500)), ("a", 0.75, square(100, 1.6)))
+    result = evaluate({"ship": ships, "plane": found()}, truth, ["ship", "plane"])
+    rows = {line.split()[0]: line.split()[1:] for line in result.table().splitlines() if line}
+    values = (*result.ap[0, [0, 5]], result.ap[0].mean())
+    percent = [f"{100 * value:.2f}" for value in values]
+    assert len({*percent}) == 3
+    assert rows["ship"] == [*percent, "2", "1", "3", "66.7", "100.0", "0.750"]
+    assert rows["plane"] == ["0.00"] * 3 + ["1", "0", "0"] + ["–"] * 3
+    assert rows["all"] == ["classes", *(f"{50 * value:.2f}" for value in values), "3", "1", "3"]
+    assert result.record()["images"] == 1
 
 
 def test_curve_and_best_f1():
@@ -601,6 +629,7 @@ ONE = {"P1": truth_of((square(0), 0))}
         ({"ship": found(), "car": found()}, ONE, {}, r"Task1_car\.txt: no such class; evaluated are ship"),
         ({"ship": found()}, {"P1": truth_of((square(0), 1))}, {},
          r"ground truth of image 'P1': labels from 1 to 1, expected 0 to 0"),
+        ({"ship": found()}, {"P1": truth_of((square(0), -1))}, {}, "labels from -1 to -1, expected 0 to 0"),
         ({"ship": found()}, {"P1": truth_of((square(math.nan), 0))}, {}, "'P1': a corner is not finite"),
         ({"ship": found()}, {}, {}, "no label files"),
         ({"ship": found()}, ONE, {"version": "1.1"}, r"version is one of 1\.0, 1\.5, 2\.0, not '1\.1'"),
@@ -617,6 +646,9 @@ def test_refusals_of_classes():
     for classes in ([], ["ship", "ship"]):
         with pytest.raises(EvaluationError, match="different classes"):
             evaluate({"ship": found()}, ONE, classes)
+    for text in ("ship", "1.0"):  # sequences of letters
+        with pytest.raises(EvaluationError, match=rf"got '{text}'; pass rgfl\.dota\.labels\.read_classes\("):
+            evaluate({name: found() for name in text}, ONE, text)
 
 
 def test_refusals_in_memory():

@@ -1,6 +1,7 @@
 """The convention: the drawing, the canonical form, and the conversions at its border."""
 
 import math
+import re
 
 import cv2
 import numpy as np
@@ -182,12 +183,24 @@ def test_opencv_round_trip(box):
     assert corner_sets_agree(corners, boxes.to_quads(row), 1e-3 * (1 + np.abs(row).max()) / 10)
 
 
+@pytest.mark.parametrize("convert", [boxes.to_quads, boxes.canonical])
+def test_float32_is_rounded_once(convert):
+    rng = np.random.default_rng(0)
+    rows = rng.uniform([0, 0, 1, 1, -50], [20_000, 20_000, 99, 99, 50], (1000, 5)).astype(np.float32)
+    rows[::2, 4] *= 1e6  # many turns
+    exact = convert(rows.astype(np.float64)).astype(np.float32)
+    inside = np.abs(exact[:, -1] - convert(rows)[:, -1]) < 1  # not across a seam
+    np.testing.assert_array_equal(convert(rows)[inside], exact[inside])
+    assert inside.mean() > 0.99
+
+
 @pytest.mark.parametrize(
     "call", [boxes.canonical, boxes.to_quads, boxes.to_le90, boxes.to_opencv, boxes.from_opencv]
 )
-def test_a_wrong_shape_is_named(call):
-    with pytest.raises(ValueError, match=r"boxes: expected .* \(N, 5\), got \(2, 4\)"):
-        call(np.zeros((2, 4)))
+@pytest.mark.parametrize("shape", [(2, 4), (2, 3, 5)])
+def test_a_wrong_shape_is_named(call, shape):
+    with pytest.raises(ValueError, match=rf"boxes: expected .* \(N, 5\), got {re.escape(str(shape))}"):
+        call(np.zeros(shape))
 
 
 def test_a_wrong_quad_shape_is_named():

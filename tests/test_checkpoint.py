@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from rgfl import checkpoint
@@ -55,6 +56,29 @@ def test_loading_needs_neither_the_hub_nor_the_backbone_s_weights(tmp_path, dete
     assert load_detector(tmp_path / "c.pt").config == CONFIG
 
 
+@pytest.mark.parametrize(
+    "claims", [{"pretrained": True}, {"weights": "/no/such/file.pth"}, {"weights": "antigravity"}]
+)
+def test_what_the_file_names_is_neither_fetched_nor_opened(path, detector, claims, monkeypatch):
+    record = checkpoint.load(path)
+    torch.save(record | {"model": record["model"] | claims}, path)
+    made = []
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *a, **k: made.append(k) or create(*a, **k))
+    assert load_detector(path).config == CONFIG
+    assert not any(options.get("pretrained") for options in made)
+    assert checkpoint.start_from(detector, path) == ([], SPEC)
+
+
+@pytest.mark.parametrize("name", ["hf-hub:who/what", "hf_hub:who/what", "local-dir:/etc", "who/what", 1])
+def test_a_backbone_elsewhere_is_refused(path, detector, name):
+    record = checkpoint.load(path)
+    torch.save(record | {"model": record["model"] | {"backbone": name}}, path)
+    for use in (load_detector, lambda file: checkpoint.start_from(detector, file)):
+        with pytest.raises(CheckpointError, match=rf"damaged or foreign: .* as backbone, got '?{name}"):
+            use(path)
+
+
 def test_one_line_that_says_what_came(path, tmp_path):
     def refused(file):
         with pytest.raises(CheckpointError) as error:
@@ -83,6 +107,8 @@ def test_one_line_that_says_what_came(path, tmp_path):
     assert "no spec in it" in refused(file)
     torch.save({**checkpoint.load(path), "format": "rgfl-checkpoint 9"}, file)
     assert "format 'rgfl-checkpoint 9', this version reads" in refused(file)
+    torch.save({**checkpoint.load(path), "model": None}, file)
+    assert "as backbone, got None" in refused(file)
     broken = checkpoint.load(path)
     broken["weights"].pop("head.cls.weight")
     torch.save(broken, file)
@@ -116,6 +142,14 @@ def test_a_save_that_fails_leaves_the_old_file(path, detector):
     assert path.read_bytes() == before
     assert load_detector(path)
     assert list(path.parent.iterdir()) == [path]  # no half of a new one
+
+
+def test_a_link_leads_to_no_file_elsewhere(path, detector, tmp_path):
+    (mine := tmp_path / "mine").write_text("mine")
+    path.with_name(f".{path.name}.partial").symlink_to(mine)
+    save(path, SPEC, CONFIG, detector.state_dict())
+    assert mine.read_text() == "mine"
+    assert not path.is_symlink()
 
 
 def test_a_kill_while_saving_leaves_a_whole_file(path):

@@ -1,12 +1,14 @@
 """What a training folder holds, what is wrong with it, which tiles come out, and who makes them."""
 
 import dataclasses
+import math
 import multiprocessing
 import pickle
 import struct
 import time
 import warnings
 import zlib
+from collections import Counter
 from multiprocessing import resource_sharer
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -47,6 +49,7 @@ from rgfl.train import parse
 
 PLAIN = AugmentConfig()
 SMALL = DataConfig(tile_size=128, stride=64)
+GRID = DataConfig(tile_size=128, stride=64, windows="grid", empty_share=0.0)
 ASSIGN = Assigner(strides=(8, 16, 32, 64, 128), offset=0.5, anchor_scale=8.0, topk=9)
 SQUARE = "10 10 40 10 40 30 10 30"
 
@@ -190,6 +193,24 @@ def test_images_of_both_splits_are_told(folder):
     with pytest.warns(UserWarning, match="1 of 2 validation images are training images too, such as tile"):
         read_dataset(folder)
     (folder / "val/labelTxt/tile.txt").write_text("")  # another image of that name
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_dataset(folder)
+
+
+def test_tiles_of_one_scene_in_both_splits_are_told(folder):
+    def rename(split, old, new):
+        for kind, suffix in (("images", ".png"), ("labelTxt", ".txt")):
+            (folder / split / kind / f"{old}{suffix}").rename(folder / split / kind / f"{new}{suffix}")
+
+    rename("train", "tile", "P1__1__0___0")
+    rename("val", "v", "P1__1__824___0")
+    with pytest.warns(UserWarning, match="share scenes, by the names of their tiles: 1, such as P1; AP"):
+        read_dataset(folder)
+    rename("val", "P1__1__824___0", "P1")
+    with pytest.warns(UserWarning, match="such as P1; AP says"):
+        read_dataset(folder)
+    rename("val", "P1", "P2")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         read_dataset(folder)
@@ -363,11 +384,72 @@ def test_random_windows_cover_each_picture_once_a_epoch(folder):
 
 def test_grid_windows_are_those_with_objects(folder):
     pictures = read_dataset(folder).train
-    grid = DataConfig(tile_size=128, stride=64, windows="grid")
-    corners = [window.corner for window in list_windows(pictures, grid) if window.picture == 0]
-    assert corners == [(x, y) for y in (128, 172) for x in (128, 192)]
-    everything = DataConfig(tile_size=128, stride=64, windows="grid", empty_tiles=True)
-    assert len(list_windows(pictures, everything)) == 4 * 6 + 2
+    held = list_windows(pictures, GRID)
+    assert [window.corner for window in held if window.picture == 0] == [
+        (x, y) for y in (128, 172) for x in (128, 192)
+    ]
+    everything = list_windows(pictures, dataclasses.replace(GRID, empty_share=1.0))
+    assert len(everything) == 4 * 6 + 2
+    assert len(held) == 6
+    for share, count in ((0.25, 8), (0.5, 12), (0.76, 25), (0.9, 26)):
+        data = dataclasses.replace(GRID, empty_share=share)
+        chosen = list_windows(pictures, data, seed=3)
+        assert len(chosen) == count
+        assert chosen == [window for window in everything if window in chosen]  # in order, each once
+        assert set(held) <= set(chosen)
+        assert list_windows(pictures, data, seed=3) == chosen
+    few = dataclasses.replace(GRID, empty_share=0.25)
+    assert list_windows(pictures, few, seed=3) != list_windows(pictures, few, seed=4)
+
+
+def test_random_windows_of_images_without_objects_are_a_share(folder):
+    """Of 3,000 images 2,100 held none, and 70 % of the windows were of them."""
+    objects = squares((10, 10))
+    difficult = dataclasses.replace(objects, difficult=np.array([2], np.int32))
+    pictures = [Picture(str(i), Path("P.png"), 256, 256, objects) for i in range(9)]
+    pictures += [Picture(str(i), Path("P.png"), 256, 256, Objects.empty()) for i in range(9, 29)]
+    pictures += [Picture("29", Path("P.png"), 256, 256, difficult)]  # not to be learned either
+    for share, empty in ((0.0, 0), (0.25, 12), (0.5, 36), (1.0, 84)):
+        data = dataclasses.replace(SMALL, empty_share=share)
+        owners = [window.picture for window in list_windows(pictures, data)]
+        assert owners == sorted(owners)
+        assert sum(owner < 9 for owner in owners) == 36
+        assert sum(owner >= 9 for owner in owners) == empty
+        assert Tiles(pictures, ("a",), data, PLAIN, 0).without_objects() == (21, empty)
+
+
+def test_pictures_of_rare_classes_come_more_often(folder):
+    """r = max(1, √(t / f)) of the rarest class, in the mean over the windows."""
+    common, rare = squares((10, 10)), squares((10, 10), (50, 50))
+    rare.labels[1] = 1
+    pictures = [Picture(str(i), Path("P.png"), 1280, 1280, common) for i in range(98)]
+    pictures += [Picture(str(i), Path("P.png"), 1280, 1280, rare) for i in range(98, 100)]
+    for kind in ("random", "grid"):
+        data = DataConfig(tile_size=128, stride=128, windows=kind, empty_share=1.0, repeat_below=0.125)
+        windows = list_windows(pictures, data)
+        counts = Counter(window.picture for window in windows)
+        assert {counts[index] for index in range(98)} == {100}
+        for index in (98, 99):
+            assert 200 <= counts[index] <= 300
+            assert counts[index] == pytest.approx(250, abs=30)  # √(0.125 / 0.02) = 2.5
+        owners = [window.picture for window in windows]
+        assert owners == sorted(owners)
+        assert list_windows(pictures, data) == windows
+        assert len(list_windows(pictures, dataclasses.replace(data, repeat_below=0.0))) == 10_000
+
+
+def test_random_windows_are_placed_around_each_class_alike_where_rare_ones_count():
+    objects = squares(*[(10, y) for y in range(0, 400, 2)], (3000, 3000))
+    objects.labels[-1] = 1
+    picture = Picture("P", Path("P.png"), 4000, 4000, objects)
+    shares = []
+    for share in (0.0, 0.1):
+        data = dataclasses.replace(SMALL, repeat_below=share, object_probability=1.0)
+        tiles, rng = Tiles([picture], ("a", "b"), data, PLAIN, 0), np.random.default_rng(0)
+        centers = [tiles._random_center(rng, picture, 128, 1.0)[0] for _ in range(400)]
+        shares.append(np.mean([x > 2000 for x in centers]))
+    assert shares[0] < 0.03
+    assert shares[1] == pytest.approx(0.5, abs=0.1)
 
 
 def squares(*corners):
@@ -401,7 +483,8 @@ def test_grid_windows_are_those_in_which_clipping_leaves_an_object(seed):
     for cut in ("whole", "clipped"):
         for train_difficult in (True, False):
             grid = DataConfig(
-                tile_size=128, stride=96, windows="grid", cut=cut, train_difficult=train_difficult,
+                tile_size=128, stride=96, windows="grid", empty_share=0.0, cut=cut,
+                train_difficult=train_difficult,
                 min_visible=float(rng.choice([0.0, 0.3, 0.7, 1.0])),
             )  # fmt: skip
             expected = [
@@ -423,14 +506,13 @@ def test_a_window_that_holds_the_whole_of_an_object_is_not_clipped(folder, monke
 
     monkeypatch.setattr(rgfl_data, "clip_objects", clip)
     everywhere = squares(*[(x, y) for x in range(0, 980, 40) for y in range(0, 980, 40)])
-    grid = DataConfig(tile_size=128, stride=64, windows="grid")
     for objects, held, asked in (
         (everywhere, 15 * 15, []),
         (squares((0, 0)), 1, []),
         (squares((0, 0), (50, 50)), 1, [1, 1, 1]),  # the windows at 64 hold 6 of its 20 pixels a side
     ):
         clipped.clear()
-        assert len(list_windows([Picture("P", Path("P.png"), 1000, 1000, objects)], grid)) == held
+        assert len(list_windows([Picture("P", Path("P.png"), 1000, 1000, objects)], GRID)) == held
         assert clipped == asked
 
 
@@ -503,7 +585,7 @@ def test_training_sees_the_labels_that_tiles_on_disk_have(tmp_path_factory, seed
         TileSettings(size=128, stride=96, cut=cut, min_visible=share),
     )
     written = {path.stem: read_labels(path, ("ship",)) for path in (folder / "cut/labelTxt").iterdir()}
-    data = DataConfig(tile_size=128, stride=96, windows="grid", cut=cut, min_visible=share)
+    data = dataclasses.replace(GRID, stride=96, cut=cut, min_visible=share)
     tiles = Tiles(pictures, ("ship",), data, PLAIN, 0)
     assert len(tiles) == len(written)
     for window in tiles.windows:
@@ -732,7 +814,7 @@ def in_order(tiles, epoch):
 def test_an_epoch_decodes_each_picture_once(reads, monkeypatch, kind, mosaic):
     """Windows came in an order over all pictures, and of scenes of 4000² nearly every tile decoded one."""
     monkeypatch.setattr(rgfl_data, "GROUP_PIXELS", 3 * 256 * 256)
-    data = DataConfig(tile_size=128, stride=64, windows=kind, empty_tiles=True)
+    data = DataConfig(tile_size=128, stride=64, windows=kind, empty_share=1.0)
     tiles = Tiles(pictures_of(*[(256, 256)] * 12), ("a",), data, AugmentConfig(mosaic=mosaic), 0, cache_mb=1)
     for epoch in range(2):
         reads.clear()
@@ -794,7 +876,7 @@ def test_pictures_without_a_window_are_in_no_group(monkeypatch):
     monkeypatch.setattr(rgfl_data, "GROUP_PIXELS", 256 * 256)
     pictures = pictures_of(*[(256, 256)] * 6)
     pictures[::2] = [dataclasses.replace(picture, objects=Objects.empty()) for picture in pictures[::2]]
-    grid = DataConfig(tile_size=128, stride=16, windows="grid")
+    grid = dataclasses.replace(GRID, stride=16)
     tiles = Tiles(pictures, ("a",), grid, PLAIN, 0)
     assert {window.picture for window in tiles.windows} == {1, 3, 5}
     pictures = picture_of(tiles, tiles.order(0))
@@ -809,6 +891,15 @@ def test_the_cache_that_groups_want(monkeypatch):
     monkeypatch.setattr(rgfl_data, "GROUP_PIXELS", 300_000)
     assert one.cache_wanted() == 1
     assert Tiles(pictures_of((128, 128)), ("a",), SMALL, PLAIN, 0).cache_wanted() == 0
+
+
+def test_how_many_pictures_are_mixed(monkeypatch):
+    pictures = pictures_of(*[(300, 300)] * 8)
+    tiles = Tiles(pictures, ("a",), SMALL, PLAIN, 0)
+    assert tiles.pictures_mixed() == math.inf
+    for pixels, mixed in ((50_000, 1), (200_000, 2), (400_000, 4)):
+        monkeypatch.setattr(rgfl_data, "GROUP_PIXELS", pixels)
+        assert tiles.pictures_mixed() == mixed
 
 
 # -------------------------------------------------------------------------------------------- batches

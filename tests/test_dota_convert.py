@@ -20,6 +20,8 @@ from rgfl.dota.formats.yolo import parse_yolo, seen_objects
 from rgfl.dota.labels import Objects, read_classes, read_labels, write_labels
 
 YAML = "path: .\ntrain: images/train\nval: images/val\nnames:\n  0: plane\n  1: storage tank\n"
+# Ten lists, each of ten times the one before it.
+BOMB = "b0: &b0 [x]\n" + "".join(f"b{n}: &b{n} [{','.join([f'*b{n - 1}'] * 10)}]\n" for n in range(1, 10))
 
 
 def image(path, width=40, height=20, value=90):
@@ -83,6 +85,10 @@ def test_yolo_lists_of_images_and_classes_by_hand(yolo, tmp_path):
     assert [path.name for path in (out / "train/images").iterdir()] == ["a.png"]
     text(yolo / "train.txt", "images/train/a.png\nimages/train/no.png\n")
     with pytest.raises(ConvertError, match=r"train\.txt:2: no such image"):
+        module.read_yolo(yolo, ["x", "y"])
+    text(yolo / "train.txt", "images/train/a.png\n../id_rsa\n")
+    text(tmp_path / "id_rsa", "secret")
+    with pytest.raises(ConvertError, match=r"train\.txt:2: expected an image \(.png, .*, got .*id_rsa"):
         module.read_yolo(yolo, ["x", "y"])
 
 
@@ -461,6 +467,22 @@ def test_files_of_a_vanished_image_go_and_no_others(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("key", "suffix"), [("train/../../../x", ".png"), ("../x", ".png"), ("train/", "../../../x.png")]
+)
+def test_a_journal_of_others_removes_nothing_outside(key, suffix, yolo, tmp_path):
+    out = tmp_path / "folder/out"
+    command = ("--from", "yolo-obb", "--data", yolo, "--out", out)
+    assert run(*command) == 0
+    for name in ("x.png", "x.txt", "images/x.png", "labelTxt/x.txt"):
+        text(tmp_path / "folder" / name, "mine")
+    before = files(tmp_path)
+    with (out / "convert.jsonl").open("a") as journal:
+        journal.write(json.dumps({"image": key, "suffix": suffix, "source": []}) + "\n")
+    assert run(*command) == 0
+    assert files(tmp_path) == before
+
+
 # ---------------------------------------------------------------------------------------------
 # --val-share
 
@@ -696,6 +718,24 @@ def test_what_is_missing_is_named(tmp_path, capsys):
     text(data / "data.yaml", "names: [a\n")
     assert run("--from", "yolo-obb", "--data", data, "--out", tmp_path / "o") == 2
     assert "data.yaml:2: not YAML" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("names: [2026-13-45]", r"data.yaml: not YAML: month must be in 1..12"),
+        (f"names: [{'9' * 5000}]", r"data.yaml: not YAML: Exceeds the limit"),
+        ("[" * 5000, r"data.yaml: not YAML: maximum recursion depth"),
+        (f"{BOMB}names: [*b9]", r"expected text in `names` of data.yaml, got list"),
+        (f"{BOMB}names: [a]\ntrain: [*b9]", r"expected text in `train` of data.yaml, got list"),
+        (f"{BOMB}names: [a]\npath: *b9", r"expected text in `path` of data.yaml, got list"),
+        ("names: [a]\ntrain: 5", r"data.yaml's `train: 5` is not there"),
+    ],
+)
+def test_values_of_data_yaml(content, message, tmp_path):
+    text(tmp_path / "data.yaml", content)
+    with pytest.raises(ConvertError, match=message):
+        module.read_yolo(tmp_path)
 
 
 def test_journal_counts_add_up(yolo, tmp_path):

@@ -216,6 +216,12 @@ def test_coco_classes_come_by_category_id_and_images_by_their_names_elsewhere(tm
     }
 
 
+def test_coco_names_images_and_no_other_files(tmp_path):
+    dump(tmp_path / "labels.json", coco(images=[{"id": 1, "file_name": "a.vrt"}]))
+    text(tmp_path / "a.vrt", "<VRTDataset>")
+    assert "no image for 1 of 1 annotated images, the first is a.vrt" in message("coco", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("annotation", "expected"),
     [

@@ -98,6 +98,8 @@ def test_names_from_elsewhere_are_held_to_the_same_rules():
         labels.checked_names(["ship", ""], "data.yaml")
     with pytest.raises(ValueError, match=r"data.yaml: class name 'a/b' has a slash"):
         labels.checked_names(["a/b"], "data.yaml")
+    with pytest.raises(ValueError, match=r"class name 'a\\x00b' has characters that cannot be printed"):
+        labels.checked_names(["a\0b"], "data.yaml")
 
 
 def test_class_names_in_order():
@@ -427,6 +429,59 @@ def test_a_missing_class_file_is_named(tmp_path):
         labels.read_task1(tmp_path / "results", NAMES)
 
 
+def zipped(path, entries):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in entries:
+            archive.writestr(name, text)
+    return path.read_bytes()
+
+
+def test_task1_in_a_zip(tmp_path):
+    line = f"P0001 .5 {QUAD}\n"
+    entries = [("val/", ""), ("val/Task1_ship.txt", line), ("val/Task1_plane.txt", ""), ("Task1_x.txt", "?")]
+    zipped(tmp_path / "a.zip", entries)
+    task1 = labels.read_task1(tmp_path / "a.zip", NAMES)
+    assert (task1["ship"].images, len(task1["plane"])) == (["P0001"], 0)
+
+
+def test_zips_that_cannot_be_read_are_named(tmp_path, monkeypatch):
+    file, line = tmp_path / "a.zip", f"P0001 .5 {QUAD}\n" * 9
+
+    def refused(data):
+        file.write_bytes(data)
+        with pytest.raises((LabelError, FileNotFoundError)) as caught:
+            labels.read_task1(file, ["plane"])
+        message = str(caught.value)
+        assert message.startswith(str(file))
+        return message.removeprefix(str(file))
+
+    def changed(place, header, value):
+        """Bytes at these places of the entry's header and of its central one."""
+        central = good.index(b"PK\1\2") + header
+        data = bytearray(good)
+        for at in (place, central):
+            data[at] ^= value
+        return bytes(data)
+
+    good = zipped(file, [("Task1_plane.txt", line)])
+    assert len(labels.read_task1(file, ["plane"])["plane"]) == 9
+    assert "File is not a zip file; expected a zip with one" in refused(good[:-10])
+    assert "File is not a zip file" in refused(b"hello")
+    assert refused(changed(14, 16, 255)).startswith("/Task1_plane.txt: Bad CRC-32")
+    assert "is encrypted, password required" in refused(changed(6, 8, 1))
+    assert "compression method is not supported" in refused(changed(8, 10, 99))
+    start = 30 + len("Task1_plane.txt")
+    assert refused(good[:start] + b"\xff" * 9 + good[start + 9 :]).startswith(
+        "/Task1_plane.txt: Error -3 while"
+    )
+    twice = [("val/Task1_plane.txt", line), ("test/Task1_plane.txt", "")]
+    assert refused(zipped(file, twice)).startswith("/test/Task1_plane.txt: there are two files of this name")
+    assert refused(zipped(file, [("v/Task1_plane.txt", "a b")])).startswith("/Task1_plane.txt:1: expected 10")
+    assert refused(zipped(file, [])).startswith(": no Task1_<class>.txt for plane")
+    monkeypatch.setattr(labels, "LARGEST_UNPACKED", len(line) - 1)
+    assert "/Task1_plane.txt: more than" in refused(good)
+
+
 @pytest.mark.parametrize(
     ("detections", "message"),
     [
@@ -609,3 +664,14 @@ def test_archives_that_are_not_unpacked_are_named(tmp_path):
     written(tmp_path, "", "labelTxt.zip")
     with pytest.raises(FileNotFoundError, match=r"no \.txt file in it; .*labelTxt.zip is not unpacked"):
         labels.read_label_folder(tmp_path, ["plane"])
+
+
+def test_a_string_of_classes_is_not_taken_letter_by_letter(tmp_path):
+    nothing = {"P1": Detections(np.zeros((0, 5)), np.zeros(0), np.zeros(0, int))}
+    for use in (
+        lambda: labels.read_labels(tmp_path / "P1.txt", "plane"),
+        lambda: labels.write_task1(tmp_path, nothing, "plane"),
+        lambda: labels.read_task1(tmp_path, "1.0"),
+    ):
+        with pytest.raises(ValueError, match=r"expected a sequence of names; pass read_classes\("):
+            use()

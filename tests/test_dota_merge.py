@@ -111,6 +111,14 @@ def test_scales_come_back_in_pixels_of_the_image():
     assert len(detect(image, infer, size=128, stride=32, scales=[4.0])) == 0
 
 
+def test_tiles_are_shrunk_by_averaging_and_enlarged_smoothly():
+    lines = np.zeros((64, 64, 3), np.uint8)
+    lines[:, ::4] = 200
+    assert (merging.tile_at(lines, merging.Place(0, 0, 64), 16) == 50).all()
+    large = merging.tile_at(lines, merging.Place(0, 0, 16), 64)
+    assert len(np.unique(large)) > 4
+
+
 def test_memory_maps_are_read_by_windows(tmp_path):
     image = np.memmap(tmp_path / "scene", np.uint8, "w+", shape=(300, 200, 3))
     image[299, 199] = 9
@@ -125,18 +133,25 @@ def test_memory_maps_are_read_by_windows(tmp_path):
     ("arguments", "message"),
     [
         ({"batch": 0}, "batch: expected 1 or more, got 0"),
+        ({"size": 0}, "size: expected 1 pixel or more, got 0"),
+        ({"stride": -5}, r"stride: expected 0 \(the default\) to 8 \(the size\), got -5"),
+        ({"stride": 9}, r"stride: expected 0 .* to 8 .*, got 9; more would leave gaps"),
         ({"scales": [0]}, "scales: expected positive factors"),
         ({"infer": lambda tiles: []}, "infer: expected 1 records for as many tiles, got 0"),
         (
             {"infer": lambda tiles: [record([[1, np.nan, 1, 1, 0]], [1])]},
             r"tile at \(0, 0\): a detection is NaN",
         ),
+        (
+            {"infer": lambda tiles: [record([[1, 1, 1, 1, 0]], [np.nan])]},
+            r"tile at \(0, 0\): a detection is NaN",
+        ),
     ],
 )
 def test_what_cannot_be(arguments, message):
-    arguments = {"infer": lambda tiles: [Detections.empty()] * len(tiles), **arguments}
+    good = {"size": 8, "stride": 8, "infer": lambda tiles: [Detections.empty()] * len(tiles)}
     with pytest.raises(ValueError, match=message):
-        detect(np.zeros((8, 8, 3), np.uint8), size=8, stride=8, **arguments)
+        detect(np.zeros((8, 8, 3), np.uint8), **(good | arguments))
 
 
 # ---- merge alone
@@ -234,6 +249,13 @@ def test_many_boxes_in_small_steps(monkeypatch):
     assert np.array_equal(whole.boxes, found.boxes[plain])
 
 
+def test_the_published_threshold_is_the_default():
+    def two(shift):  # of 10 × 10: IoU (10 − shift) / (10 + shift)
+        return merge([Part(record([[50, 50, 10, 10, 0], [50 + shift, 50, 10, 10, 0]], [0.9, 0.8]))])
+
+    assert [len(two(8)), len(two(8.5))] == [1, 2]  # 0.111, 0.081
+
+
 def test_nothing_merges_to_nothing():
     assert len(merge([])) == 0
     assert len(merge([Part(Detections.empty(), 5, 5)])) == 0
@@ -266,6 +288,17 @@ def test_results_of_tiles_become_those_of_images(scene, tmp_path, scale, named):
             corners, expected = quad.reshape(4, 2), to_quads(box[None]).reshape(4, 2)
             nearest = np.linalg.norm(corners[:, None] - expected, axis=2).min(axis=1)
             assert nearest.max() < 2e-3
+
+
+def test_the_threshold_is_the_callers(tmp_path):
+    two = record([[3, 4, 4, 2, 0], [4, 4, 4, 2, 0]], [0.9, 0.8])  # IoU 0.6
+    labels.write_task1(tmp_path / "tiles", {"P1__1__0___0": two}, ("plane",))
+    command = ["--task1", str(tmp_path / "tiles"), "--classes", "plane", "--out", str(tmp_path / "out")]
+    for threshold, count in ((0.5, 1), (0.7, 2)):
+        found = detect(np.zeros((8, 8, 3), np.uint8), lambda _: [two], size=8, iou_threshold=threshold)
+        assert len(found) == count
+        assert merging.main([*command, "--iou", str(threshold)]) == 0
+        assert len(labels.read_task1(tmp_path / "out", ("plane",))["plane"]) == count
 
 
 def test_merging_what_is_no_tile_is_one_line(tmp_path, capsys):

@@ -274,6 +274,16 @@ def test_tiles_on_disk(data, tmp_path, capsys):
     assert seen.difficult.tolist() == [0, 2]
 
 
+def test_one_split_alone(data, tmp_path, capsys):
+    shutil.copytree(data / "train", data / "val")
+    assert run(data, tmp_path / "tiles", "--splits", "train") == 0
+    assert [path.name for path in (tmp_path / "tiles").iterdir() if path.is_dir()] == ["train"]
+    assert run(data, tmp_path / "other", "--splits", "train", "tset") == 2
+    assert f"--splits: no {data / 'tset/images'}; --data has train, val" in capsys.readouterr().err
+    assert run(data / "train", tmp_path / "other", "--splits", "train") == 2
+    assert f"--splits: no {data / 'train/train/images'}; --data has none" in capsys.readouterr().err
+
+
 def test_empty_tiles_whole_objects_and_pad_value(data, tmp_path):
     out = tmp_path / "tiles"
     assert run(data, out, "--keep-empty", "--cut", "whole", "--pad-value", "1", "2", "3") == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,23 @@ def test_a_package_of_an_extra_is_named_with_its_extra(capsys: pytest.CaptureFix
     assert capsys.readouterr().err == "graph: error: onnx is not installed: pip install 'rgfl[export]'\n"
     with pytest.raises(ModuleNotFoundError):  # of which nobody can say what to do
         errors.run("graph", lambda: needs("rgfl.grpah"))
+
+
+def test_sigterm_leaves_no_temporary_file(tmp_path: Path) -> None:
+    """A scheduler's SIGTERM left the hidden file of an export that was not done."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def export() -> int:
+        partial = tmp_path / "partial"
+        partial.touch()
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            partial.unlink()
+        return 0
+
+    with pytest.raises(SystemExit) as ended:
+        errors.run("export", export)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) is before

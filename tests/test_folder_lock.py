@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,8 +13,9 @@ import cv2
 import numpy as np
 import pytest
 
+from rgfl import atomic
 from rgfl.dota import convert, tiling
-from rgfl.folder_lock import FolderInUse, lock_folder
+from rgfl.folder_lock import LOCK, FolderInUse, lock_folder
 
 pytest.importorskip("fcntl", reason="this system has no POSIX locks")
 
@@ -44,6 +46,18 @@ def test_the_folder_is_free_when_its_process_is_dead(tmp_path: Path) -> None:
     with held(tmp_path) as process, pytest.raises(FolderInUse, match=rf"process {process.pid} on .* writes"):
         lock_folder(tmp_path)
     lock_folder(tmp_path).close()
+
+
+def test_links_lead_to_no_file_elsewhere(tmp_path: Path) -> None:
+    """Such as a folder that was downloaded may have them."""
+    (mine := tmp_path / "mine").write_text("mine")
+    (folder := tmp_path / "folder").mkdir()
+    (folder / LOCK).symlink_to(mine)
+    with pytest.raises(OSError, match=r"symbolic links: .*\.lock"):
+        lock_folder(folder)
+    (folder / f".a.{os.getpid()}{atomic.TEMPORARY_SUFFIX}").symlink_to(mine)
+    atomic.write_text(folder / "a", "new")
+    assert (mine.read_text(), (folder / "a").read_text()) == ("mine", "new")
 
 
 @pytest.mark.parametrize("command", ["tiling", "convert"])

@@ -509,6 +509,16 @@ def test_min_area_rect_of_degenerate_quads():
     assert np.isnan(rows[3]).all()
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e151])
+@pytest.mark.parametrize("place", range(8))
+def test_a_quad_with_a_coordinate_out_of_range_has_iou_0_and_no_rectangle(value, place):
+    quad = np.array([0, 0, 4, 0, 4, 2, 0, 2.0])
+    wrong = quad.copy()
+    wrong[place] = value
+    assert geometry.quad_iou([wrong, quad], [quad, wrong]).tolist() == [[0, 0], [1, 0]]
+    assert np.isnan(geometry.min_area_rect([wrong])).all()
+
+
 # --- NMS ----------------------------------------------------------------------------------------
 
 
@@ -624,6 +634,7 @@ AWAY = [30, 10, 4, 4, 0]
 NAMED_NMS = {
     # boxes, scores, labels, threshold, kept
     "empty": ([], [], None, 0.5, []),
+    "empty_of_classes": ([], [], [], 0.5, []),
     "one_box": ([SQUARE], [0.9], None, 0.5, [0]),
     "in_order_of_rank": ([SQUARE, AWAY], [0.1, 0.9], None, 0.5, [1, 0]),
     "identical_boxes_keep_the_first": ([SQUARE] * 4, [0.5] * 4, None, 0.5, [0]),
@@ -643,6 +654,7 @@ NAMED_NMS = {
     ),
     "other_classes_are_not_compared": ([SQUARE] * 3, [0.9, 0.8, 0.7], [0, 1, 0], 0.5, [0, 1]),
     "classes_are_numbers_not_offsets": ([SQUARE] * 2, [0.9, 0.8], [2**53, 2**53 + 1], 0.5, [0, 1]),
+    "classes_have_64_bits": ([SQUARE] * 2, [0.9, 0.8], [1, 1 + 2**32], 0.5, [0, 1]),
     "tied_scores_go_by_index": ([AWAY, SQUARE, SHIFTED], [0.5] * 3, None, 0.5, [0, 1]),
     "minus_zero_ties_with_zero": ([SQUARE, SQUARE], [-0.0, 0.0], None, 0.5, [0]),
     "nan_score_never_wins": ([SQUARE, SQUARE], [math.nan, 0.1], None, 0.5, [1]),
@@ -702,9 +714,34 @@ def test_empty_inputs_give_empty_matrices(function):
     assert function([], []).shape == (0, 0)
 
 
-def test_integers_are_read_as_float64():
-    assert geometry.rotated_iou([[0, 0, 2, 2, 0]], [[1, 0, 2, 2, 0]]).dtype == np.float64
-    assert geometry.rotated_iou([[0, 0, 2, 2, 0]], [[1, 0, 2, 2, 0]])[0, 0] == pytest.approx(1 / 3)
+@pytest.mark.parametrize("empty", [[], np.zeros((0, 5)), np.zeros((0, 5), np.float32)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_an_empty_array_takes_the_others_type(empty, dtype):
+    some = np.ones((3, 5), dtype)
+    for iou, shape in (
+        (geometry.rotated_iou(some, empty), (3, 0)),
+        (geometry.rotated_iou(empty, some), (0, 3)),
+        (geometry.rotated_iou_pairwise(some[:0], empty), (0,)),
+    ):
+        assert iou.shape == shape
+    assert geometry.rotated_iou(some, empty).dtype == geometry.rotated_iou(empty, some).dtype == dtype
+
+
+def test_tensors_go_in_and_arrays_come_out():
+    torch = pytest.importorskip("torch")
+    rows = random_boxes(np.random.default_rng(18), 20).astype(np.float32)
+    boxes, scores = torch.from_numpy(rows), torch.linspace(0, 1, 20)
+    iou, kept = geometry.rotated_iou(boxes, boxes), geometry.rotated_nms(boxes, scores, 0.1)
+    assert type(iou) is type(kept) is np.ndarray
+    assert np.array_equal(iou, geometry.rotated_iou(rows, rows))
+    assert np.array_equal(kept, geometry.rotated_nms(rows, scores.numpy(), 0.1))
+
+
+@pytest.mark.parametrize("dtype", [int, np.float16, np.longdouble])
+def test_other_numbers_are_read_as_float64(dtype):
+    iou = geometry.rotated_iou(np.array([[0, 0, 2, 2, 0]], dtype), np.array([[1, 0, 2, 2, 0]], dtype))
+    assert iou.dtype == np.float64
+    assert iou[0, 0] == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize(

@@ -285,6 +285,9 @@ def test_jpeg_2000_and_mosaics_are_read(tmp_path):
     )
     text = f'<VRTDataset rasterXSize="90" rasterYSize="70">{bands}</VRTDataset>'
     np.testing.assert_array_equal(read_image(written(tmp_path, text.encode(), "a.vrt")), pixels)
+    for use in (read_image, images.image_size):  # such as a data set that was downloaded
+        with pytest.raises(ImageError, match=r"b.png: a VRT file, which may name other .* \.vrt, got \.png"):
+            use(written(tmp_path, text.encode(), "b.png"))
 
 
 # ------------------------------------------------------------------------------------- fewer bits than 16

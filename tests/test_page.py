@@ -126,6 +126,12 @@ def make_log(run, steps=40, evaluations=(10, 20), **changes):
     return records
 
 
+def change_log(run, kind, **fields):
+    """Write the log anew, with these fields in the records of a kind."""
+    log = [record | fields if record["kind"] == kind else record for record in page.read_log(run)]
+    (run / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in log))
+
+
 def test_an_image_of_another_size_than_its_labels_is_not_drawn(one):
     """A window of it would show other pixels than the boxes belong to."""
     assert cv2.imwrite(str(one.pictures[0].path), np.zeros((400, 300, 3), np.uint8))
@@ -184,6 +190,49 @@ def test_numbers_by_class_are_those_of_the_result(tmp_path, one):
     assert plane == ["plane", "2", *(f"{100 * value:.1f}" for value in values)]
     assert shown[-1][:2] == ["all", "3"]
     assert shown[-1][-1] == f"{100 * result.map:.1f}"
+
+
+def test_objects_of_train_are_a_column_where_the_log_has_them(tmp_path):
+    make_log(tmp_path)
+    assert "train objects" not in page.write(tmp_path).read_text()
+    change_log(tmp_path, "eval", objects=dict(zip(CLASSES, (2, 1), strict=True)))
+    change_log(tmp_path, "run", train_objects=dict(zip(CLASSES, (70, 5), strict=True)))
+    text = page.write(tmp_path).read_text()
+    assert re.search(r">train objects</th><th[^>]*>objects</th>", text)
+    shown = [re.findall(r'class="n">(\d+)</td>', row)[:2] for row in text.split("<tr>")]
+    assert [row for row in shown if row] == [["70", "2"], ["5", "1"], ["75", "3"]]
+
+
+def test_the_count_of_images_is_text(tmp_path):
+    make_log(tmp_path)
+    change_log(tmp_path, "eval", images="<script>")
+    text = page.write(tmp_path).read_text()
+    assert text.count("&lt;script&gt;") == 3  # of the best, of the data and of the table
+    assert "<script" not in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("eval", {"map": "high"}),
+        ("eval", {"classes": [1]}),
+        ("run", {"total": "x"}),
+        ("run", {"recipe": [1]}),
+        ("eval", {"objects": {"plane": "<script>"}}),
+        ("run", {"train_objects": {"plane": "<script>"}}),
+        ("run", {"train_objects": 5}),
+        ("step", {"loss": "x"}),
+        ("step", {"step": 10**400}),
+        ("step", {"time": 1e300}),
+    ],
+)
+def test_wrong_kinds_of_values_are_one_line(tmp_path, capsys, kind, fields):
+    make_log(tmp_path)
+    change_log(tmp_path, kind, **fields)
+    assert page.main([str(tmp_path)]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {tmp_path / 'log.jsonl'}: not what rgfl.train writes (")
+    assert message.count("\n") == 1
 
 
 def test_which_score_to_take(tmp_path):
@@ -425,12 +474,14 @@ def test_the_command_evaluates_and_draws(tmp_path, tiny_checkpoint, tiny_scenes,
         (tmp_path / split / "labelTxt").symlink_to(tiny_scenes.labels)
     assert page.main([str(run)]) == 0
     assert "<h2>Pictures</h2>" not in (run / "page.html").read_text()
-    assert page.main([str(run), "--data", str(tmp_path), "--images", "3", "--device", "cpu"]) == 0
+    change_log(run, "eval", images=4)
+    assert page.main([str(run), "--data", str(tmp_path), "--images", "2", "--device", "cpu"]) == 0
     printed = capsys.readouterr()
     assert printed.out == f"{run / 'page.html'}\n" * 2
-    assert " 3/3 " in printed.err  # a bar of images, each of several tiles
+    assert " 2/2 " in printed.err  # a bar of images, each of several tiles
     parsed = Parsed((run / "page.html").read_text())
-    assert "on 2 and 3 full validation images" in parsed.text
+    assert "on 2 and 4 full validation images" in parsed.text
+    assert re.findall(r"(P\d+)(?:, [^:]*)?: \d+ of \d+ objects", parsed.text) == ["P0001", "P0003"]  # evenly
     assert parsed.count("path", "r") > 0
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -45,7 +46,8 @@ PUBLISHED = {
         "tile_size": 1024,
         "windows": "grid",
         "stride": 512,
-        "empty_tiles": False,
+        "empty_share": 0,
+        "repeat_below": 0,
         "min_visible": 0.7,
         "cut": "clipped",
         "min_side": 2,
@@ -205,6 +207,7 @@ def test_cosine_schedule_falls_from_the_rate_to_its_share():
         ({"test_stride": -1}, "--test-stride: expected 0 or more, got -1"),
         ({"tile_size": 256}, "--stride: expected no more than --tile-size 256 (0 follows it), got 512"),
         ({"head_channels": 80}, "--head-channels: expected a multiple of 32, or --head-norm batch, got 80"),
+        ({"empty_share": 1.1}, "--empty-share: expected a share in 0…1, got 1.1"),
         ({"ema": 1.0}, "--ema: expected a decay in 0…1, below 1, got 1"),
     ],
 )
@@ -274,6 +277,41 @@ def test_schedules_that_are_likely_not_meant_are_told(changes, total, told):
         assert re.match(pattern, warning), warning
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "told"),
+    [
+        ("gfl_r50_dota_1x", {"batch": 16}, "--batch 16, .*--lr 0.0025 .* of 2: in proportion, --lr 0.02$"),
+        ("gfl_r50_dota_1x", {"batch": 1}, ".* --lr 0.00125$"),
+        ("gfl_lite", {"batch": 32}, "--batch 32, .*--lr 0.001 .* of 8: with the root of it, --lr 0.002$"),
+        ("gfl_lite", {"batch": 32, "lr": 0.004}, None),
+        ("gfl_lite", {"lr": 0.004}, None),
+    ],
+)
+def test_a_batch_of_another_size_is_told_which_rate_suits_it(name, changes, told):
+    warnings = RECIPES[name]().replace(**changes).warnings()
+    assert len(warnings) == (told is not None)
+    assert all(re.match(told, warning) for warning in warnings)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "flags"),
+    [
+        ("rgfl_r50_dota_1x", {}, "--splits train --size 1024 --stride 512 --cut clipped"),
+        ("rgfl_r50_dota_1x_trainval", {}, "--splits train val --size 1024 --cut clipped"),
+        ("gfl_r50_dota_1x", {}, "--splits train --size 1024 --stride 512 --cut whole"),
+        ("gfl_r50_dota_3x", {}, "--splits train --size 2048 --cut whole --keep-empty"),
+        ("gfl_lite", {"empty_share": 0.0}, "--splits train --size 1024 --cut whole"),
+        ("gfl_lite", {"rotate": 0, "scale": (1, 1)}, "--splits train --size 512 --cut whole --keep-empty"),
+    ],
+)  # fmt: skip
+def test_the_tiles_that_fit_a_recipe(name, changes, flags):
+    """Those of the defaults, clipped and of a tile's size, were another training, a quarter of it black."""
+    recipe = RECIPES[name]().replace(**changes)
+    command = f"python -m rgfl.dota.tiling --data '/a b' --out '/a b_tiles' {flags}"
+    link = "" if "val" in flags.split() else " && ln -s '/a b/val' '/a b_tiles/val'"
+    assert recipe.tiling_command(Path("/a b")) == command + link
+
+
 def test_unknown_field_is_refused():
     with pytest.raises(RecipeError, match="unknown field 'learning_rate'"):
         RECIPES["demo"]().replace(learning_rate=1)
@@ -337,6 +375,8 @@ def test_help_names_values_of_the_recipe_and_imports_no_torch():
         "over all processes and parts [8]",
         "--no-resume",
         "torchrun --nproc-per-node 8 -m rgfl.train",
+        "--splits train --size 1024 --cut whole --keep-empty ln -s /DIR/val",
+        "on a CPU bit by bit",
     ):
         assert phrase in text
     for group in recipes.GROUPS:

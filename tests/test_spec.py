@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 
@@ -11,13 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rgfl.detections import Detections
-from rgfl.spec import MAX_JSON_BYTES, DetectorSpec, SpecError
+from rgfl.spec import MAX_JSON_BYTES, DetectorSpec, SpecError, unfit_name
 
 SPEC = DetectorSpec(classes=("plane", "ship"), angle_bins=18)
 
+NAMES = st.text(min_size=1, max_size=20).filter(lambda name: not unfit_name(name))
+
 
 @given(
-    classes=st.lists(st.text(min_size=1, max_size=20), min_size=1, max_size=18, unique=True),
+    classes=st.lists(NAMES, min_size=1, max_size=18, unique=True),
     size=st.integers(1, 16),
     threshold=st.floats(0, 1),
 )
@@ -41,11 +44,30 @@ def test_the_digest_tells_specs_apart() -> None:
         ("classes", []),
         ("classes", ["a", "a"]),
         ("classes", [1, 2]),
+        ("classes", ["x/../../../evil"]),
+        ("classes", ["a\\b"]),
+        ("classes", [".."]),
+        ("classes", [""]),
+        ("classes", ["small vehicle"]),
+        ("classes", ["a\0b"]),
+        ("classes", ["\ud800"]),
+        ("classes", ["\x1b[2J"]),
+        ("classes", ["a" * 201]),
         ("strides", []),
         ("strides", [0]),
         ("strides", ["8"]),
         ("image_size", [100, 128]),
         ("image_size", [128]),
+        ("image_size", [128_000_000, 128_000_000]),
+        ("pad_value", [-5, 0, 0]),
+        ("pad_value", [0, 0, 256]),
+        ("pad_value", [True, 0, 0]),
+        ("mean", [math.inf, 0, 0]),
+        ("std", [math.nan, 1, 1]),
+        ("std", [math.inf, 1, 1]),
+        ("score_threshold", True),
+        ("max_detections", True),
+        ("max_detections", 10**400),
         ("mean", None),
         ("std", [1, 0, 1]),
         ("score_threshold", "x"),
@@ -65,6 +87,8 @@ def test_a_wrong_field_is_named(field: str, value: object) -> None:
     ("text", "said"),
     [
         ("", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        (f'{{"rgfl_spec": {"9" * 5000}}}', "not JSON"),
         ("[1]", "no rgfl spec"),
         ("{}", "no rgfl spec"),
         ('{"rgfl_spec": 99}', "99"),

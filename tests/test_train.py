@@ -16,9 +16,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_training import CLASSES, PATIENCE, TINY, curve, make_data, records, run, running
 
 from rgfl import checkpoint, loop, page
+from rgfl import data as rgfl_data
 from rgfl.data import Tiles
 from rgfl.dota.labels import LabelWarning
 from rgfl.nn.detector import Detector
@@ -53,7 +55,13 @@ def test_a_run_leaves_its_files(whole, data):
     assert evaluations[0]["images"] == 2
     assert {"classes_ap75", "classes_map", "objects"} <= set(evaluations[0])
     assert records(whole, "run")[0]["total"] == 16
-    assert any((whole / "tensorboard").iterdir())
+    objects = records(whole, "run")[0]["train_objects"]
+    assert objects.keys() == set(CLASSES)
+    assert sum(objects.values()) == 16
+    events = EventAccumulator(str(whole / "tensorboard")).Reload()
+    for name in CLASSES:
+        points = [(point.step, point.value) for point in events.Scalars(f"val_ap50/{name}")]
+        assert points == [(record["step"], pytest.approx(record["classes"][name])) for record in evaluations]
 
 
 def test_a_page_that_cannot_be_drawn_does_not_stop_the_training(data, whole, tmp_path, monkeypatch, capsys):
@@ -124,6 +132,40 @@ def test_what_the_labels_hold_is_told_at_the_start(data, tmp_path, capsys):
     assert f"train holds {counts['plane']} plane, {counts['ship']} ship, 0 plnae\n" in told
     assert "warning: train has no object of plnae: the detector will not find any\n" in told
     assert "outside their images or have no area, and are left out: 1, 1 of them in 0.txt\n" in told
+
+
+def test_images_without_objects_are_told(data, tmp_path, capsys):
+    copy = shutil.copytree(data, tmp_path / "data")
+    flags = ["--epochs", "0.25", "--eval-every", "0"]
+    for index in range(4):
+        (copy / f"train/labelTxt/{index}.txt").write_text("")
+    for share, windows in (("0.25", "1 of 5"), ("0", "0 of 4"), ("1", "4 of 8")):
+        assert run(copy, tmp_path / share, *flags, "--empty-share", share) == 0
+        told = (
+            f"4 of 8 images hold no object to learn; {windows} windows an epoch are of them (--empty-share)"
+        )
+        assert told in capsys.readouterr().out
+
+
+def test_batches_of_few_images_are_told(data, tmp_path, capsys, monkeypatch):
+    copy, flags = shutil.copytree(data, tmp_path / "data"), ["--epochs", "0.1", "--eval-every", "0"]
+    for name in "01":
+        assert cv2.imwrite(str(copy / f"train/images/{name}.png"), np.full((600, 700, 3), 60, np.uint8))
+    monkeypatch.setattr(rgfl_data, "GROUP_PIXELS", 600 * 700)
+    assert run(copy, tmp_path / "run", *flags) == 0
+    told = "tiles of a batch come from 4 of them alone, and are much alike: cut train/ into tiles, not val/"
+    assert (
+        f"{told} (AP on tiles is not the official one): python -m rgfl.dota.tiling" in capsys.readouterr().out
+    )
+    assert run(data, tmp_path / "small", *flags) == 0
+    assert "much alike" not in capsys.readouterr().out
+
+
+def test_a_single_value_for_batchnorm_is_told_at_the_start(data, tmp_path, capsys):
+    assert run(data, tmp_path / "run", "--accumulate", "2") == 2
+    told = "error: --batch 2: one tile of --tile-size 128 at a time is a single cell of the coarsest level"
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_objects_that_are_too_small_are_told_and_are_no_training_alone(data, tmp_path, capsys):
@@ -289,6 +331,41 @@ def test_a_run_goes_on_from_fields_that_recipes_have_no_more(data, tmp_path, cap
     assert "is of another recipe (merge_iou was 0.3 and is None)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("old", "flags", "told"),
+    [
+        (False, [], "empty_share was 1.0 and is 0.25"),  # all images gave windows
+        (False, ["--empty-share", "1"], ""),
+        (False, ["--empty-share", "0", "--windows", "grid", "--stride", "128"], ""),
+        (True, ["--empty-share", "1", "--windows", "grid", "--stride", "128"], ""),
+    ],
+)
+def test_a_run_goes_on_that_began_before_fields_were_added(data, tmp_path, capsys, old, flags, told):
+    flags = [*flags, "--max-minutes", "1e-7"]
+    assert run(data, tmp_path, *flags) == 0
+    record = checkpoint.load(tmp_path / "last.pt")
+    fields = record["training"]["recipe"]
+    for name in ("empty_share", "repeat_below"):
+        del fields[name]
+    fields["empty_tiles"] = old
+    del record["training"]["without_better"]
+    torch.save(record, tmp_path / "last.pt")
+    assert run(data, tmp_path, *flags) == (2 if told else 0)
+    assert told in capsys.readouterr().err
+
+
+def test_how_to_evaluate_may_change_on_the_way(data, whole, tmp_path, capsys):
+    """Memory that is too short for --test-batch was advised to lower it, and that was another recipe."""
+    assert run(data, tmp_path, "--test-batch", "4", "--max-minutes", "1e-7") == 0
+    assert run(data, tmp_path, "--test-batch", "1", "--eval-every", "1") == 0
+    assert [record["step"] for record in records(tmp_path, "eval")] == [4, 8, 12, 16]
+    assert records(tmp_path, "step") == records(whole, "step")
+    assert run(data, tmp_path, "--eval-every", "0") == 2
+    assert "is of another recipe (eval_every was 1.0 and is 0.0)" in capsys.readouterr().err
+    assert run(data, tmp_path, "--eval-images", "1") == 2  # its best.pt would be of others
+    assert "is of another recipe (eval_images was 0 and is 1)" in capsys.readouterr().err
+
+
 def test_a_folder_that_cannot_hold_the_curves_is_told(data, tmp_path, capsys):
     (tmp_path / "tensorboard").write_text("")
     assert run(data, tmp_path) == 2
@@ -303,12 +380,49 @@ def test_best_pt_is_the_best_and_not_the_last(data, tmp_path, monkeypatch):
     assert (result["step"], result["map"]) == (8, 0.5)
 
 
+def test_patience_ends_with_evaluations_that_are_no_better_and_counts_over_a_stop(
+    data, whole, tmp_path, monkeypatch, capsys
+):
+    honest = loop._means
+
+    def worth(*values):
+        left = iter(values)
+        return lambda measured: {**honest(measured), "map": next(left)}
+
+    flags = ["--eval-every", "0.5", "--patience", "2"]
+    monkeypatch.setattr(loop, "_means", worth(0.2, 0.5, 0.4, 0.5))
+    assert run(data, tmp_path / "one", *flags) == 0
+    assert "no better mAP in 2 evaluations (--patience)" in capsys.readouterr().out
+    assert [record["step"] for record in records(tmp_path / "one", "eval")] == [2, 4, 6, 8]
+    assert len(records(tmp_path / "one", "step")) == 8
+
+    learn = loop.Training._learn
+
+    def killed(self, batch):
+        if self.step == 7:
+            raise KeyboardInterrupt
+        return learn(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_means", worth(0.2, 0.5, 0.4))
+        patch.setattr(loop.Training, "_learn", killed)
+        assert run(data, tmp_path / "two", *flags) == 130
+    monkeypatch.setattr(loop, "_means", worth(0.5))
+    assert run(data, tmp_path / "two", *flags) == 0
+    assert run(data, tmp_path / "two", *flags) == 0  # still out of patience
+    assert curve(tmp_path / "two") == curve(tmp_path / "one")
+
+    monkeypatch.setattr(loop, "_means", worth(0.1, 0.1))
+    assert run(data, tmp_path / "two", "--eval-every", "2") == 0
+    assert records(tmp_path / "two", "step") == records(whole, "step")
+
+
 @pytest.mark.parametrize(
     ("where", "advice"),
     [
-        ("to", "with --batch 2 tiles of --tile-size 128; try --accumulate"),
-        ("losses", "with --batch 2 tiles of --tile-size 128; try --accumulate"),
-        ("predict", "in the evaluation, with --test-batch 1 tiles of --test-size 128; lower one"),
+        ("to", "with --batch 2 tiles of --tile-size 128; give --accumulate"),
+        ("losses", "with --batch 2 tiles of --tile-size 128; give --accumulate"),
+        ("predict", "in the evaluation, with --test-batch 1; give fewer, or end what else uses this GPU"),
     ],
 )
 def test_a_gpu_without_memory_is_told_with_what_helps(data, tmp_path, capsys, monkeypatch, where, advice):
@@ -468,16 +582,16 @@ def test_a_loss_that_is_not_finite_stops_with_the_parts_named(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk is Linux's /dev/full here")
-def test_a_full_disk_leaves_the_checkpoint_before_it(data, whole, tmp_path, capsys):
+def test_a_full_disk_leaves_the_checkpoint_before_it(data, whole, tmp_path, capsys, monkeypatch):
     assert run(data, tmp_path, "--max-minutes", "0.0001") == 0
-    last, partial = tmp_path / "last.pt", tmp_path / ".last.pt.partial"
+    last = tmp_path / "last.pt"
     before = last.read_bytes()
-    partial.symlink_to("/dev/full")  # where every write fails for want of room
-    assert run(data, tmp_path) == 2
+    with monkeypatch.context() as patch, open("/dev/full", "wb") as full:
+        patch.setattr(checkpoint, "open", lambda *_: full, raising=False)
+        assert run(data, tmp_path) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert f"error: {last}: cannot be written: No space left on device; the one before it is whole" in error
     assert last.read_bytes() == before
-    assert not partial.is_symlink()
     assert run(data, tmp_path) == 0
     assert curve(tmp_path) == curve(whole)
 
@@ -537,17 +651,18 @@ def test_waiting_for_tiles_is_told_once_with_what_helps(data, tmp_path, capsys, 
     assert told.count("of the time goes into waiting for tiles (data_wait_s in log.jsonl): use more") == 1
     assert "--workers (now 0)" in told
     assert "--cache-mb" not in told  # it holds all that there is
-    assert "cut train/ with rgfl.dota.tiling, not val/ (AP on tiles is not the official one)" in told
+    told = told.partition("cut train/ into tiles, not val/ (AP on tiles is not the official one): ")[2]
+    assert told.startswith(f"python -m rgfl.dota.tiling --data {data} --out {data}_tiles --splits train ")
 
 
 def test_a_little_waiting_is_not_told():
-    waiting = loop._Waiting(workers=2, cache_is_small=True)
+    waiting = loop._Waiting(workers=2, helps="a larger --cache-mb")
     assert waiting.warning(waited=9, seconds=10, steps=20) == ""  # the workers were starting
     assert waiting.warning(waited=0.4, seconds=10, steps=20) == ""
     assert waiting.share == 0.04
     told = waiting.warning(waited=0.7, seconds=10, steps=20)
     assert told.startswith("6% of the time")
-    assert "a larger --cache-mb" in told
+    assert told.endswith("--workers (now 2), a larger --cache-mb")
     assert waiting.warning(waited=9, seconds=10, steps=20) == ""
 
 
@@ -568,7 +683,7 @@ def test_tiles_with_nothing_to_learn_and_boxes_over_the_border(data, tmp_path, m
     (copy / "train/labelTxt/1.txt").write_text(f"{difficult}\n")
     (copy / "train/labelTxt/2.txt").write_text("\n".join([*border, difficult]) + "\n")
     (copy / "val/labelTxt/0.txt").write_text(f"{difficult}\n")
-    flags = ["--windows", "grid", "--stride", "128", "--empty-tiles", "--no-train-difficult"]
+    flags = ["--windows", "grid", "--stride", "128", "--empty-share", "1", "--no-train-difficult"]
     assert run(copy, tmp_path / "run", *flags, *mode) == 0
     steps = records(tmp_path / "run", "step")
     assert len(steps) >= 16

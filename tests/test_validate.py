@@ -15,7 +15,7 @@ from rgfl.dota.images import ImageError
 from rgfl.dota.labels import Objects
 from rgfl.recipes import EvaluationConfig
 from rgfl.spec import DetectorSpec
-from rgfl.validate import find, over_labels
+from rgfl.validate import evenly, find, over_labels
 
 SPEC = DetectorSpec(classes=("plane",), image_size=(128, 128))
 CONFIG = EvaluationConfig(test_size=128, test_stride=128)
@@ -42,6 +42,13 @@ def test_an_image_of_another_size_than_its_labels_is_an_error(tmp_path):
     ):
         with pytest.raises(ImageError, match=r"its header says 60 × 80 .*, its pixels are 80 × 60"):
             look()
+
+
+def test_some_images_are_evenly_spaced(tmp_path):
+    pictures = [Picture(str(i), tmp_path / f"{i}.png", 60, 80, Objects.empty()) for i in range(10)]
+    names = {count: "".join(one.name for one in evenly(pictures, count)) for count in (0, 1, 3, 5, 10, 99)}
+    assert names == {0: "", 1: "0", 3: "036", 5: "02468", 10: "0123456789", 99: "0123456789"}
+    assert evenly([], 4) == []
 
 
 def test_one_image_is_held_at_a_time(tmp_path, monkeypatch):

@@ -33,8 +33,12 @@ class DeviceArray:
     dtype: str
     owner: Any
 
-    def rows(self, start: int, stop: int) -> DeviceArray:
-        """Part of it along the first axis."""
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> DeviceArray:
+        """Part of it along the first axis, as `array[start:stop]`."""
+        start, stop, _ = rows.indices(len(self))
         row = int(np.prod(self.shape[1:])) * np.dtype(self.dtype).itemsize
         shape = (stop - start, *self.shape[1:])
         return DeviceArray(self.address + start * row, shape, self.dtype, self.owner)

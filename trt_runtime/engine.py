@@ -22,7 +22,7 @@ from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,12 +30,11 @@ from numpy.typing import NDArray
 from rgfl.detections import Detections
 from rgfl.errors import ModelError, write_cache
 from rgfl.spec import DetectorSpec, SpecError
+from rgfl.trt_runtime import tensorrt_api
 from rgfl.trt_runtime.cuda_calls import Cuda, CudaError, host_view
 from rgfl.trt_runtime.device_arrays import DeviceArray, borrow, is_on_device
-from rgfl.trt_runtime.runners import INPUT_NAME, NMS_OUTPUTS, OUTPUT_NAMES, Runner, normalised
-
-if TYPE_CHECKING:
-    from rgfl.trt_runtime.tensorrt_api import Api, Gpu, Plan
+from rgfl.trt_runtime.runners import INPUT_NAME, OUTPUT_NAMES, Runner, normalised
+from rgfl.trt_runtime.tensorrt_api import Api, Gpu, Plan
 
 OPTIONAL_OUTPUT = "uncertainty"  # of export/to_onnx.py --uncertainty; carried, not read
 TYPES = {"UINT8": "uint8", "FLOAT": "float32", "INT32": "int32"}
@@ -70,32 +69,32 @@ class Engine:
         record: how it was built, {} if unknown.
         tensors: inputs and outputs by name.
         batch: least, most frequent and greatest batch of its profile.
-        nms: where it runs: "inside" the engine, "behind" it on its stream, or, behind it too, on the "cpu".
-        nms_reason: why on the CPU, else "".
+        nms: where NMS runs: "inside" the engine, "behind" it on the same stream, or on the "cpu".
+        nms_reason: why it runs on the CPU, else "".
         kernels: launcher of the CUDA NMS, where it runs behind.
     """
 
     def __init__(self, path: Path, api: Api, record: dict[str, Any], cuda: Cuda) -> None:
-        from rgfl.trt_runtime.tensorrt_api import missing_record, rebuild_command
-
         self.path, self.api, self.record, self.cuda = path, api, record, cuda
-        self.again = f"build it anew with: {rebuild_command(path, record)}"
-        copied = missing_record(path, record) if api.has_plugins else ""
+        self.again = f"build it anew with: {tensorrt_api.rebuild_command(path, record)}"
+        copied = tensorrt_api.missing_record(path, record) if api.has_plugins else ""
         self._users = 0
         self._lock = threading.RLock()
         self.log = api.new_logger()
-        self._runtime = self._made("a runtime", lambda: api.trt.Runtime(self.log))
-        if api.has_plugins:
-            self._load_plugin(copied)
+        compatible = bool(record.get("version_compatible"))
+        try:
+            self._runtime = tensorrt_api.new_runtime(api, self.log, version_compatible=compatible)
+        except (FileNotFoundError, ModelError) as error:
+            raise ModelError(f"{path}: {error}{copied}") from error
         data = path.read_bytes()
-        self._engine = self._made(
+        self._engine = self._create(
             "the engine from its file", lambda: self._runtime.deserialize_cuda_engine(data), copied
         )
         self.spec = self._read_spec()
         self.tensors = self._read_tensors()
         self.nms: Literal["inside", "behind", "cpu"]
-        self.nms, self.nms_reason = "inside" if NMS_OUTPUTS[0] in self.tensors else "behind", ""
-        self._check_border()
+        self.nms, self.nms_reason = "inside" if "num_detections" in self.tensors else "behind", ""
+        self._check_inputs_outputs()
         if self.nms == "behind":
             self._load_kernels()
         profile = self._engine.get_tensor_profile_shape(INPUT_NAME, 0)
@@ -108,28 +107,12 @@ class Engine:
 
     # --- loading
 
-    def _made(self, what: str, make: Callable[[], Any], or_else: str = "") -> Any:
-        """`tensorrt_api.made`, with the engine's file and what to do in the message."""
-        from rgfl.trt_runtime.tensorrt_api import made
-
+    def _create(self, what: str, make: Callable[[], Any], or_else: str = "") -> Any:
+        """`tensorrt_api.create`, with the engine's file and what to do in the message."""
         try:
-            return made(self.api, self.log, what, make)
+            return tensorrt_api.create(self.api, self.log, what, make)
         except ModelError as error:
             raise ModelError(f"{self.path}: {error}; {self.again}{or_else}") from error
-
-    def _load_plugin(self, or_else: str) -> None:
-        """RotatedNMS, before the engine is read; a version-compatible engine brings its own."""
-        import rgfl.plugins
-        from rgfl.trt_runtime import tensorrt_api
-
-        if self.record.get("version_compatible"):
-            self._runtime.engine_host_code_allowed = True
-            return
-        try:
-            registry = self._runtime.get_plugin_registry()
-            tensorrt_api.load_plugin(self.api, registry, rgfl.plugins.library())
-        except (FileNotFoundError, ModelError) as error:
-            raise ModelError(f"{self.path}: {error}{or_else}") from error
 
     def _load_kernels(self) -> None:
         """The CUDA NMS for behind the engine; where it was not, or cannot be, built, the CPU's takes over."""
@@ -160,18 +143,14 @@ class Engine:
             tensors[name] = Tensor(shape, TYPES.get(kind, kind.lower()))
         return tensors
 
-    def _check_border(self) -> None:
+    def _check_inputs_outputs(self) -> None:
         """Names, types and shapes as the contract has them, with the spec's numbers."""
         height, width = self.spec.image_size
-        classes, rows = len(self.spec.classes), self.spec.max_detections
+        classes = len(self.spec.classes)
         inputs = (Tensor((-1, height, width, 3), "uint8"), Tensor((-1, 3, height, width), "float32"))
         if self.nms == "inside":
-            expected = {
-                "num_detections": Tensor((-1, 1), "int32"),
-                "boxes": Tensor((-1, rows, 5), "float32"),
-                "scores": Tensor((-1, rows), "float32"),
-                "labels": Tensor((-1, rows), "int32"),
-            }
+            outputs = tensorrt_api.nms_outputs(self.spec).items()
+            expected = {name: Tensor((-1, *shape), dtype) for name, (shape, dtype) in outputs}
         else:
             boxes = self.tensors.get("boxes", Tensor((-1, 0, 5), "float32"))
             points = boxes.shape[1] if len(boxes.shape) == 3 else 0
@@ -236,7 +215,7 @@ class Engine:
         if given is None:
             given = self.api.trt.ExecutionContextAllocationStrategy.USER_MANAGED
         with self._lock:  # one after the other, so that what the log says is about this one
-            return self._made("an execution context", lambda: self._engine.create_execution_context(given))
+            return self._create("an execution context", lambda: self._engine.create_execution_context(given))
 
     def alone(self) -> AbstractContextManager[object]:
         """A lock under which no other runner makes a context: what that waits for could break a capture."""
@@ -268,8 +247,6 @@ def open_engine(path: Path) -> tuple[Engine, str]:
     Raises:
         ModelError: it cannot run here; one line with the reason and the command that builds it anew.
     """
-    from rgfl.trt_runtime import tensorrt_api
-
     plan = tensorrt_api.read_plan(path)
     gpu = tensorrt_api.find_gpu()
     if gpu is None:
@@ -292,8 +269,6 @@ def open_engine(path: Path) -> tuple[Engine, str]:
 
 def _api_for(path: Path, plan: Plan, gpu: Gpu) -> Api:
     """The TensorRT that wrote the file, whichever else is installed."""
-    from rgfl.trt_runtime import tensorrt_api
-
     try:
         return tensorrt_api.open_api(plan.backend, gpu)
     except ValueError as error:
@@ -357,7 +332,7 @@ class Feed:
 
 
 @dataclass
-class _Lane:
+class _BatchContext:
     """One batch size: a context whose shape and addresses never change, and its graphs.
 
     TensorRT leaves undefined what a graph does after its context was changed, hence one for each; since
@@ -378,7 +353,9 @@ class _Buffer:
     row_bytes: int
 
 
-Results = tuple[NDArray[Any], ...]  # as NMS_OUTPUTS, or OUTPUT_NAMES where NMS is still to be done
+Results = tuple[
+    NDArray[Any], ...
+]  # as tensorrt_api.nms_outputs, or OUTPUT_NAMES where NMS is still to be done
 
 
 class EngineRunner(Runner):
@@ -387,8 +364,8 @@ class EngineRunner(Runner):
     `prepare` and `finish` may run in other threads than `infer`; `infer` takes one call at a time. For
     several at once, give each thread a `fork()`.
 
-    A call may hold any number of tiles: more than the engine's greatest batch are run in parts, fewer than
-    its least beside what the buffer held before, whose results are dropped.
+    A call may hold any number of tiles: more than the engine's greatest batch are run in parts. A batch below
+    the engine's minimum is padded with whatever is in the input buffer; the padded results are discarded.
 
     Tiles may lie on the GPU already: whatever speaks DLPack or `__cuda_array_interface__` (PyCUDA's
     GPUArray, CuPy, torch) is read where it is, in the engine's own type and order (uint8 NHWC, but for
@@ -413,11 +390,9 @@ class EngineRunner(Runner):
     device_ms: dict[str, float]
 
     def __init__(self, engine: Engine, reason: str) -> None:
-        from rgfl.trt_runtime.tensorrt_api import NAMES
-
         super().__init__(engine.path, engine.spec, reason)
         self.engine = engine
-        self.backend = NAMES[engine.api.name]
+        self.backend = tensorrt_api.NAMES[engine.api.name]
         self.precision = str(engine.record.get("precision", "unknown"))
         self.graph_note = ""
         self._cuda = engine.cuda
@@ -427,7 +402,7 @@ class EngineRunner(Runner):
         self._copies = self._compute = 0  # no stream
         self._slots: list[_Slot] = []
         self._events: list[int] = []
-        self._lanes: dict[int, _Lane] = {}
+        self._contexts: dict[int, _BatchContext] = {}
         self._direct: tuple[Any, int, int] | None = None  # context, batch and address it is set to
         self._resources = ExitStack()
         engine.retain()
@@ -481,15 +456,9 @@ class EngineRunner(Runner):
             for name, tensor in tensors.items()
             if name != INPUT_NAME
         }
-        behind, rows = self.engine.nms == "behind", self.spec.max_detections
-        shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-            "num_detections": ((1,), np.int32),
-            "boxes": ((rows, 5), np.float32),
-            "scores": ((rows,), np.float32),
-            "labels": ((rows,), np.int32),
-        }
+        behind, shapes = self.engine.nms == "behind", tensorrt_api.nms_outputs(self.spec)
         if self.engine.nms == "cpu":
-            shapes = {name: (tensors[name].shape[1:], np.float32) for name in OUTPUT_NAMES}
+            shapes = {name: (tensors[name].shape[1:], "float32") for name in OUTPUT_NAMES}
         self._results = {
             name: self._result(name, greatest, *shape, given=not behind) for name, shape in shapes.items()
         }
@@ -502,8 +471,13 @@ class EngineRunner(Runner):
 
     def _keep(self, make: Callable[[], int], destroy: Callable[[int], None]) -> int:
         handle = make()
-        self._resources.callback(destroy, handle)
+        self._resources.callback(self._destroy, destroy, handle)
         return handle
+
+    @staticmethod
+    def _destroy(destroy: Callable[[int], None], handle: int) -> None:
+        with suppress(CudaError):  # after a fatal error all calls fail; the first is the one to report
+            destroy(handle)
 
     def _event(self) -> int:
         return self._keep(self._cuda.event, self._cuda.destroy_event)
@@ -553,27 +527,23 @@ class EngineRunner(Runner):
         return enqueue
 
     def _drop_contexts(self) -> None:
-        self._lanes.clear()
+        self._contexts.clear()
         self._direct = None
 
     # --- to the device
 
     def prepare(self, tiles: Any) -> Feed:
         """Start the copy of tiles (B, H, W, 3) to the device; those that lie there stay where they are."""
-        whole: Any
+        whole: NDArray[Any] | DeviceArray
         if is_on_device(tiles):
             whole = self._borrowed(tiles)
-            count = whole.shape[0]
-            cut: Callable[[int, int], Any] = whole.rows
         else:
             whole = self._checked(tiles)
             if self._input.dtype != "uint8":
                 whole = normalised(whole, self.spec)
-            count = len(whole)
-            cut = lambda start, stop: whole[start:stop]  # noqa: E731
         greatest = self.engine.batch[2]
-        starts = range(0, count, greatest)
-        feed = Feed(self, deque(cut(start, min(start + greatest, count)) for start in starts))
+        starts = range(0, len(whole), greatest)
+        feed = Feed(self, deque(whole[start : start + greatest] for start in starts))
         feed.advance()
         return feed
 
@@ -595,7 +565,7 @@ class EngineRunner(Runner):
                 with self._pool:
                     arrived = self._events.pop() if self._events else self._event()
                 cuda.record(arrived, copies)
-                return _Part(tiles.shape[0], tiles.address, arrived, owner=tiles)
+                return _Part(len(tiles), tiles.address, arrived, owner=tiles)
             slot = self._take_slot()
             part = _Part(len(tiles), slot.device, slot.arrived, slot)
             try:
@@ -684,7 +654,10 @@ class EngineRunner(Runner):
         # Borrowed memory ends with its last tile: a padded run must not read beyond it. And a view of other
         # memory begins anywhere, where TensorRT takes multiples of 256 alone.
         in_place = borrowed and batch == part.count and part.address % ALIGNMENT == 0
-        lane = _Lane(self._context_at(batch, part.address), []) if in_place else self._lane(batch)
+        if in_place:
+            prepared = _BatchContext(self._context_at(batch, part.address), [])
+        else:
+            prepared = self._batch_context(batch)
         cuda.wait(compute, part.arrived)
         cuda.record(marks[0], compute)
         if not in_place:
@@ -693,10 +666,10 @@ class EngineRunner(Runner):
             cuda.record(part.slot.free, compute)
         cuda.record(marks[1], compute)
         for index, (_, enqueue) in enumerate(self._stages):
-            if lane.graphs:
-                cuda.launch(lane.graphs[index], compute)
+            if prepared.graphs:
+                cuda.launch(prepared.graphs[index], compute)
             else:
-                enqueue(lane.context, batch)
+                enqueue(prepared.context, batch)
             cuda.record(marks[index + 2], compute)
         for buffer in self._results.values():
             cuda.copy(buffer.host, buffer.device, part.count * buffer.row_bytes, compute)
@@ -754,18 +727,18 @@ class EngineRunner(Runner):
             self._direct = (context, batch, images)
         return context
 
-    def _lane(self, batch: int) -> _Lane:
+    def _batch_context(self, batch: int) -> _BatchContext:
         """Context and graphs of a batch size, made when it first comes."""
-        if batch not in self._lanes:
+        if batch not in self._contexts:
             with self.engine.alone():
                 context = self._context(batch, self._images)
                 # The first run with a shape settles what a graph cannot hold; RTX compiles in it.
                 for _, enqueue in self._stages:
                     enqueue(context, batch)
                 self._cuda.synchronize(self._compute)
-                self._lanes[batch] = _Lane(context, self._captured(context, batch))
+                self._contexts[batch] = _BatchContext(context, self._captured(context, batch))
             self.engine.save_cache()
-        return self._lanes[batch]
+        return self._contexts[batch]
 
     def _captured(self, context: Any, batch: int) -> list[int]:
         """A graph for each stage; none, and the reason told once, where one is refused."""
@@ -778,13 +751,13 @@ class EngineRunner(Runner):
                 graphs.append(self._capture(enqueue, context, batch))
         except ModelError as error:
             for graph in graphs:
-                self._cuda.destroy_graph(graph)
+                self._destroy(self._cuda.destroy_graph, graph)
             if not self.graph_note:
                 self.graph_note = f"no, {error}"
                 warnings.warn(f"{self.path.name} runs without CUDA graphs: {error}", stacklevel=2)
             return []
         for graph in graphs:
-            self._resources.callback(self._cuda.destroy_graph, graph)
+            self._resources.callback(self._destroy, self._cuda.destroy_graph, graph)
         return graphs
 
     def _capture(self, enqueue: Callable[[Any, int], None], context: Any, batch: int) -> int:

@@ -570,12 +570,18 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
 
 
 def expect_no_others(out: Path, scenes: Mapping[str, Path]) -> None:
-    """Results of other scenes would be lost in part: Task 1 files hold all scenes of a run.
+    """Results of other scenes, or of another program, would be lost: Task 1 files hold all scenes of a run.
 
     Raises:
         InputError: there are some in `out`.
     """
     folder = out / "geojson"
+    ours = folder.is_dir() or (out / "detections.json").is_file()
+    if not ours and (others := sorted(out.glob("Task1_*.txt"))):
+        raise errors.InputError(
+            f"--out {out}: holds results of others, such as {others[0].name}; choose another folder, or "
+            "remove them"
+        )
     for file in sorted(folder.rglob("*.geojson")):
         name = file.relative_to(folder).as_posix().removesuffix(".geojson")
         if name not in scenes and name.removesuffix(".world") not in scenes:

@@ -9,10 +9,12 @@ The first evaluation is what the others are compared with.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +77,7 @@ def merge(
 
 
 def _same(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    return all(first[key] == second[key] for key in ("sha256", "backend", "device"))
+    return all(first.get(key) == second.get(key) for key in ("sha256", "backend", "device"))
 
 
 def _scales(evaluation: dict[str, Any]) -> list[float]:
@@ -101,7 +103,7 @@ def markdown(rows: list[Row], benchmarks: list[dict[str, Any]]) -> str:
             speed = [str(row.speed["batch"]), f"{latency['p50']:.1f}", f"{latency['p90']:.1f}"]
             speed.append(f"{row.speed['images_per_second']:.2f}")
         cells = [row.name, row.model["precision"], *score, *speed, f"{row.model['bytes'] / 1e6:.1f}"]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(map(_text, cells))} |")
     notes = []
     scores = [row.score for row in rows if row.score]
     for protocol in dict.fromkeys((score["version"], score["images"]) for score in scores):
@@ -122,7 +124,12 @@ def markdown(rows: list[Row], benchmarks: list[dict[str, Any]]) -> str:
     for benchmark in benchmarks:
         hardware = ", ".join(f"{name} {value}" for name, value in benchmark["hardware"].items())
         notes.append(f"Latency of a whole call, pixels to detections, {benchmark['date'][:10]}: {hardware}.")
-    return "\n".join([*lines, "", *(f"* {note}" for note in notes)]) + "\n"
+    return "\n".join([*lines, "", *(f"* {_text(note)}" for note in notes)]) + "\n"
+
+
+def _text(text: str) -> str:
+    """One line that Markdown takes for text, whatever a file is called: no cell, tag, link or image."""
+    return re.sub(r"[\\|<\[]", r"\\\g<0>", " ".join(text.split()))
 
 
 def plot(rows: list[Row], path: Path) -> None:
@@ -166,14 +173,11 @@ def plot(rows: list[Row], path: Path) -> None:
     axes.set_ylim(middle - room, middle + room)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
+    data = io.BytesIO()
+    figure.savefig(data, dpi=130, format=path.suffix.lower().removeprefix("."))
+    pyplot.close(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
-        figure.savefig(partial, dpi=130)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-        pyplot.close(figure)
+    atomic.write_bytes(path, data.getvalue())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -207,8 +211,8 @@ def report(arguments: argparse.Namespace) -> int:
     keep.append(errors.new_file(arguments.out, "--out", keep))
     if arguments.plot:
         errors.new_file(arguments.plot, "--plot", keep)
-    evaluations = [_read(path, ("model", "ap50"), "eval_dota.py --model") for path in arguments.eval]
-    benchmarks = [_read(path, ("results", "hardware"), "bench.py") for path in arguments.bench]
+    evaluations = [_read(path, "eval_dota.py --model", _evaluation) for path in arguments.eval]
+    benchmarks = [_read(path, "bench.py", _benchmark) for path in arguments.bench]
     rows = merge(evaluations, benchmarks, [_engine(path) for path in arguments.engine])
     if arguments.plot:
         plot(rows, arguments.plot)
@@ -239,13 +243,25 @@ def _relative(target: Path, document: Path) -> str:
     return Path(os.path.relpath(target, document.parent)).as_posix()
 
 
-def _read(path: Path, keys: tuple[str, ...], source: str) -> dict[str, Any]:
+def _evaluation(record: dict[str, Any]) -> str:
+    return markdown(merge([record], []), [])
+
+
+def _benchmark(record: dict[str, Any]) -> str:
+    return markdown(merge([], [record]), [record])
+
+
+def _read(path: Path, source: str, table: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
+    """The record of a file, of which a `table` can be made."""
     try:
         record = json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of the encoding or of JSON
         raise errors.InputError(f"{path}: no JSON ({error}); expected what {source} --json writes") from error
-    if not isinstance(record, dict) or any(key not in record for key in keys):
-        raise errors.InputError(f"{path}: expected what {source} --json writes, with {', '.join(keys)}")
+    try:
+        table(record)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise errors.InputError(f"{path}: expected what {source} --json writes ({reason})") from error
     return record
 
 

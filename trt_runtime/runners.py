@@ -16,6 +16,7 @@ Engines take more: tiles that lie on the GPU, and a `fork()` for each thread (rg
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -43,7 +44,6 @@ SUFFIXES: dict[str, Kind] = {
 }
 INPUT_NAME = "images"
 OUTPUT_NAMES = ["boxes", "scores"]
-NMS_OUTPUTS = ("num_detections", "boxes", "scores", "labels")  # of graphs and engines with NMS inside
 
 
 class Runner(ABC):
@@ -252,6 +252,11 @@ class OnnxRunner(Runner):
             try:
                 return onnxruntime.InferenceSession(str(path), options, providers=providers)
             except Exception as error:  # ONNX Runtime raises its own classes, one per status code
+                for file in weight_files(path):
+                    if not file.is_file():
+                        raise ModelError(
+                            f"{path}: its weights lie in {file}, which is missing; copy it there"
+                        ) from error
                 raise ModelError(
                     f"{path}: ONNX Runtime cannot load it ({_shortened(error)}); "
                     "write it anew with export/to_onnx.py"
@@ -280,9 +285,9 @@ class OnnxRunner(Runner):
             raise ModelError(f"{path}: {error}") from error
         self.precision = metadata.get("rgfl_precision", "fp32")
         super().__init__(path, spec, reason)
-        self._takes_uint8 = self._check_border()
+        self._takes_uint8 = self._check_inputs_outputs()
 
-    def _check_border(self) -> bool:
+    def _check_inputs_outputs(self) -> bool:
         """Whether the input is uint8 NHWC; raises where names differ from the contract."""
         inputs = {node.name: node.type for node in self._session.get_inputs()}
         outputs = [node.name for node in self._session.get_outputs()]
@@ -312,7 +317,19 @@ class OnnxRunner(Runner):
         return normalised(tiles, self.spec)
 
     def infer(self, feed: NDArray) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        boxes, scores = self._session.run(OUTPUT_NAMES, {INPUT_NAME: feed})
+        try:
+            boxes, scores = self._session.run(OUTPUT_NAMES, {INPUT_NAME: feed})
+        except Exception as error:  # for want of memory, most of the time
+            raise ModelError(
+                f"{self.path}: ONNX Runtime cannot run a batch of {len(feed)} ({_shortened(error)}); "
+                "give a smaller --batch, or write it anew with export/to_onnx.py"
+            ) from error
+        batch, points, classes = len(feed), boxes.shape[1:2], len(self.spec.classes)
+        if boxes.shape != (batch, *points, 5) or scores.shape != (batch, *points, classes):
+            raise ModelError(
+                f"{self.path}: expected boxes ({batch}, P, 5) and scores ({batch}, P, {classes}), got "
+                f"{boxes.shape} and {scores.shape}; write it anew with export/to_onnx.py"
+            )
         return boxes, scores
 
     def describe(self) -> dict[str, Any]:
@@ -364,7 +381,15 @@ def recognise(path: Path) -> tuple[Kind, str]:
     if path.is_dir():
         raise ModelError(f"{path}: a directory, expected a model file (.pt, .onnx or .engine)")
     if not path.exists():
-        raise ModelError(f"{path}: no such file")
+        last = path.with_name("last.pt")
+        hint = (
+            "; a training writes it after its first evaluation (--eval-every)"
+            if path.name == "best.pt"
+            else ""
+        )
+        raise ModelError(
+            f"{path}: no such file{f'{hint}; there is {last}' if hint and last.exists() else hint}"
+        )
     if path.stat().st_size == 0:
         raise ModelError(f"{path}: the file is empty; was its export interrupted?")
     by_suffix = SUFFIXES.get(path.suffix.lower())
@@ -376,6 +401,16 @@ def recognise(path: Path) -> tuple[Kind, str]:
     if by_content:
         return by_content, f"{by_content}, by its content"
     raise ModelError(f"{path}: no model; expected one of {', '.join(SUFFIXES)}")
+
+
+def weight_files(model: Path) -> list[Path]:
+    """Files beside an ONNX model that it keeps weights in, there or not, by name. The package onnx, which
+    reads them too, is no part of a runtime."""
+    content = model.read_bytes() if model.suffix.lower() == ".onnx" else b""
+    # The key of external data, then the value: its length, in one byte, and the name of a file.
+    entries = re.finditer(rb"\x08location\x12([\x01-\x7f])", content)
+    names = {content[entry.end() : entry.end() + entry[1][0]] for entry in entries}
+    return [model.parent / os.fsdecode(name) for name in sorted(names)]
 
 
 def _check_scene(scene: Any) -> None:
@@ -425,4 +460,4 @@ def _kind_of_content(path: Path) -> Kind | None:
 
 def _shortened(error: Exception) -> str:
     text = one_line(error)
-    return text[:200] + ("…" if len(text) > 200 else "")
+    return text[:400] + ("…" if len(text) > 400 else "")

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rgfl.errors import InputError, ModelError, one_line
+from rgfl.spec import DetectorSpec
 
 BackendName = Literal["tensorrt", "rtx"]
 Compatibility = Literal["none", "ampere-plus", "same-compute-capability"]
@@ -36,7 +37,7 @@ BUILD_PLUGIN = "python -m rgfl.plugins.build --force"  # what cannot be loaded m
 MAGIC: dict[bytes, BackendName] = {b"ftrt": "tensorrt", b"vtrt": "rtx"}
 # In NVIDIA's support matrices of TensorRT for RTX 1.0 to 1.5: no data centre's GPU, such as A100 and H100.
 RTX_CAPABILITIES = ((7, 5), (8, 6), (8, 9), (12, 0), (12, 1))
-TURING = (7, 5)  # not among what an engine for RTX is for, unless it is built for it alone
+TURING = (7, 5)  # an engine for RTX runs there only if it was built for it alone
 # Never freed: the first logger stays TensorRT's global one for as long as anybody's builder or runtime lives.
 _LOGS: list[Any] = []
 
@@ -224,7 +225,7 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:4] if part.isdigit())
 
 
-def made(api: Api, log: Any, what: str, make: Callable[[], Any]) -> Any:
+def create(api: Api, log: Any, what: str, make: Callable[[], Any]) -> Any:
     """What `make` gives; TensorRT throws or gives None where it cannot.
 
     Args:
@@ -272,6 +273,38 @@ def load_plugin(api: Api, registry: Any, library: Path) -> None:
     # None also means that the process has it already, from another engine.
     if registry.load_library(str(library)) is None and registry.get_creator(*names) is None:
         raise ModelError(f"{library}: {api} cannot load it; run: {BUILD_PLUGIN}")
+
+
+def new_runtime(api: Api, log: Any, *, version_compatible: bool) -> Any:
+    """A runtime for engines of ours, with RotatedNMS where they may need it.
+
+    Args:
+        log: the logger that TensorRT tells errors.
+        version_compatible: the engines bring the plugin along.
+
+    Raises:
+        FileNotFoundError: the plugin's library is not built.
+        ModelError: TensorRT makes no runtime here, or cannot load the library.
+    """
+    import rgfl.plugins
+
+    runtime = create(api, log, "a runtime", lambda: api.trt.Runtime(log))
+    if version_compatible:
+        runtime.engine_host_code_allowed = True
+    elif api.has_plugins:  # its registry knows nothing of the builder's
+        load_plugin(api, runtime.get_plugin_registry(), rgfl.plugins.library())
+    return runtime
+
+
+def nms_outputs(spec: DetectorSpec) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape without the batch, and type, of each output of a RotatedNMS layer, in its order."""
+    rows = spec.max_detections
+    return {
+        "num_detections": ((1,), "int32"),
+        "boxes": ((rows, 5), "float32"),
+        "scores": ((rows,), "float32"),
+        "labels": ((rows,), "int32"),
+    }
 
 
 # --- options ---------------------------------------------------------------------------------------------
@@ -385,7 +418,7 @@ class Layers:
 
     of: Literal["engine", "network"]
     types: dict[str, Counter[str]] = field(default_factory=dict)
-    generated: int = 0  # kernels that TensorRT for RTX wrote for what it does not do within others
+    generated: int = 0  # kernels whose source TensorRT for RTX generated, for what it fuses into no other
 
     def add(self, kind: str, type_name: str) -> None:
         self.types.setdefault(kind, Counter())[type_name] += 1

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -335,13 +335,24 @@ def evaluate_detections(
 ) -> Result:
     """The official evaluation of detections held in memory, the same as of their Task 1 files.
 
-    Images of `truth` that `detections` lacks had none.
+    Args:
+        detections: for each image, by its name without suffix, what was found: boxes `cx, cy, w, h, θ` in
+            pixels of the full image and radians (rgfl.boxes converts other forms), labels that index
+            `classes`. NumPy arrays, or what makes them. Images that are not among the keys had none.
+        truth: for each image, by the same names, its objects, as `rgfl.dota.labels.read_label_folder` reads
+            them with the same `classes`.
+        classes, version, thresholds: as for `evaluate`.
 
     Raises:
         EvaluationError: an unknown image or label, a score or box that is not finite.
     """
     names = _check_detections(detections, truth, classes, version, thresholds)
-    return _evaluate(to_task1(detections, classes), truth, classes, version, thresholds, names)
+    result = _evaluate(to_task1(detections, classes), truth, classes, version, thresholds, names)
+    theta = Detections.concatenate(list(detections.values())).boxes[:, 4]
+    if np.count_nonzero(np.abs(theta) > 2 * np.pi) > len(theta) / 2:
+        note = "Most angles are beyond 2π: they look like degrees, θ is in radians (rgfl.boxes.from_opencv)."
+        result = replace(result, notes=(*result.notes, note))
+    return result
 
 
 def match_to_truth(
@@ -382,6 +393,11 @@ def _check(
     """The images, numbered."""
     if version not in CLASSES:
         raise EvaluationError(f"version is one of {', '.join(CLASSES)}, not {version!r}")
+    if isinstance(classes, str):  # a sequence of letters
+        raise EvaluationError(
+            f"classes: expected a sequence of names, got {classes!r}; "
+            f"pass rgfl.dota.labels.read_classes({classes!r})"
+        )
     if not classes or len(set(classes)) != len(classes):
         raise EvaluationError(f"expected one or more different classes, got {list(classes)}")
     if not thresholds or not all(0 <= t < 1 for t in thresholds):

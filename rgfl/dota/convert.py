@@ -320,7 +320,7 @@ def _open_journal(
             )
         fresh: list[dict[str, Any]] = []
         stale: list[dict[str, Any]] = []
-        for entry in entries[1:]:
+        for entry in filter(_is_ours, entries[1:]):
             place = by_key.get(entry["image"])
             (fresh if place and entry["source"] == _stamp(place.item) else stale).append(entry)
         gone = {entry["image"] for entry in stale} - by_key.keys()
@@ -338,6 +338,12 @@ def _open_journal(
                 done[entry["image"]] = entry
     atomic.write_text(journal, "".join(json.dumps(entry) + "\n" for entry in (head, *done.values())))
     return done
+
+
+def _is_ours(entry: dict[str, Any]) -> bool:
+    """Whether the files that an entry names, which may be removed, are of this folder."""
+    split, _, name = entry["image"].partition("/")
+    return split != ".." and "/" not in name and str(entry.get("suffix")).lower() in IMAGE_SUFFIXES
 
 
 # ---------------------------------------------------------------------------------------------

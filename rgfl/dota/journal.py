@@ -25,7 +25,7 @@ def read_journal(journal: Path) -> list[dict[str, Any]]:
     for line in journal.read_bytes().split(b"\n"):
         try:
             entry = json.loads(line.decode("utf-8"))
-        except ValueError:  # of the encoding or of JSON
+        except (ValueError, RecursionError):  # of the encoding or of JSON
             break
         if not isinstance(entry, dict) or (entries and not isinstance(entry.get("image"), str)):
             break

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from rgfl import atomic
 from rgfl.detections import Detections
 from rgfl.dota.nearby import CONVERT, nearby
+from rgfl.spec import unfit_name
 
 _V1_0 = (
     "plane",
@@ -68,6 +69,7 @@ YOLO_TO_DOTA = f"{CONVERT} --from yolo-obb --data DIR --out DIR"
 LEAST_CROSSING = 1.0
 # Task 1 coordinates are rounded to this many decimals of a pixel, in files and in memory alike.
 TASK1_DECIMALS = 4
+LARGEST_UNPACKED = 1 << 31  # bytes of a zip of Task 1 files; 18 classes of a large test set take a tenth
 
 
 class LabelError(ValueError):
@@ -207,33 +209,20 @@ def checked_names(names: Sequence[str], source: str) -> tuple[str, ...]:
         source: what the message begins with: where the names come from.
 
     Raises:
-        ValueError: no names, a name twice, or one that is no single word, has a comma or slash, or begins
-            with #.
+        ValueError: no names, a name twice, or one that is `unfit_name`, has a comma, or begins with #.
     """
     if not names:
         raise ValueError(f"{source}: no class names; expected one a line, or a,b,c")
     for name in names:
-        if len(name.split()) != 1:
-            found = "has white space" if name.strip() else "is empty"
-            raise ValueError(f"{source}: class name {name!r} {found}; labelTxt needs it in one word")
+        if wrong := unfit_name(name):
+            raise ValueError(f"{source}: class name {name!r} {wrong}")
         if "," in name:
             raise ValueError(f"{source}: class name {name!r} has a comma; a file holds one name a line")
         if name.startswith("#"):
             raise ValueError(f"{source}: class name {name!r} would be a comment in a file of class names")
-        if wrong := _unfit_for_file(name):
-            raise ValueError(f"{source}: {wrong}")
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{source}: {', '.join(repeated)} named more than once")
     return tuple(names)
-
-
-def _unfit_for_file(name: str) -> str:
-    """What keeps `Task1_<name>.txt` from being a file in its folder; empty if nothing does."""
-    return (
-        f"class name {name!r} has a slash; Task1_<class>.txt could not be written"
-        if set(name) & set("/\\")
-        else ""
-    )
 
 
 def version_of(classes: Sequence[str]) -> str:
@@ -259,8 +248,8 @@ def find_classes(directory: Path | str) -> tuple[str, ...]:
     for path in _label_files(directory):
         for number, fields in _label_lines(path, _read_text(path)):
             _check_label(path, number, fields)
-            if fields[8] not in names and (wrong := _unfit_for_file(fields[8])):
-                _fail(path, number, wrong)
+            if fields[8] not in names and (wrong := unfit_name(fields[8])):
+                _fail(path, number, f"class name {fields[8]!r} {wrong}")
             names.add(fields[8])
     for name, other in pairwise(sorted(sorted(names), key=str.lower)):
         if name.lower() == other.lower():
@@ -304,6 +293,7 @@ def read_labels(path: Path | str, classes: Sequence[str], unknown: Unknown = "er
         FileNotFoundError: there is no such file.
     """
     _check_unknown(unknown)
+    _check_sequence(classes)
     return _parse_labels(Path(path), {name: index for index, name in enumerate(classes)}, unknown)
 
 
@@ -495,6 +485,7 @@ def to_task1(detections: Mapping[str, Detections], classes: Sequence[str]) -> di
     """
     from rgfl.boxes import to_quads  # the compiled core, which reading labels does not need
 
+    _check_sequence(classes)
     names = sorted(detections)
     for name in names:
         if len(name.split()) != 1:
@@ -512,7 +503,7 @@ def to_task1(detections: Mapping[str, Detections], classes: Sequence[str]) -> di
     images = np.repeat(np.array(names, object), [len(part) for part in parts])
     quads = np.round(to_quads(found.boxes.astype(np.float64)).reshape(-1, 8), TASK1_DECIMALS)
     quads += 0.0  # no minus zero
-    scores = found.scores.astype(np.float32).astype("U32").astype(np.float64)
+    scores = found.scores.astype("U32").astype(np.float64)
     task1 = {}
     for label, name in enumerate(classes):
         rows = np.flatnonzero(found.labels == label)
@@ -531,17 +522,17 @@ def read_task1(
     Raises:
         FileNotFoundError: the folder, or the file of a class, is missing (an empty file is fine).
         LabelError: a line has not 10 fields, a score or coordinate is no finite number, or the image is
-            not among `images`.
+            not among `images`; the zip is damaged, or has two files of a class.
     """
+    _check_sequence(classes)
     directory = Path(directory)
-    if zipfile.is_zipfile(directory):
-        with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(directory) as archive:
-            unpacked = Path(folder, directory.name)  # so that messages name the archive
-            unpacked.mkdir()
-            for entry in archive.infolist():
-                if (name := PurePosixPath(entry.filename).name).startswith("Task1_"):
-                    (unpacked / name).write_bytes(archive.read(entry))
-            return read_task1(unpacked, classes, images)
+    if directory.is_file():
+        with tempfile.TemporaryDirectory() as folder:
+            _unpack(directory, Path(folder), [f"Task1_{name}.txt" for name in classes])
+            try:
+                return read_task1(folder, classes, images)
+            except (LabelError, FileNotFoundError) as error:  # of the archive, not of where it lies unpacked
+                raise type(error)(str(error).replace(folder, str(directory))) from None
     if not directory.is_dir():
         raise FileNotFoundError(
             f"{directory}: no such folder; expected one, or a zip, that holds Task1_<class>.txt"
@@ -558,6 +549,28 @@ def read_task1(
         if images is not None and (unknown := set(found[name].images).difference(images)):
             _fail_image(path, unknown, images)
     return found
+
+
+def _unpack(archive: Path, folder: Path, names: Collection[str]) -> None:
+    """Write the files of these names, in whatever folders of a zip they lie, into `folder`.
+
+    Raises:
+        LabelError: it is no zip, or a file is damaged, encrypted, too large or there twice.
+    """
+    place, unpacked = str(archive), 0
+    try:
+        with zipfile.ZipFile(archive) as entries:
+            for entry in entries.infolist():
+                if (name := PurePosixPath(entry.filename).name) not in names or entry.is_dir():
+                    continue
+                place = f"{archive}/{entry.filename}"
+                if (folder / name).exists():
+                    raise LabelError("there are two files of this name")
+                if (unpacked := unpacked + entry.file_size) > LARGEST_UNPACKED:
+                    raise LabelError(f"more than {LARGEST_UNPACKED:,} bytes unpacked")
+                (folder / name).write_bytes(entries.read(entry))
+    except Exception as error:  # zipfile has no common type; a password is a RuntimeError
+        raise LabelError(f"{place}: {error}; expected a zip with one Task1_<class>.txt a class") from error
 
 
 def write_task1(directory: Path | str, detections: Mapping[str, Detections], classes: Sequence[str]) -> None:
@@ -676,6 +689,11 @@ def _is_number(field: str) -> bool:
 def _check_unknown(unknown: str) -> None:
     if unknown not in get_args(Unknown):
         raise ValueError(f"unknown: expected one of {', '.join(get_args(Unknown))}, got {unknown!r}")
+
+
+def _check_sequence(classes: Sequence[str]) -> None:
+    if isinstance(classes, str):  # a sequence of letters
+        raise ValueError(f"classes: expected a sequence of names; pass read_classes({classes!r})")
 
 
 def _fail(path: Path, line: int, message: str) -> NoReturn:

@@ -82,15 +82,21 @@ def places_at_scales(
     """The windows of an image at every scale, see `detect`.
 
     Raises:
-        ValueError: a scale is not positive and finite.
+        ValueError: a scale is not positive and finite, `size` not 1 or more, `stride` not in 0…size.
     """
+    if size < 1:
+        raise ValueError(f"size: expected 1 pixel or more, got {size}")
+    if not 0 <= stride <= size:
+        raise ValueError(
+            f"stride: expected 0 (the default) to {size} (the size), got {stride}; more would leave gaps"
+        )
     if not scales or any(not 0 < scale < math.inf for scale in scales):
         raise ValueError(f"scales: expected positive factors, got {list(scales)}")
     stride = stride or default_stride(size)
     places = []
     for scale in scales:
         side, step = max(round(size / scale), 1), max(round(stride / scale), 1)
-        places += [Place(x, y, side) for x, y in windows(height, width, side, min(step, side))]
+        places += [Place(x, y, side) for x, y in windows(height, width, side, step)]
     return places
 
 
@@ -123,7 +129,8 @@ def detect(
         image: shape (H, W, 3), uint8 pixels when sliced: an array, an np.memmap, a raster reader.
             Only windows of it are read.
         infer: uint8 tiles (B, size, size, 3) to one record a tile; the last batch may be smaller.
-        stride: pixels of a tile from one window to the next; 0 for `default_stride`.
+        size: pixels a side of a tile.
+        stride: pixels of a tile from one window to the next, at most `size`; 0 for `default_stride`.
         iou_threshold: NMS drops a box above this rotated IoU with a better one of its class.
         scales: factors; at 0.5 a tile shows twice as many pixels of the image each way. The source
             window is whole pixels, so the true factor may differ by half a pixel in `size`.
@@ -169,9 +176,8 @@ def merge(parts: Sequence[Part], iou_threshold: float = MERGE_IOU) -> Detections
     ]
     boxes = np.concatenate([np.zeros((0, 5)), *shifted])
     record = Detections.concatenate([part.detections for part in parts])
-    scores, labels = record.scores.astype(np.float32), record.labels.astype(np.int32)
-    order = np.lexsort((*boxes.T[::-1], labels, -scores))
-    boxes, scores, labels = boxes[order], scores[order], labels[order]
+    order = np.lexsort((*boxes.T[::-1], record.labels, -record.scores))
+    boxes, scores, labels = boxes[order], record.scores[order], record.labels[order]
     clusters, origins = _clusters(boxes, labels)
     local = boxes.copy()
     local[:, :2] -= origins

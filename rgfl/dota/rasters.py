@@ -32,6 +32,8 @@ DRIVERS = {
 }
 # … and of those that OpenCV reads, where GDAL knows their place on earth.
 OTHERS = {"PNG": (b"\x89PNG",), "JPEG": (b"\xff\xd8\xff",), "BMP": (b"BM",), "WEBP": (b"RIFF",)}
+# These lead to other files, also over the network: only where the name says what it is.
+SUFFIXES = {"VRT": (".vrt",), "NITF": (".ntf", ".nitf"), "HFA": (".img",)}
 COLOURS = ("red", "green", "blue")
 STRIP = 1 << 24  # values read at once
 SAMPLE = 8  # of the rows, and of the columns, one in so many tells how bright an image is
@@ -69,7 +71,8 @@ def opened(path: Path) -> Iterator[DatasetReader]:
     """The file, open in the driver that its first bytes name.
 
     Raises:
-        RasterError: they name none, or GDAL cannot read the file, there or in the block.
+        RasterError: they name none, or one that the suffix does not; or GDAL cannot read the file, there or
+            in the block.
         OSError: it cannot be opened.
     """
     with path.open("rb") as file:
@@ -77,6 +80,11 @@ def opened(path: Path) -> Iterator[DatasetReader]:
     driver = next((name for name, marks in (DRIVERS | OTHERS).items() if head.startswith(marks)), None)
     if driver is None:
         raise RasterError("not an image")
+    if (suffixes := SUFFIXES.get(driver)) and path.suffix.lower() not in suffixes:
+        raise RasterError(
+            f"a {driver} file, which may name other files to read: expected {' or '.join(suffixes)}, got "
+            f"{path.suffix or 'no suffix'}; rename it if you trust it"
+        )
     import rasterio  # late: --help must be quick
     from rasterio.errors import NotGeoreferencedWarning, RasterioError
 

@@ -1,6 +1,6 @@
 """Cutting images and their labels into square windows: on disk for training, on the fly for inference.
 
-    python -m rgfl.dota.tiling --data DIR --out DIR [--size 1024] [--stride 824] [--scales 1.0]
+    python -m rgfl.dota.tiling --data DIR --out DIR [--splits train] [--size 1024] [--stride 824] [--scales 1]
 
 The rule is the official devkit's: windows every `stride` pixels, the last of a row or column shifted
 inside, small images padded right and below, tiles named `P0000__{rate}__{x}___{y}`. An object of
@@ -569,18 +569,23 @@ def _sum(entries: Iterable[dict[str, Any]]) -> Tiled:
 # Command line
 
 
-def _find_splits(data: Path) -> dict[str, Path]:
-    """Folders of `data` that hold images/, by name; "" where `data` itself does."""
+def _find_splits(data: Path, names: Sequence[str] | None = None) -> dict[str, Path]:
+    """Folders of `data` that hold images/, by name, all or those of `names`; "" where `data` itself does."""
     if not data.is_dir():
         raise TilingError(f"--data: no such folder: {data}")
     if (data / "images").is_dir():
-        return {"": data}
-    found = {path.name: path for path in sorted(data.iterdir()) if (path / "images").is_dir()}
+        found = {"": data}
+    else:
+        found = {path.name: path for path in sorted(data.iterdir()) if (path / "images").is_dir()}
     if not found:
         raise TilingError(
             f"--data: expected {data}/images or {data}/train/images, val/images …, found neither"
         )
-    return found
+    if lacking := sorted(set(names or ()) - set(found)):
+        raise TilingError(
+            f"--splits: no {data / lacking[0] / 'images'}; --data has {', '.join(found) or 'none'}"
+        )
+    return {name: path for name, path in found.items() if not names or name in names}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -595,6 +600,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--data", type=Path, required=True, help="folder with train/, val/ …, each images/ and labelTxt/"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the tiles, laid out alike")
+    parser.add_argument(
+        "--splits",
+        nargs="+",
+        default=argparse.SUPPRESS,
+        help="which folders of --data, such as train alone (default: all)",
+    )
     parser.add_argument("--size", type=int, default=defaults.size, help="side of a tile, px")
     parser.add_argument(
         "--stride",
@@ -638,7 +649,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         classes = read_classes(options.classes) if options.classes else None
         if options.out.resolve() == options.data.resolve():
             raise TilingError("--out: must not be the folder of --data")
-        splits = _find_splits(options.data)
+        splits = _find_splits(options.data, getattr(options, "splits", None))
         if classes is None and (options.data / "classes.txt").is_file():
             classes = read_class_file(options.data / "classes.txt")
         for name, folder in splits.items():

@@ -105,19 +105,19 @@ def distances(points: Tensor, boxes: Tensor) -> Tensor:
     return torch.stack((half_w + u, half_h + v, half_w - u, half_h - v), -1)
 
 
-def nearest_cells(centres: Tensor, level: Level, offset: float, count: int) -> tuple[Tensor, Tensor]:
+def nearest_cells(centres: Tensor, level: Level, offset: float, count: int) -> Tensor:
     """The `count` grid points nearest to each centre; equal distances go to the lower index.
 
     Only a window is searched: with each point all those nearer along its row or column are nearer too,
     so the count nearest lie within count − 1 cells of the centre's own (clamped) cell.
 
     Returns:
-        (G, count) index into the level's points and (G, count) whether it exists.
+        (G, count) index into the level's points, of which there must be as many.
     """
     reach = count - 1
-    cell = centres / level.stride - offset  # (G, 2) in cells
+    cell = (centres / level.stride - offset).nan_to_num(0.0).clamp(-1e6, 1e6)  # (G, 2)
     last = torch.tensor([level.width - 1, level.height - 1])
-    home = cell.nan_to_num(0.0).clamp(-1e6, 1e6).round().long().clamp(min=torch.zeros_like(last), max=last)
+    home = cell.round().long().clamp(min=torch.zeros_like(last), max=last)
     step = torch.arange(-reach, reach + 1)
     x, y = home[:, :1] + step, home[:, 1:] + step  # (G, window)
     dx = (x - cell[:, :1]).square().masked_fill((x < 0) | (x > last[0]), torch.inf)
@@ -128,8 +128,7 @@ def nearest_cells(centres: Tensor, level: Level, offset: float, count: int) -> t
     # equal, and choosing the least is quicker than sorting all.
     key = (distance.view(torch.int32).long() << 32) + torch.arange(distance.shape[1])
     chosen = key.topk(count, dim=1, largest=False).indices
-    exists = distance.gather(1, chosen).isfinite()
-    return index.gather(1, chosen).masked_fill(~exists, 0), exists
+    return index.gather(1, chosen)
 
 
 @torch.no_grad()
@@ -163,16 +162,14 @@ def atss(
     gt = torch.cat(list(boxes)).float()  # (G, 5)
     image = torch.repeat_interleave(torch.arange(len(boxes)), counts)  # (G,)
 
-    index_parts, exists_parts, side_parts, first = [], [], [], 0
+    index_parts, side_parts, first = [], [], 0
     for level in levels:
         size = level.height * level.width
-        index, exists = nearest_cells(gt[:, :2], level, offset, min(topk, size))
+        index = nearest_cells(gt[:, :2], level, offset, min(topk, size))
         index_parts.append(index + first)
-        exists_parts.append(exists)
         side_parts.append(torch.full((index.shape[1],), anchor_scale * level.stride))
         first += size
     candidate = torch.cat(index_parts, 1)  # (G, K)
-    exists = torch.cat(exists_parts, 1)
     side = torch.cat(side_parts).expand(candidate.shape)
 
     centre = points[candidate]  # (G, K, 2)
@@ -180,12 +177,10 @@ def atss(
     repeated = gt[:, None].expand(-1, candidate.shape[1], -1)
     iou = rotated_iou_pairwise(anchor.flatten(0, 1), repeated.flatten(0, 1)).view(candidate.shape)
 
-    present = exists.to(iou.dtype)
-    number = present.sum(1, keepdim=True)
-    mean = (iou * present).sum(1, keepdim=True) / number.clamp(min=1)
-    variance = ((iou - mean).square() * present).sum(1, keepdim=True) / (number - 1).clamp(min=1)
+    mean = iou.mean(1, keepdim=True)
+    variance = (iou - mean).square().sum(1, keepdim=True) / max(iou.shape[1] - 1, 1)
     inside = distances(centre, repeated).amin(-1) > INSIDE
-    positive = exists & inside & (iou >= mean + variance.sqrt())
+    positive = inside & (iou >= mean + variance.sqrt())
 
     target, slot = positive.nonzero(as_tuple=True)
     value = iou[target, slot]

@@ -65,7 +65,9 @@ class Backbone(nn.Module):
                 name, features_only=True, pretrained=download, out_indices=indices, **anysize
             )
         except (RuntimeError, ValueError, OSError) as error:
-            hint = "; give a local file by `weights`" if download else ""
+            hint = ""
+            if download:
+                hint = "; without network: --weights FILE, --no-pretrained, or --recipe gfl_lite"
             raise WeightsError(
                 f"backbone {name!r} with features at strides {list(strides)}: {error}{hint}"
             ) from error

@@ -18,6 +18,11 @@ from rgfl.nn.decode import BoxDecoder, Raw
 from rgfl.nn.iou import rotated_iou_pairwise
 from rgfl.nn.precision import full_precision
 
+# What an image without positive points counts for in mode gfl: about the points of three objects. Divided by
+# one point, as where no object is left out, a batch of them alone moved the weights hundreds of times as much
+# as one with objects.
+EMPTY = 16
+
 
 def log_scores(cls: Tensor, quality: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """log p and log(1 − p) of p = σ(cls)·σ(quality), without cancellation at either end."""
@@ -137,7 +142,7 @@ def detection_losses(
             return _integral_losses(cls, iou, targets, normalisers, config)
         weight = _weights(cls, quality, targets)
         if normalisers is None:
-            normalisers = _count_weights(weight)
+            normalisers = _count_weights(weight, targets)
         sides = distances(points, targets.box) / strides
         angles = predicted[:, 4].detach()
         return _gfl_losses(cls, quality, reg, angles, sides, iou, weight, targets, normalisers, config)
@@ -146,6 +151,10 @@ def detection_losses(
 @torch.no_grad()
 def loss_normalisers(raw: Raw | None, targets: Targets, config: ModelConfig) -> Tensor:
     """What `detection_losses` divides by, of these images alone: to be added up over parts and processes.
+
+    Positive points, and in mode `gfl` the sum of their weights too. An image without positive points counts
+    for one, as the published row has it, and for `EMPTY` in mode `gfl`: as published where each image has
+    some, which is what training on tiles with objects alone comes to.
 
     Args:
         raw: of the images; may be None in mode `integral`, which counts objects' points only.
@@ -156,7 +165,7 @@ def loss_normalisers(raw: Raw | None, targets: Targets, config: ModelConfig) -> 
     if raw is None:
         raise ValueError("mode 'gfl' weighs its points by their scores: expected the raw outputs, got None")
     with full_precision(raw.cls[0]):
-        return _count_weights(_weights(*_flat(raw), targets))
+        return _count_weights(_weights(*_flat(raw), targets), targets)
 
 
 def _flat(raw: Raw) -> tuple[Tensor, Tensor | None]:
@@ -168,8 +177,8 @@ def _flat(raw: Raw) -> tuple[Tensor, Tensor | None]:
 
 
 def _count_positives(targets: Targets) -> Tensor:
-    """(1,) Positive points, at least one an image, as the published row counts."""
-    positives = sum(max(count, 1) for count in targets.counts)
+    """(1,) Positive points, at least one an image."""
+    positives = sum(count or 1 for count in targets.counts)
     return torch.full((1,), float(positives), device=targets.box.device)
 
 
@@ -180,9 +189,10 @@ def _weights(cls: Tensor, quality: Tensor | None, targets: Targets) -> Tensor:
     return score if quality is None else score * quality[targets.image, 0, targets.point].sigmoid()
 
 
-def _count_weights(weight: Tensor) -> Tensor:
-    """(2,) Positive points, and the sum of their weights."""
-    return torch.stack((weight.new_full((), len(weight)), weight.sum()))
+def _count_weights(weight: Tensor, targets: Targets) -> Tensor:
+    """(2,) Positive points, `EMPTY` of an image without any, and the sum of their weights."""
+    positives = sum(count or EMPTY for count in targets.counts)
+    return torch.stack((weight.new_full((), positives), weight.sum()))
 
 
 def _integral_losses(
@@ -218,7 +228,7 @@ def _gfl_losses(
     chosen = cls[targets.image, targets.label, targets.point]
     chosen_quality = None if quality is None else quality[targets.image, 0, targets.point]
     soft_label = iou.detach().clamp(0, 1)
-    positives = normalisers[0].clamp(min=1)
+    positives = normalisers[0]
     total_weight = normalisers[1].clamp(min=1e-6)
 
     focal = quality_focal_loss(cls, torch.zeros((), device=cls.device), quality=quality).sum()

@@ -79,15 +79,13 @@ def values(model: onnx.ModelProto, names: list[str], tiles: list) -> list[NDArra
 
 
 def same(model: onnx.ModelProto, tiles: list, output: str = "end") -> bool:
-    (before,), (after,) = (
-        values(one, [output], tiles) for one in (model, equalise(model, tiles, SPEC, False))
-    )
+    (before,), (after,) = (values(one, [output], tiles) for one in (model, equalise(model, tiles, SPEC)))
     return bool(np.abs(before - after).max() <= 1e-5 * np.abs(before).max())
 
 
 def changed(model: onnx.ModelProto, tiles: list) -> set[str]:
     """Names of the weights and biases that equalisation touched."""
-    after = {one.name: one for one in equalise(model, tiles, SPEC, False).graph.initializer}
+    after = {one.name: one for one in equalise(model, tiles, SPEC).graph.initializer}
     return {one.name for one in model.graph.initializer if one != after[one.name]}
 
 
@@ -102,7 +100,7 @@ def chain() -> Graph:
 
 def test_outputs_stay_and_channels_reach_the_top(tiles: list) -> None:
     model = chain().model("end")
-    equal = equalise(model, tiles, SPEC, progress=False)
+    equal = equalise(model, tiles, SPEC)
     before, after = (values(one, ["a6", "b6", "end"], tiles) for one in (model, equal))
     np.testing.assert_allclose(after[2], before[2], rtol=0, atol=1e-5 * np.abs(before[2]).max())
     for old, new in zip(before[:2], after[:2], strict=True):
@@ -121,8 +119,8 @@ def test_int8_errs_less(tiles: list) -> None:
     last.CopyFrom(numpy_helper.from_array(weight, last.name))
     model = graph.model("end")
     wrong = []
-    for one in (model, equalise(model, tiles, SPEC, progress=False)):
-        found, _ = calibration.collect(one, ["b6"], iter(tiles), SPEC, progress=False)
+    for one in (model, equalise(model, tiles, SPEC)):
+        found, _ = calibration.collect(one, ["b6"], iter(tiles), SPEC)
         inputs = Placement({("backbone.end/Conv", 0): "b6"}, {}, {})
         quantised = qdq.checked(qdq.insert(one, inputs, {"b6": found["b6"].threshold("max")}))
         (true,), (got,) = values(model, ["end"], tiles), values(quantised, ["end"], tiles)
@@ -140,9 +138,7 @@ def test_the_grid_for_onnx_runtime_in_front_of_a_sum_is_not_stretched(tiles: lis
     graph.conv(graph.node("Relu", [graph.node("Add", [trunk, branch], "sum")], "s"), "end", (3, 8, 1, 1))
     model = graph.model("end")
     assert float_outputs(model, place(model)) == ["out", "end"]
-    (before,), (after,) = (
-        values(one, ["out"], tiles) for one in (model, equalise(model, tiles, SPEC, False))
-    )
+    (before,), (after,) = (values(one, ["out"], tiles) for one in (model, equalise(model, tiles, SPEC)))
     assert np.abs(after).max() <= np.abs(before).max() * (1 + 1e-6)
     assert same(model, tiles)
 
@@ -160,7 +156,7 @@ def test_a_network_that_is_not_finite_is_refused(tiles: list) -> None:
         numpy_helper.from_array(np.full((12, 3, 3, 3), np.nan, np.float32), graph.constants[0].name)
     )
     with pytest.raises(errors.ModelError, match=r"tensor '.*' is not finite"):
-        equalise(graph.model("end"), tiles, SPEC, progress=False)
+        equalise(graph.model("end"), tiles, SPEC)
 
 
 def test_a_channel_that_never_fires_is_left_alone(tiles: list) -> None:
@@ -176,7 +172,7 @@ def test_a_channel_that_never_fires_is_left_alone(tiles: list) -> None:
         array = numpy_helper.to_array(tensor).copy()
         array[2] = value
         tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-    after = equalise(model, tiles, SPEC, progress=False)
+    after = equalise(model, tiles, SPEC)
     again = next(numpy_helper.to_array(one) for one in after.graph.initializer if one.name == "a.weight.bias")
     assert again[2] == -1
     assert same(model, tiles)

@@ -173,13 +173,13 @@ def tiles() -> list[NDArray[np.uint8]]:
 
 @pytest.fixture(scope="module")
 def thresholds(model: onnx.ModelProto, tiles: list) -> dict[str, float]:
-    found, _ = calibration.collect(model, place(model).tensors, iter(tiles), SPEC, progress=False)
+    found, _ = calibration.collect(model, place(model).tensors, iter(tiles), SPEC)
     return {name: histogram.threshold("max") for name, histogram in found.items()}
 
 
 @pytest.fixture(scope="module")
 def rounded(model: onnx.ModelProto, tiles: list, thresholds: dict) -> dict[str, qdq.WeightSteps]:
-    return round_weights(model, place(model), thresholds, tiles, SPEC, progress=False)
+    return round_weights(model, place(model), thresholds, tiles, SPEC)
 
 
 def test_every_weight_is_rounded_and_biases_are_shifted(rounded: dict) -> None:
@@ -227,7 +227,7 @@ def test_the_memory_for_inputs_changes_nothing(
     model: onnx.ModelProto, tiles: list, thresholds: dict, rounded: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gptq, "MEMORY", 5000)
-    again = round_weights(model, place(model), thresholds, tiles, SPEC, progress=False)
+    again = round_weights(model, place(model), thresholds, tiles, SPEC)
     for name, (steps, shift) in rounded.items():
         np.testing.assert_array_equal(again[name].steps, steps)
         np.testing.assert_array_equal(again[name].shift, shift)
@@ -265,7 +265,7 @@ def test_nodes_that_share_a_weight_share_its_steps(tiles: list) -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     limits = {"images": 2.0, "first": 5.0}
-    rounded = round_weights(model, place(model), limits, tiles, SPEC, progress=False)
+    rounded = round_weights(model, place(model), limits, tiles, SPEC)
     assert list(rounded) == ["w"]
     written = qdq.checked(qdq.insert(model, place(model), limits, rounded))
     convolutions = [node for node in written.graph.node if node.op_type == "Conv"]

@@ -19,7 +19,8 @@ ort = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install
 
 import rgfl.plugins  # noqa: E402
 from rgfl.errors import InputError, ModelError  # noqa: E402
-from rgfl.export import graph  # noqa: E402
+from rgfl.export import graph, onnx_file  # noqa: E402
+from rgfl.export.fp16 import to_fp16, to_rounded  # noqa: E402
 from rgfl.trt_runtime.sample_tiles import sample_tiles  # noqa: E402
 
 SPEC = DetectorSpec(classes=("a",), image_size=(128, 128))
@@ -65,7 +66,7 @@ def small_model(**replaced: np.ndarray) -> onnx.ModelProto:
     ]
     model = gs.export_onnx(gs.Graph(nodes, [images], [boxes], opset=18))
     model.ir_version = 10
-    graph.write_spec(model, SPEC, precision="fp32")
+    onnx_file.write_spec(model, SPEC, precision="fp32")
     return model
 
 
@@ -105,7 +106,7 @@ def stored_in_fp16(images: np.ndarray, model: onnx.ModelProto) -> np.ndarray:
 def test_the_rounding_graph_is_storage_in_fp16_bit_for_bit() -> None:
     model = small_model()
     images = np.random.default_rng(1).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
-    rounded, _ = graph.to_rounded(model)
+    rounded, _ = to_rounded(model)
     expected = stored_in_fp16(images, model)
     for optimise in (True, False):  # ONNX Runtime's optimiser must leave the rounding alone
         np.testing.assert_array_equal(run(rounded, images, optimise=optimise)[0], expected)
@@ -116,10 +117,10 @@ def test_the_rounding_graph_is_storage_in_fp16_bit_for_bit() -> None:
 
 def test_the_rounding_graph_of_a_detector_is_storage_in_fp16_bit_for_bit(tiny_onnx: Path) -> None:
     """The typed file, node by node: float16 tensors, each operator computed in float32 by itself."""
-    model = graph.load(tiny_onnx)
-    tiles = sample_tiles(graph.read_spec(model), 2)
-    typed, _ = graph.to_fp16(model)
-    rounded, _ = graph.to_rounded(model)
+    model = onnx_file.load(tiny_onnx)
+    tiles = sample_tiles(onnx_file.read_spec(model), 2)
+    typed, _ = to_fp16(model)
+    rounded, _ = to_rounded(model)
     expected = one_by_one(typed, {"images": tiles})
     found = run(rounded, tiles, optimise=False)
     for name, value in zip(("boxes", "scores"), found, strict=True):
@@ -172,8 +173,8 @@ def run_node(node: onnx.NodeProto, feed: dict[str, np.ndarray], outputs: list[st
 
 def test_the_uint8_input_feeds_its_cast_alone(tiny_onnx: Path) -> None:
     """TensorRT takes no other reader of a UINT8 input; the exporter reads the batch size off it, too."""
-    source = graph.load(tiny_onnx)
-    typed, rounded = graph.to_fp16(source)[0], graph.to_rounded(source)[0]
+    source = onnx_file.load(tiny_onnx)
+    typed, rounded = to_fp16(source)[0], to_rounded(source)[0]
     for model in (source, typed, rounded, graph.add_nms(typed)):
         assert [node.op_type for node in model.graph.node if "images" in node.input] == ["Cast"]
     as_exported = onnx.ModelProto()
@@ -181,7 +182,7 @@ def test_the_uint8_input_feeds_its_cast_alone(tiny_onnx: Path) -> None:
     (cast,) = [node for node in as_exported.graph.node if "images" in node.input]
     (shape,) = [n for n in as_exported.graph.node if n.op_type == "Shape" and cast.output[0] in n.input]
     shape.input[0] = "images"
-    tiles = sample_tiles(graph.read_spec(source), 2)
+    tiles = sample_tiles(onnx_file.read_spec(source), 2)
     for one, two in zip(run(source, tiles), run(as_exported, tiles), strict=True):
         np.testing.assert_array_equal(one, two)
 
@@ -200,8 +201,8 @@ def types_of(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def test_fp16_lies_between_normalisation_and_decode(tiny_onnx: Path) -> None:
-    source = graph.load(tiny_onnx)
-    typed, typing = graph.to_fp16(source)
+    source = onnx_file.load(tiny_onnx)
+    typed, report = to_fp16(source)
     half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
     types = types_of(typed)
     casts = {node.output[0]: node for node in typed.graph.node if node.op_type == "Cast"}
@@ -212,30 +213,30 @@ def test_fp16_lies_between_normalisation_and_decode(tiny_onnx: Path) -> None:
         module = node.name.split("/")[0] if "/" in node.name else ""
         expected = single if module.split(".")[0] in ("", "decoder") else half
         assert floats == {expected}, node.name
-        assert (expected == half) == (node.name in typing.fp16)
+        assert (expected == half) == (node.name in report.fp16)
     convolutions = [node for node in typed.graph.node if node.op_type == "Conv"]
     weights = {item.name: item.data_type for item in typed.graph.initializer}
     assert {weights[name] for node in convolutions for name in node.input[1:]} == {half}
     # One cast in, one for each of the head's outputs; none that undoes another.
     assert not [node.name for node in casts.values() if node.input[0] in casts]
     assert sum(types[name] == half for name in casts) == 1
-    assert typing.refused == {}
-    assert typing.weights > 100_000
+    assert report.refused == {}
+    assert report.weights > 100_000
 
 
 def test_the_border_spec_and_size_of_an_fp16_file(tiny_onnx: Path, tmp_path: Path) -> None:
-    source = graph.load(tiny_onnx)
+    source = onnx_file.load(tiny_onnx)
     out = tmp_path / "typed.onnx"
     assert graph.main([str(tiny_onnx), "--fp16", "--out", str(out)]) == 0
-    typed = graph.load(out)
+    typed = onnx_file.load(out)
     assert [value.SerializeToString() for value in typed.graph.input] == [
         value.SerializeToString() for value in source.graph.input
     ]
     assert [value.name for value in typed.graph.output] == ["boxes", "scores"]
     assert {value.type.tensor_type.elem_type for value in typed.graph.output} == {onnx.TensorProto.FLOAT}
-    assert graph.read_spec(typed) == graph.read_spec(source)
-    assert graph.precision(source) == "fp32"
-    assert graph.precision(typed) == "fp16"
+    assert onnx_file.read_spec(typed) == onnx_file.read_spec(source)
+    assert onnx_file.precision(source) == "fp32"
+    assert onnx_file.precision(typed) == "fp16"
     assert out.stat().st_size < 0.65 * tiny_onnx.stat().st_size
     again = tmp_path / "again.onnx"
     assert graph.main([str(tiny_onnx), "--fp16", "--out", str(again)]) == 0
@@ -243,10 +244,10 @@ def test_the_border_spec_and_size_of_an_fp16_file(tiny_onnx: Path, tmp_path: Pat
 
 
 def test_constants_beyond_fp16_stay_fp32_and_are_told() -> None:
-    typed, typing = graph.to_fp16(small_model(second=np.full((4, 8, 1, 1), 1e6, np.float32)))
-    assert list(typing.refused) == ["neck/Conv"]
-    assert "65504" in typing.text()
-    assert "neck/Conv" in typing.text()
+    typed, report = to_fp16(small_model(second=np.full((4, 8, 1, 1), 1e6, np.float32)))
+    assert list(report.refused) == ["neck/Conv"]
+    assert "65504" in report.text()
+    assert "neck/Conv" in report.text()
     types = types_of(typed)
     assert types["lateral"] == onnx.TensorProto.FLOAT
     assert types["pool"] == onnx.TensorProto.FLOAT16
@@ -256,18 +257,18 @@ def test_constants_beyond_fp16_stay_fp32_and_are_told() -> None:
 def test_weights_that_vanish_are_counted() -> None:
     weights = np.full((4, 8, 1, 1), 1e-9, np.float32)
     weights[0] = 0  # was nothing before
-    _, typing = graph.to_fp16(small_model(second=weights))
-    assert typing.vanished == 24
-    assert "24 weights" in typing.text()
+    _, report = to_fp16(small_model(second=weights))
+    assert report.underflowed == 24
+    assert "24 weights" in report.text()
 
 
 def test_layers_stay_fp32_by_name() -> None:
-    typed, typing = graph.to_fp16(small_model(), ["neck/*"])
-    assert set(typing.refused) == {"neck/Conv", "neck/Resize", "neck/Mul", "neck/Add"}
+    typed, report = to_fp16(small_model(), ["neck/*"])
+    assert set(report.refused) == {"neck/Conv", "neck/Resize", "neck/Mul", "neck/Add"}
     types = types_of(typed)
     assert (types["pool"], types["sum"]) == (onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT)
     with pytest.raises(InputError, match=r"--keep-fp32 nick\*: no node has such a name"):
-        graph.to_fp16(small_model(), ["nick*"])
+        to_fp16(small_model(), ["nick*"])
 
 
 def test_quantised_graphs_get_fp16_scales_that_are_positive() -> None:
@@ -288,10 +289,10 @@ def test_quantised_graphs_get_fp16_scales_that_are_positive() -> None:
     surgeon.toposort()
     model = gs.export_onnx(surgeon)
     model.ir_version = 10
-    graph.write_spec(model, SPEC, precision="int8")
-    typed, typing = graph.to_fp16(model)
-    assert graph.precision(typed) == "int8-fp16"
-    assert typing.refused == {}
+    onnx_file.write_spec(model, SPEC, precision="int8")
+    typed, report = to_fp16(model)
+    assert onnx_file.precision(typed) == "int8-fp16"
+    assert report.refused == {}
     assert types_of(typed)["dq"] == onnx.TensorProto.FLOAT16
     scales = [
         onnx.numpy_helper.to_array(item)
@@ -299,14 +300,14 @@ def test_quantised_graphs_get_fp16_scales_that_are_positive() -> None:
         if item.name.startswith("scale_x")
     ]
     assert [(item.dtype, item > 0) for item in scales] == [(np.float16, True)]
-    assert graph.precision(graph.to_rounded(model)[0]) == "int8-fp16-rounded"
+    assert onnx_file.precision(to_rounded(model)[0]) == "int8-fp16-rounded"
 
 
-@pytest.mark.parametrize("make", [graph.to_fp16, graph.to_rounded])
+@pytest.mark.parametrize("make", [to_fp16, to_rounded])
 def test_what_is_typed_already_is_refused(make: Callable[..., Any]) -> None:
     typed, _ = make(small_model())
     with pytest.raises(ModelError, match="already"):
-        graph.to_fp16(typed)
+        to_fp16(typed)
 
 
 def test_a_foreign_graph_is_refused() -> None:
@@ -314,15 +315,15 @@ def test_a_foreign_graph_is_refused() -> None:
     for node in model.graph.node:
         node.name = node.op_type
     with pytest.raises(ModelError, match=r"no node of the module 'decoder'.*to_onnx"):
-        graph.to_fp16(model)
+        to_fp16(model)
 
 
 # --- NMS -------------------------------------------------------------------------------------------------
 
 
 def test_the_nms_node_is_what_the_parser_expects(tiny_onnx: Path) -> None:
-    source = graph.load(tiny_onnx)
-    spec = graph.read_spec(source)
+    source = onnx_file.load(tiny_onnx)
+    spec = onnx_file.read_spec(source)
     model = graph.add_nms(source)
     node = next(node for node in model.graph.node if node.op_type == "RotatedNMS")
     values = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
@@ -353,14 +354,14 @@ def test_the_nms_node_is_what_the_parser_expects(tiny_onnx: Path) -> None:
 
 
 def test_cutting_the_nms_node_gives_the_graph_back(tiny_onnx: Path) -> None:
-    source = graph.load(tiny_onnx)
+    source = onnx_file.load(tiny_onnx)
     back = graph.cut_nms(graph.add_nms(source))
     assert {node.name for node in back.graph.node} == {node.name for node in source.graph.node}
     assert [value.SerializeToString() for value in back.graph.output] == [
         value.SerializeToString() for value in source.graph.output
     ]
     assert {entry.domain for entry in back.opset_import} == {""}
-    tiles = sample_tiles(graph.read_spec(source), 1)
+    tiles = sample_tiles(onnx_file.read_spec(source), 1)
     for one, two in zip(run(source, tiles), run(back, tiles), strict=True):
         np.testing.assert_array_equal(one, two)
     with pytest.raises(ModelError, match="found 0"):
@@ -368,9 +369,9 @@ def test_cutting_the_nms_node_gives_the_graph_back(tiny_onnx: Path) -> None:
 
 
 def test_fp16_and_nms_go_together_in_any_order(tiny_onnx: Path) -> None:
-    source = graph.load(tiny_onnx)
-    one = graph.add_nms(graph.to_fp16(source)[0])
-    two = graph.to_fp16(graph.add_nms(source))[0]
+    source = onnx_file.load(tiny_onnx)
+    one = graph.add_nms(to_fp16(source)[0])
+    two = to_fp16(graph.add_nms(source))[0]
     for model in (one, two):
         types = types_of(model)
         assert types["boxes_before_nms"] == types["scores_before_nms"] == onnx.TensorProto.FLOAT
@@ -399,7 +400,7 @@ def test_nvidias_parser_makes_our_plugin_of_the_node(tiny_onnx: Path, tmp_path: 
         library = rgfl.plugins.library()
     except FileNotFoundError as error:
         pytest.skip(str(error))
-    graph.save(graph.add_nms(graph.to_fp16(graph.load(tiny_onnx))[0]), tmp_path / "nms.onnx")
+    onnx_file.save(graph.add_nms(to_fp16(onnx_file.load(tiny_onnx))[0]), tmp_path / "nms.onnx")
     command = [sys.executable, "-c", PARSE, str(tmp_path / "nms.onnx"), str(library)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "Successfully created plugin: RotatedNMS" in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
@@ -412,7 +413,7 @@ def test_weights_in_another_file_that_is_missing(tmp_path: Path, capsys: pytest.
     """It was a traceback of onnx's checker."""
     path, out = tmp_path / "outside.onnx", tmp_path / "out.onnx"
     onnx.save(small_model(), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
-    assert graph.load(path).graph.initializer[0].raw_data
+    assert onnx_file.load(path).graph.initializer[0].raw_data
     whole = (tmp_path / "weights.bin").read_bytes()
     for data, reason in (
         (None, f"{tmp_path / 'weights.bin'}, which is missing"),
@@ -426,7 +427,7 @@ def test_weights_in_another_file_that_is_missing(tmp_path: Path, capsys: pytest.
         assert message.startswith(f"graph: error: {path}: its weights ")
         assert reason in message
         assert message.count("\n") == 1
-        graph.read_spec(graph.load(path, weights=False))
+        onnx_file.read_spec(onnx_file.load(path, weights=False))
         (tmp_path / "weights.bin").touch()
 
 
@@ -434,7 +435,7 @@ def test_the_place_of_the_file_is_looked_at_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     path = tmp_path / "model.onnx"
-    graph.save(small_model(), path)
+    onnx_file.save(small_model(), path)
     monkeypatch.setattr(graph, "load", lambda *_: pytest.fail("read the model first"))
     assert graph.main([str(path), "--fp16", "--out", str(path / "out.onnx")]) == 2
     assert f"--out {path}: {path} is a file" in capsys.readouterr().err
@@ -443,7 +444,7 @@ def test_the_place_of_the_file_is_looked_at_first(
 def test_the_model_itself_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """`--out` that was the model took its place, and the FP32 file was gone."""
     path, link = tmp_path / "model.onnx", tmp_path / "link.onnx"
-    graph.save(small_model(), path)
+    onnx_file.save(small_model(), path)
     before = path.read_bytes()
     link.symlink_to(path)
     (tmp_path / "folder").mkdir()
@@ -477,9 +478,9 @@ def test_the_weights_beside_a_model_are_not_overwritten(
 def test_bad_input_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     model = small_model()
     good, bare = tmp_path / "good.onnx", tmp_path / "bare.onnx"
-    graph.save(model, good)
+    onnx_file.save(model, good)
     del model.metadata_props[:]
-    graph.save(model, bare)
+    onnx_file.save(model, bare)
     (tmp_path / "noise.onnx").write_bytes(b"no protobuf at all")
     (tmp_path / "cut.onnx").write_bytes(good.read_bytes()[:-300])
     (tmp_path / "empty.onnx").touch()
@@ -507,4 +508,4 @@ def test_bad_input_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.Captu
     assert "before NMS" in capsys.readouterr().err
     assert sorted(tmp_path.iterdir()) == before
     with pytest.raises(SpecError):
-        graph.read_spec(graph.load(bare))
+        onnx_file.read_spec(onnx_file.load(bare))

@@ -27,7 +27,7 @@ from rgfl.export import (  # noqa: E402
     cpu_int8,
     equalisation,
     gptq,
-    graph,
+    onnx_file,
     placement,
     qdq,
     quantize,
@@ -172,8 +172,8 @@ def make_detector(path: Path, *, width: int = 96) -> Path:
         ir_version=10,
     )
     model = qdq.checked(model)
-    graph.write_spec(model, SPEC, precision="fp32", version="0")
-    graph.save(model, path)
+    onnx_file.write_spec(model, SPEC, precision="fp32", version="0")
+    onnx_file.save(model, path)
     return path
 
 
@@ -196,17 +196,15 @@ def written(
 ) -> tuple[onnx.ModelProto, onnx.ModelProto, quantize.Report]:
     """The INT8 model, its CPU variant as far as that is exact, and the report."""
     out = tmp_path_factory.mktemp("int8") / "int8.onnx"
-    report = quantize.quantize(
-        detector, out, images, cpu_variant_path=out.with_name("cpu.onnx"), progress=False
-    )
-    model = graph.load(out)
+    report = quantize.quantize(detector, out, images, cpu_variant_path=out.with_name("cpu.onnx"))
+    model = onnx_file.load(out)
     return model, cpu_int8.cpu_variant(model), report
 
 
 @pytest.fixture(scope="module")
 def quick(written: tuple) -> onnx.ModelProto:
     """The CPU variant that is written: with a grid behind every convolution."""
-    return graph.load(written[2].path.with_name("cpu.onnx"))
+    return onnx_file.load(written[2].path.with_name("cpu.onnx"))
 
 
 def constants_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:
@@ -280,7 +278,7 @@ def test_a_residual_addition_quantises_its_shortcut_only(written: tuple) -> None
 
 
 def test_a_projected_shortcut_is_found_whichever_side_it_is_on(detector: Path) -> None:
-    model = graph.load(detector)
+    model = onnx_file.load(detector)
     addition = next(node for node in model.graph.node if node.name == "backbone.net.layer2.0/Add")
     addition.input[0], addition.input[1] = addition.input[1], addition.input[0]
     placed = placement.place(model).activations
@@ -323,9 +321,9 @@ def test_blocks_are_named_by_modules() -> None:
 def test_a_block_kept_in_float_has_no_q_at_all(detector: Path, images: Path, tmp_path: Path) -> None:
     blocks = ["backbone.net.layer1.0", "neck"]
     report = quantize.quantize(
-        detector, tmp_path / "out.onnx", images, keep_float=blocks, float_above=1, images=2, progress=False
+        detector, tmp_path / "out.onnx", images, keep_float=blocks, float_above=1, images=2
     )
-    model = graph.load(tmp_path / "out.onnx")
+    model = onnx_file.load(tmp_path / "out.onnx")
     assert report.float_blocks == tuple(blocks)
     for node in model.graph.node:
         if placement.block_of(node.name) in blocks and node.op_type in ("Conv", "Add"):
@@ -343,7 +341,7 @@ def test_weights_are_int8_by_channel_and_everything_is_symmetric(
     sample = calibration.sample_of_tiles(
         calibration.find_calibration_images(images, quantize.IMAGES), SPEC, gptq.TILES
     )
-    equal = equalisation.equalise(graph.load(detector), sample, SPEC, progress=False)
+    equal = equalisation.equalise(onnx_file.load(detector), sample, SPEC)
     values, original = constants_of(model), constants_of(equal)
     made = producers_of(model)
     points = [
@@ -425,7 +423,7 @@ def test_detections_stay_what_they_were(written: tuple, detector: Path) -> None:
     """Point by point: which of two neighbours with random scores survives NMS would be a matter of luck."""
     tiles = patterned_tiles((SIZE, SIZE), 4, seed=99)
     (boxes, scores), (other_boxes, other_scores) = (
-        run(model, tiles, optimise=False) for model in (graph.load(detector), written[0])
+        run(model, tiles, optimise=False) for model in (onnx_file.load(detector), written[0])
     )
     found = scores.max(2) > SPEC.score_threshold
     assert found.sum() > 100
@@ -439,7 +437,7 @@ def test_detections_stay_what_they_were(written: tuple, detector: Path) -> None:
 @pytest.mark.parametrize("method", ["entropy", "percentile", "max"])
 def test_every_method_keeps_the_logits(method: str, detector: Path, images: Path, tmp_path: Path) -> None:
     report = quantize.quantize(
-        detector, tmp_path / "out.onnx", images, images=2, method=method, scan_blocks=True, progress=False
+        detector, tmp_path / "out.onnx", images, images=2, method=method, scan_blocks=True
     )
     assert report.error is not None
     assert report.error < 0.05  # of the logits' variance
@@ -449,12 +447,12 @@ def test_every_method_keeps_the_logits(method: str, detector: Path, images: Path
 
 
 def test_the_real_exporters_names_are_understood(tiny_onnx: Path, tmp_path: Path, images: Path) -> None:
-    report = quantize.quantize(tiny_onnx, tmp_path / "int8.onnx", images, images=2, progress=False)
+    report = quantize.quantize(tiny_onnx, tmp_path / "int8.onnx", images, images=2)
     assert {name.split(".")[0] for name in report.quantised} == {"backbone", "neck", "head"}
     assert not any(name.startswith(("head.cls/", "head.reg/")) for name in report.quantised)
     towers = [name for name in report.quantised if name.startswith("head.cls_tower")]
     assert len(towers) == 5  # one a level
-    model = graph.load(tmp_path / "int8.onnx")
+    model = onnx_file.load(tmp_path / "int8.onnx")
     values = [name for name in constants_of(model) if "cls_tower" in name and name.endswith(".int8")]
     assert len(values) == 1  # GroupNorm: the levels share their weights, and still do
     run(model, patterned_tiles((128, 128), 2))
@@ -470,7 +468,7 @@ def test_weights_lie_in_the_file_as_bytes(written: tuple) -> None:
 
 def test_the_spec_and_what_was_done_travel(written: tuple, quick: onnx.ModelProto) -> None:
     model, _, report = written
-    assert graph.read_spec(model) == graph.read_spec(quick) == SPEC
+    assert onnx_file.read_spec(model) == onnx_file.read_spec(quick) == SPEC
     notes = {entry.key: entry.value for entry in model.metadata_props}
     assert notes["rgfl_precision"] == "int8"
     assert notes["rgfl_calibration"].startswith(f"{report.method}, {report.tiles} tiles, ")
@@ -479,7 +477,7 @@ def test_the_spec_and_what_was_done_travel(written: tuple, quick: onnx.ModelProt
 
 def test_the_same_inputs_give_the_same_bytes(detector: Path, images: Path, tmp_path: Path) -> None:
     for name in ("a.onnx", "b.onnx"):
-        quantize.quantize(detector, tmp_path / name, images, images=2, progress=False)
+        quantize.quantize(detector, tmp_path / name, images, images=2)
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
@@ -489,7 +487,7 @@ def test_a_cache_of_another_calibration_is_never_used(detector: Path, tmp_path: 
         draw.save(tile, directory / f"{index}.png")
 
     def again(model: Path = detector) -> quantize.Report:
-        return quantize.quantize(model, tmp_path / "out.onnx", directory, cache=cache, progress=False)
+        return quantize.quantize(model, tmp_path / "out.onnx", directory, cache=cache)
 
     assert not again().cached
     first = (tmp_path / "out.onnx").read_bytes()
@@ -497,13 +495,13 @@ def test_a_cache_of_another_calibration_is_never_used(detector: Path, tmp_path: 
     assert (tmp_path / "out.onnx").read_bytes() == first
     draw.save(patterned_tiles((SIZE, SIZE), 1, seed=5)[0], directory / "1.png")
     assert not again().cached  # other pixels under the same name
-    other = graph.load(detector)
+    other = onnx_file.load(detector)
     other.graph.initializer[0].CopyFrom(
         numpy_helper.from_array(
             constants_of(other)[other.graph.initializer[0].name] + 1, other.graph.initializer[0].name
         )
     )
-    graph.save(other, tmp_path / "other.onnx")
+    onnx_file.save(other, tmp_path / "other.onnx")
     assert not again(tmp_path / "other.onnx").cached  # another model
     onnx.save(other, tmp_path / "outside.onnx", save_as_external_data=True, location="weights.bin")
     again(tmp_path / "outside.onnx")
@@ -726,7 +724,7 @@ def test_a_grid_behind_every_convolution_costs_little(
     written: tuple, quick: onnx.ModelProto, detector: Path
 ) -> None:
     tiles = patterned_tiles((SIZE, SIZE), 3, seed=42)
-    fp32, int8 = run(graph.load(detector), tiles), run(written[0], tiles, optimise=False)
+    fp32, int8 = run(onnx_file.load(detector), tiles), run(written[0], tiles, optimise=False)
     for mine, its, true in zip(run(quick, tiles, exact=True), int8, fp32, strict=True):
         assert np.abs(mine - true).mean() < 1.5 * np.abs(its - true).mean()
 
@@ -736,14 +734,14 @@ def test_integer_kernels_compute_what_the_floats_did(written: tuple, detector: P
     if not has_vnni():
         pytest.skip("this CPU has no VNNI: its uint8 × int8 products saturate at 16 bits")
     tiles = patterned_tiles((SIZE, SIZE), 3, seed=42)
-    float_model = graph.load(detector)
+    float_model = onnx_file.load(detector)
     as_good(run(written[1], tiles), run(written[0], tiles, optimise=False), run(float_model, tiles))
 
 
 def test_without_vnni_the_precise_mode_does(written: tuple, detector: Path) -> None:
     """`session.x64quantprecision`: ONNX Runtime then takes uint8 × uint8 kernels, which cannot saturate."""
     tiles = patterned_tiles((SIZE, SIZE), 3, seed=42)
-    float_model = graph.load(detector)
+    float_model = onnx_file.load(detector)
     found = run(written[1], tiles, exact=True)
     as_good(found, run(written[0], tiles, optimise=False), run(float_model, tiles))
 
@@ -779,7 +777,7 @@ def test_blocks_that_pass_on_the_same_error_are_not_all_in_float() -> None:
     """b is most of a's error seen again further on, c another's."""
     errors = {"": 1.0, "a": 0.55, "b": 0.6, "c": 0.65, "ab": 0.52, "ac": 0.2, "abc": 0.18}
     _, blocks = quantize.scan(
-        {"a": ["1"], "b": ["2"], "c": ["3"]}, lambda names: errors["".join(sorted(names))], progress=False
+        {"a": ["1"], "b": ["2"], "c": ["3"]}, lambda names: errors["".join(sorted(names))]
     )
     chosen = quantize.cause_most(1.0, blocks, 0.3, lambda names: errors["".join(sorted(names))])
     assert chosen == ["a", "c"]
@@ -796,7 +794,7 @@ def test_blocks_that_cause_most_of_the_error_stay_in_float(
     monkeypatch.setattr(
         quantize,
         "scan",
-        lambda blocks, error, progress: (1.0, costs) if len(blocks) > 2 else scan(blocks, error, progress),
+        lambda blocks, error: (1.0, costs) if len(blocks) > 2 else scan(blocks, error),
     )
 
     def error(_: quantize.Logits, model: onnx.ModelProto) -> float:
@@ -818,17 +816,15 @@ def test_blocks_that_cause_most_of_the_error_stay_in_float(
         return [name for name in notes["rgfl_float_blocks"].split(",") if name]
 
     def run(**more: object) -> tuple[quantize.Report, list[str], list[str]]:
-        report = quantize.quantize(
-            detector, out, images, images=2, cpu_variant_path=cpu, progress=False, **more
-        )
-        return report, float_blocks(graph.load(out)), float_blocks(graph.load(cpu))
+        report = quantize.quantize(detector, out, images, images=2, cpu_variant_path=cpu, **more)
+        return report, float_blocks(onnx_file.load(out)), float_blocks(onnx_file.load(cpu))
 
     report, in_engine, on_cpu = run()
     assert in_engine == list(report.float_blocks) == [first, second]
     assert on_cpu == list(report.cpu_float_blocks or ()) == [second]
     assert "layer1.0 (in INT8 50% of the error)" in report.text()
     assert f"for ONNX Runtime, in float: {second}" in report.text()
-    written = graph.load(out)
+    written = onnx_file.load(out)
     for block in (first, second):
         convolutions = [
             n for n in written.graph.node if n.op_type == "Conv" and placement.block_of(n.name) == block
@@ -864,7 +860,7 @@ def test_ap_is_held(
                 labels / f"{name}.txt", Objects(quads, found.labels, np.zeros(len(found), np.int32)), CLASSES
             )
     report = quantize.quantize(
-        detector, tmp_path / "a.onnx", images, images=3, labels=labels, max_ap_drop=0.9, progress=False
+        detector, tmp_path / "a.onnx", images, images=3, labels=labels, max_ap_drop=0.9
     )
     assert report.float_blocks == ()
     assert report.ap_float is not None
@@ -885,7 +881,7 @@ def test_ap_is_held(
     answers = iter([0.8, 0.7, 0.7, 0.795])
     monkeypatch.setattr(quantize, "mean_ap", lambda *_: next(answers))
     assert quantize.main([*command, "--max-ap-drop", "0.01", "--out", str(out)]) == 0
-    notes = {entry.key: entry.value for entry in graph.load(out).metadata_props}
+    notes = {entry.key: entry.value for entry in onnx_file.load(out).metadata_props}
     assert len(notes["rgfl_float_blocks"].split(",")) == 2
 
 
@@ -902,10 +898,10 @@ def test_ap_is_that_of_eval_dota(
 
     monkeypatch.setitem(dota.CLASSES, "1.0", CLASSES[:1])
     monkeypatch.setitem(dota.CLASSES, "1.5", CLASSES)  # where difficult objects count
-    model = graph.load(detector)
-    graph.write_spec(model, dataclasses.replace(SPEC, iou_threshold=0.5))
+    model = onnx_file.load(detector)
+    onnx_file.write_spec(model, dataclasses.replace(SPEC, iou_threshold=0.5))
     path, images, labels = tmp_path / "model.onnx", tmp_path / "images", tmp_path / "labelTxt"
-    graph.save(model, path)
+    onnx_file.save(model, path)
     labels.mkdir()
     for index, scene in enumerate(patterned_tiles((110, 150), 2)):
         draw.save(scene, images / f"P{index}.png")
@@ -924,7 +920,7 @@ def test_ap_is_that_of_eval_dota(
     assert scored["version"] == "1.5"
     assert 0.2 < scored["map"] < 0.9
     truth = dota.read_label_folder(labels, CLASSES)
-    assert quantize.mean_ap(path, find_images(images), truth, False) == scored["map"]
+    assert quantize.mean_ap(path, find_images(images), truth) == scored["map"]
 
 
 # --- what a user may get wrong -----------------------------------------------------------------------------
@@ -938,17 +934,17 @@ def test_bad_input_is_one_line_and_status_2(
     (tmp_path / "broken" / "P1.png").write_bytes(b"no image")
     (tmp_path / "noise.onnx").write_bytes(b"\x00noise")
 
-    model = graph.load(detector)
+    model = onnx_file.load(detector)
     del model.metadata_props[:]
-    graph.save(model, tmp_path / "foreign.onnx")
-    graph.save(written[0], tmp_path / "done.onnx")
-    model = graph.load(detector)
+    onnx_file.save(model, tmp_path / "foreign.onnx")
+    onnx_file.save(written[0], tmp_path / "done.onnx")
+    model = onnx_file.load(detector)
     model.graph.node.append(helper.make_node("RotatedNMS", ["boxes", "scores"], ["kept"], domain="rgfl"))
-    graph.save(model, tmp_path / "nms.onnx")
-    model = graph.load(detector)
+    onnx_file.save(model, tmp_path / "nms.onnx")
+    model = onnx_file.load(detector)
     for node in model.graph.node:
         node.name = ""
-    graph.save(model, tmp_path / "nameless.onnx")
+    onnx_file.save(model, tmp_path / "nameless.onnx")
 
     def fails(words: str, *flags: str, model: Path = detector, calib: Path = images) -> None:
         out = tmp_path / "out.onnx"

@@ -18,7 +18,8 @@ pytest.importorskip("onnxscript", reason="needs the exporter: pip install 'rgfl[
 from onnx import numpy_helper  # noqa: E402
 
 from rgfl.checkpoint import load_detector  # noqa: E402
-from rgfl.export import graph, to_onnx, verify  # noqa: E402
+from rgfl.export import graph, onnx_file, to_onnx, verify  # noqa: E402
+from rgfl.export.fp16 import to_rounded  # noqa: E402
 from rgfl.trt_runtime.runners import load_runner  # noqa: E402
 from rgfl.trt_runtime.sample_tiles import sample_tiles  # noqa: E402
 
@@ -58,7 +59,7 @@ def test_every_head_exports(
     flags = ["--float-input"] if float_input else []
     out = tmp_path / "model.onnx"
     assert to_onnx.main([str(checkpoint), "--out", str(out), *flags]) == 0  # verified inside
-    model = graph.load(out)
+    model = onnx_file.load(out)
     assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
     tensor = model.graph.input[0].type.tensor_type
     sizes = [dim.dim_value or dim.dim_param for dim in tensor.shape.dim]
@@ -72,7 +73,7 @@ def test_every_head_exports(
 
 
 def test_the_border_is_the_contract(tiny_onnx: Path) -> None:
-    model = graph.load(tiny_onnx)
+    model = onnx_file.load(tiny_onnx)
     assert [node.name for node in model.graph.input] == ["images"]
     shapes = {
         node.name: [dim.dim_value or dim.dim_param for dim in node.type.tensor_type.shape.dim]
@@ -93,7 +94,7 @@ def test_the_file_holds_no_local_paths(tiny_onnx: Path) -> None:
 
 
 def test_layers_are_named_after_their_modules(tiny_onnx: Path) -> None:
-    names = [node.name for node in graph.load(tiny_onnx).graph.node]
+    names = [node.name for node in onnx_file.load(tiny_onnx).graph.node]
     assert len(set(names)) == len(names)
     for module in ("head.cls/Conv", "head.reg/Conv"):
         assert sum(name == module or name.startswith(f"{module}.") for name in names) == 5  # a level each
@@ -102,19 +103,19 @@ def test_layers_are_named_after_their_modules(tiny_onnx: Path) -> None:
 def test_the_spec_travels(tiny_checkpoint: Path, tiny_onnx: Path) -> None:
     with load_runner(tiny_checkpoint, device="cpu") as runner:
         spec = runner.spec
-    model = graph.load(tiny_onnx)
-    assert graph.read_spec(model) == spec
+    model = onnx_file.load(tiny_onnx)
+    assert onnx_file.read_spec(model) == spec
     assert {prop.key for prop in model.metadata_props} >= {METADATA_KEY, "rgfl_precision", "rgfl_version"}
     other = DetectorSpec(classes=("a", "ü"), image_size=(256, 256))
-    graph.write_spec(model, other)
-    assert graph.read_spec(model) == other
+    onnx_file.write_spec(model, other)
+    assert onnx_file.read_spec(model) == other
     assert sum(prop.key == METADATA_KEY for prop in model.metadata_props) == 1
 
 
 def test_a_model_without_a_spec_is_refused() -> None:
     empty = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], []))
     with pytest.raises(SpecError, match=r"export the checkpoint with"):
-        graph.read_spec(empty)
+        onnx_file.read_spec(empty)
 
 
 def test_batch_norm_folds_into_the_convolution_before_it() -> None:
@@ -210,7 +211,7 @@ def test_a_graph_that_differs_is_not_written(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     broken = verify.Report()
-    broken.batches[1] = verify.Errors(np.array([3.0]), np.array([0.0]), np.array([False]), np.ones(1))
+    broken.batches[1] = verify.Differences(np.array([3.0]), np.array([0.0]), np.array([False]), np.ones(1))
     monkeypatch.setattr(verify, "compare_files", lambda *_, **__: broken)
     monkeypatch.setattr(to_onnx, "export", lambda *_, **__: onnx.ModelProto())
     assert to_onnx.main([str(tiny_checkpoint), "--out", str(tmp_path / "out.onnx")]) == 1
@@ -261,8 +262,8 @@ def test_what_group_norm_reads_is_bounded_and_nothing_changes(
     expected = outputs_of(plain, tiles)
     for one, two in zip(outputs_of(scaled, tiles), expected, strict=True):
         np.testing.assert_array_equal(one, two)
-    assert np.isnan(outputs_of(graph.to_rounded(plain)[0], tiles)[1]).any()
-    boxes, scores = outputs_of(graph.to_rounded(scaled)[0], tiles)
+    assert np.isnan(outputs_of(to_rounded(plain)[0], tiles)[1]).any()
+    boxes, scores = outputs_of(to_rounded(scaled)[0], tiles)
     found = verify.compare(expected, (boxes, scores), verify.level_sizes(detector.spec))
     assert found.worst_score < 0.02
 

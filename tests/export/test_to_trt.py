@@ -24,7 +24,7 @@ import rgfl._core  # noqa: E402
 import rgfl.plugins  # noqa: E402
 from rgfl import atomic, draw  # noqa: E402
 from rgfl.errors import InputError, ModelError  # noqa: E402
-from rgfl.export import graph, quantize, to_trt  # noqa: E402
+from rgfl.export import graph, onnx_file, quantize, to_trt  # noqa: E402
 from rgfl.trt_runtime import tensorrt_api  # noqa: E402
 from rgfl.trt_runtime.sample_tiles import patterned_tiles  # noqa: E402
 from rgfl.trt_runtime.tensorrt_api import Api, BuildOptions, Gpu, open_api  # noqa: E402
@@ -74,7 +74,7 @@ def test_an_engine_is_built_on_the_cpu(
     assert "NMS behind the engine" in printed
     assert str(engine) in printed
 
-    spec = graph.read_spec(graph.load(model))
+    spec = onnx_file.read_spec(onnx_file.load(model))
     assert spec.to_json().encode() in engine.read_bytes()
     assert str(tensorrt_api.read_plan(engine)) == str(RTX)
     record = tensorrt_api.read_record(engine)
@@ -101,7 +101,7 @@ def test_an_engine_is_built_on_the_cpu(
 
 def test_the_uint8_input_of_an_int8_graph_feeds_its_cast_alone(model: Path, calibration: Path) -> None:
     typed = to_trt.typed_model(model, fp16=True, calibration=calibration)
-    assert graph.precision(typed) == "int8-fp16"
+    assert onnx_file.precision(typed) == "int8-fp16"
     assert [node.op_type for node in typed.graph.node if "images" in node.input] == ["Cast"]
 
 
@@ -164,7 +164,7 @@ def test_a_machine_that_only_builds_needs_only_the_extra_for_it(model: Path, cal
         assert done.returncode == 0, done.stderr
     assert tensorrt_api.read_record(model.with_name("model.fp16.engine"))["precision"] == "fp16"
     assert tensorrt_api.read_record(model.with_name("quantised.int8.engine"))["precision"] == "int8-fp16"
-    assert graph.has_nms(graph.load(typed))
+    assert graph.has_nms(onnx_file.load(typed))
 
 
 @pytest.mark.parametrize("name", ["onnx", "onnx_graphsurgeon"])
@@ -193,7 +193,7 @@ def test_without_a_model_the_newest_export_is_taken_and_named(
         shutil.copy(model, path)
     graph.main([str(model), "--rounding", "--out", str(rounded)])
     (tmp_path / "b" / "foreign.onnx").write_bytes(b"something else")
-    split = graph.load(model)  # of another project: its weights were not copied along
+    split = onnx_file.load(model)  # of another project: its weights were not copied along
     del split.metadata_props[:]
     onnx.save(split, tmp_path / "b" / "split.onnx", save_as_external_data=True, location="split.bin")
     (tmp_path / "b" / "split.bin").unlink()
@@ -218,7 +218,7 @@ def test_ctrl_c_ends_a_build_and_leaves_nothing(model: Path, monkeypatch: pytest
     with pytest.raises(
         ModelError, match="cannot build the engine"
     ):  # TensorRT gives no plan where it was cancelled
-        to_trt.build_plan(to_trt.open_workshop(RTX, BuildOptions(), (128, 128, 3)), graph.load(model))
+        to_trt.build_plan(to_trt.open_builder(RTX, BuildOptions(), (128, 128, 3)), onnx_file.load(model))
     assert progress.steps > 0
     assert list(model.parent.iterdir()) == [model]
 
@@ -248,18 +248,18 @@ def test_a_killed_build_leaves_the_old_engine(model: Path) -> None:
 
 def test_files_that_are_no_models_of_ours(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     data = model.read_bytes()
-    bare = graph.load(model)
+    bare = onnx_file.load(model)
     del bare.metadata_props[:]
-    graph.save(bare, tmp_path / "bare.onnx")
+    onnx_file.save(bare, tmp_path / "bare.onnx")
     (tmp_path / "half.onnx").write_bytes(data[: len(data) // 2])
     (tmp_path / "last.onnx").write_bytes(data[:-1])
     (tmp_path / "flipped.onnx").write_bytes(bytes(byte ^ 0x5A for byte in data[:4000]) + data[4000:])
     (tmp_path / "noise.onnx").write_bytes(b"\x00\x01noise" * 100)
     (tmp_path / "empty.onnx").touch()
     graph.main([str(model), "--rounding", "--out", str(tmp_path / "rounded.onnx")])
-    other = graph.load(model)
-    graph.write_spec(other, graph.read_spec(other), precision="int8", variant="cpu")
-    graph.save(other, tmp_path / "cpu.onnx")
+    other = onnx_file.load(model)
+    onnx_file.write_spec(other, onnx_file.read_spec(other), precision="int8", variant="cpu")
+    onnx_file.save(other, tmp_path / "cpu.onnx")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     for name, reason in {
         "bare.onnx": "no rgfl spec in the model's metadata; export the checkpoint with: python export/",
@@ -328,9 +328,9 @@ def test_what_can_be_refused_is_refused_before_calibration(
     assert f"{library}: it cannot be loaded (" in message
     assert "run: python -m rgfl.plugins.build --force" in message
     monkeypatch.setattr(rgfl.plugins, "LIBRARY", Path(rgfl._core.__file__))
-    wide = graph.load(model)
+    wide = onnx_file.load(model)
     wide.graph.output.append(onnx.helper.make_tensor_value_info("uncertainty", 1, ["batch", 185, 5]))
-    graph.save(wide, model)
+    onnx_file.save(wide, model)
     assert "without --uncertainty" in error_of(command, capsys)
 
 
@@ -347,7 +347,7 @@ def test_a_timing_cache_of_another_version_is_refused_before_calibration(
     config = Mock(**{"add_optimization_profile.return_value": 0, "set_timing_cache.return_value": False})
     config.create_timing_cache.return_value = None if damaged else object()
     builder = Mock(**{"create_builder_config.return_value": config})
-    monkeypatch.setattr(tensorrt_api, "made", lambda *_: builder)
+    monkeypatch.setattr(tensorrt_api, "create", lambda *_: builder)
     monkeypatch.setattr(tensorrt_api, "load_plugin", lambda *_: None)
     monkeypatch.setattr(rgfl.plugins, "library", lambda: Path(rgfl._core.__file__))
     monkeypatch.setattr(to_trt, "_quantised", lambda *_: pytest.fail("calibrated first"))
@@ -418,13 +418,13 @@ def test_the_engine_is_written_before_the_timing_cache(
 
 
 def test_fp16_that_overflows_is_refused(model: Path, capsys: pytest.CaptureFixture) -> None:
-    loaded = graph.load(model)
+    loaded = onnx_file.load(model)
     first = next(node for node in loaded.graph.node if node.op_type == "Conv")
     for item in loaded.graph.initializer:
         if item.name == first.input[1]:
             weights = onnx.numpy_helper.to_array(item) * 1e5
             item.CopyFrom(onnx.numpy_helper.from_array(weights.clip(-6e4, 6e4), item.name))
-    graph.save(loaded, model)
+    onnx_file.save(loaded, model)
     assert "FP16 overflows in this model" in error_of([str(model), "--fp16", "--backend", "rtx"], capsys)
     assert list(model.parent.iterdir()) == [model]
 
@@ -665,8 +665,8 @@ RTX_ALONE = {"ComputeCapability", "SM75", "num_compute_capabilities", "set_compu
 RTX_ALONE |= {"REQUIRE_USER_ALLOCATION"}
 SINCE_10_3 = {"SAME_COMPUTE_CAPABILITY"}  # asked for by hasattr
 # Objects of ours whose attributes have names that TensorRT uses too.
-OURS = ("graph", "arguments", "layers", "self", "api", "plan", "options", "gpu", "node", "tensor")
-OURS += ("self._bars[phase]",)  # of tqdm
+OURS = ("graph", "onnx_file", "arguments", "layers", "self", "api", "plan", "options", "gpu", "node")
+OURS += ("tensor", "self._bars[phase]")  # of tqdm
 
 
 @pytest.mark.parametrize("version", ["10.3", "10", "11"])

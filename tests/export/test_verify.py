@@ -257,9 +257,9 @@ def write_batch_dependent(source: Path, out: Path, shift: float) -> Path:
     import onnx
     from onnx import helper
 
-    from rgfl.export import graph
+    from rgfl.export import onnx_file
 
-    model = graph.load(source)
+    model = onnx_file.load(source)
     for node in model.graph.node:
         node.output[:] = ["boxes.right" if name == "boxes" else name for name in node.output]
     constants = {
@@ -279,7 +279,7 @@ def write_batch_dependent(source: Path, out: Path, shift: float) -> Path:
             helper.make_node("Add", ["boxes.right", "move"], ["boxes"]),
         ]
     )
-    graph.save(model, out)
+    onnx_file.save(model, out)
     return out
 
 

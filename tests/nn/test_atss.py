@@ -71,11 +71,10 @@ def test_nearest_cells_equal_a_full_search(offset: float) -> None:
     rng = np.random.default_rng(3)
     centres = torch.tensor(rng.uniform(-600, 900, (200, 2)), dtype=torch.float32)  # mostly outside
     centres[:50] = centres[:50].remainder(256).round()
-    for level in LEVELS:
+    for level in (*LEVELS, Level(6, 20, 8)):
         points = grid(level.height, level.width, level.stride, offset)
         count = min(9, len(points))
-        index, exists = nearest_cells(centres, level, offset, count)
-        assert exists.all()
+        index = nearest_cells(centres, level, offset, count)
         expected = torch.cdist(centres.double(), points.double()).sort(dim=1, stable=True).values[:, :count]
         actual = (points[index] - centres[:, None]).double().norm(dim=-1)
         torch.testing.assert_close(actual, expected, atol=1e-3, rtol=1e-6)
@@ -88,18 +87,23 @@ def test_nearest_cells_are_those_of_a_stable_sort(offset: float, count: int) -> 
     rng = np.random.default_rng(count)
     centres = torch.tensor(rng.uniform(-300, 600, (400, 2)), dtype=torch.float32)
     centres[:200] = (centres[:200] / 4).round() * 4
-    centres[200:202] = torch.tensor([[float("nan"), 50.0], [1e30, 50.0]])
     for level in LEVELS:
         some = min(count, level.height * level.width)
-        index, exists = nearest_cells(centres, level, offset, some)
+        index = nearest_cells(centres, level, offset, some)
         # In cells, as a multiple of the stride rounds otherwise.
         x, y = torch.arange(level.width), torch.arange(level.height)
         away = centres / level.stride - offset
         squares = (y - away[:, 1:]).square()[:, :, None] + (x - away[:, :1]).square()[:, None]
         ranked = squares.flatten(1).sort(dim=1, stable=True)
-        there = ranked.values[:, :some].isfinite()
-        assert torch.equal(exists, there)
-        assert torch.equal(index, ranked.indices[:, :some].masked_fill(~there, 0))
+        assert torch.equal(index, ranked.indices[:, :some])
+
+
+def test_centres_beyond_all_bounds_have_cells_of_the_level_too() -> None:
+    centres = torch.tensor([[torch.nan, 50.0], [1e30, 50.0], [50.0, -torch.inf]])
+    for level in LEVELS:
+        size = level.height * level.width
+        index = nearest_cells(centres, level, 0.5, min(9, size))
+        assert ((index >= 0) & (index < size)).all()
 
 
 def test_nothing_to_assign() -> None:

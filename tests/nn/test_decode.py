@@ -174,14 +174,36 @@ def test_level_topk_keeps_the_best_of_each_level(mode: str, quality: bool) -> No
         start, first = start + count, first + kept
 
 
+def test_scores_that_all_round_to_1_keep_their_order() -> None:
+    config, spec = OF_MODE["gfl"]
+    raw = random_raw(config, spec)
+    order = torch.randperm(256, generator=torch.Generator().manual_seed(1))
+    raw.cls[0].fill_(-9)[:, 0].copy_((30 + order.float()).view(16, 16))
+    boxes, _ = LevelDecoder(config, spec)(raw)
+    everything, _ = LevelDecoder(config, dataclasses.replace(spec, level_topk=0))(raw)
+    torch.testing.assert_close(boxes[:, :20], everything[:, order.argsort(descending=True)[:20]])
+
+
+def test_a_level_of_just_top_k_points_keeps_their_order() -> None:
+    config, spec = OF_MODE["gfl"]
+    raw = random_raw(config, spec)
+    all_points, as_many = (
+        LevelDecoder(config, dataclasses.replace(spec, level_topk=count))(raw) for count in (0, 256)
+    )
+    for one, two in zip(all_points, as_many, strict=True):
+        assert torch.equal(one, two)
+
+
 def test_decode_is_float32_under_autocast_and_half_inputs() -> None:
     config, spec = OF_MODE["gfl"]
     decoder = LevelDecoder(config, spec)
-    half = Raw(*(tuple(level.bfloat16() for level in part) for part in random_raw(config, spec)))
+    half = Raw(
+        *(tuple(level.bfloat16() for level in part) for part in random_raw(config, spec, quality=True))
+    )
     exact = Raw(*(tuple(level.float() for level in part) for part in half))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = decoder(half)
-    for ours, expected in zip(found, decoder(exact), strict=True):
+        found = decoder.with_uncertainty(half)
+    for ours, expected in zip(found, decoder.with_uncertainty(exact), strict=True):
         assert ours.dtype == torch.float32
         assert torch.equal(ours, expected)
 

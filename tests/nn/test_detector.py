@@ -6,9 +6,19 @@ import numpy as np
 import pytest
 import torch
 
+from rgfl.geometry import rotated_iou_pairwise
+from rgfl.nn.assign import distances
 from rgfl.nn.config import ModelConfig
 from rgfl.nn.decode import Raw
 from rgfl.nn.detector import Detector, build_detector
+from rgfl.nn.loss import (
+    EMPTY,
+    circular_distribution_focal_loss,
+    distribution_focal_loss,
+    focal_loss,
+    nearest_description,
+    quality_focal_loss,
+)
 from rgfl.spec import DetectorSpec
 
 SPEC = DetectorSpec(classes=("a", "b", "c"), image_size=(128, 128), angle_bins=18)
@@ -63,6 +73,60 @@ def test_losses_and_gradients_are_finite_and_reach_every_parameter(name: str) ->
     assert boxes.shape == (2, 341, 5)
     assert scores.shape == (2, 341, 3)
     assert scores.max() < 0.05  # the prior
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_losses_are_what_a_loop_over_the_points_adds_up(name: str) -> None:
+    config, spec = VARIANTS[name]
+    weights = {"cls": 3.0, "iou": 5.0, "dfl": 7.0, "angle": 11.0}
+    config = dataclasses.replace(config, **{f"{part}_loss_weight": value for part, value in weights.items()})
+    torch.manual_seed(0)
+    detector = build_detector(config, spec)
+    shapes = detector(torch.zeros(2, 3, 128, 128))
+    raw = Raw(*(tuple(3 * torch.randn_like(level) for level in part) for part in shapes))
+    boxes = [torch.cat((BOXES[0], torch.tensor([[64.0, 60.0, 120.0, 110.0, 0.1]]))), BOXES[1]]
+    targets = detector.assigner(boxes, [torch.tensor([0, 2, 1]), LABELS[1]], (128, 128))
+    assert len(targets.place[:, 2].unique()) > 1  # strides
+    cls, reg, quality = (
+        torch.cat([level.flatten(2) for level in part], 2).transpose(1, 2) if part else None for part in raw
+    )
+    goal, sums, total = torch.zeros_like(cls), dict.fromkeys(weights, 0.0), 0.0
+    for image, point, (x, y, stride), box, label in zip(*targets[:5], strict=True):
+        own, place = reg[image, point], torch.stack((x, y))
+        found = detector.decoder.box(own, place, stride[None])
+        iou = float(rotated_iou_pairwise(found[None].detach().numpy(), box[None].numpy())[0])
+        if config.mode == "integral":
+            goal[image, point, label] = 1
+            sums["iou"] -= np.log(max(iou, 1e-6))
+            continue
+        goal[image, point, label] = iou
+        score = cls[image, point].sigmoid().max() * (
+            1 if quality is None else quality[image, point, 0].sigmoid()
+        )
+        sides, angle = nearest_description(
+            distances(place, box)[None] / stride, box[None, 4], found[None, 4], config.square_ratio
+        )
+        bins = own[: 4 * 17].reshape(4, 17)
+        total += score
+        sums["iou"] += score * (1 - iou)
+        sums["dfl"] += score * distribution_focal_loss(bins, sides[0].clamp(0, 15.9)).mean()
+        sums["angle"] += score * circular_distribution_focal_loss(own[None, 4 * 17 :], angle)[0]
+    if config.mode == "integral":
+        sums["cls"] = focal_loss(cls, goal).sum()
+        positives = total = len(targets.point) + 1  # of the second image
+    else:
+        sums["cls"] = quality_focal_loss(cls, goal, quality=quality).sum()
+        positives = len(targets.point) + EMPTY
+    for part, value in detector.losses(raw, targets).items():
+        expected = weights[part] * sums[part] / (positives if part == "cls" else total)
+        assert float(value.detach()) == pytest.approx(float(expected), rel=1e-4), part
+
+
+def test_scores_move_no_box() -> None:
+    detector = build("gfl")
+    raw = detector(torch.randn(2, 3, 128, 128))
+    grads = torch.autograd.grad(losses(detector, raw, BOXES, LABELS)["cls"], raw.reg, allow_unused=True)
+    assert all(grad is None or not grad.any() for grad in grads)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -6,13 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from rgfl.nn.assign import Targets
 from rgfl.nn.config import ModelConfig
-from rgfl.nn.decode import BoxDecoder
+from rgfl.nn.decode import BoxDecoder, Raw
 from rgfl.nn.loss import (
+    EMPTY,
     circular_distribution_focal_loss,
     distribution_focal_loss,
     focal_loss,
     log_scores,
+    loss_normalisers,
     nearest_description,
     quality_focal_loss,
 )
@@ -153,3 +156,27 @@ def test_near_squares_have_two_descriptions_of_one_box() -> None:
     kept, kept_angle = nearest_description(long, angle, torch.tensor([1.7]), 1.2)
     assert torch.equal(kept, long)
     assert torch.equal(kept_angle, angle)
+
+
+def targets_of(*counts: int) -> Targets:
+    """So many positive points in each image."""
+    image = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    number = len(image)
+    zero = torch.zeros(number, dtype=torch.int64)
+    return Targets(image, zero, torch.zeros(number, 3), torch.ones(number, 5), zero, counts)
+
+
+@pytest.mark.parametrize(
+    ("counts", "gfl", "integral"),
+    [((7, 5), 12, 12), ((1, 1), 2, 2), ((7, 0), 7 + EMPTY, 8), ((0, 0), 2 * EMPTY, 2)],
+)
+def test_images_without_objects_count_for_some(counts: tuple[int, ...], gfl: int, integral: int) -> None:
+    """A batch without any was divided by one point, and its gradient was 588 to 1,293 in place of 3."""
+    targets = targets_of(*counts)
+    raw = Raw((torch.zeros(2, 1, 4, 4),), (torch.zeros(2, 4 * 17 + 18, 4, 4),))
+    found = loss_normalisers(raw, targets, ModelConfig())
+    assert found.tolist() == [gfl, sum(counts) / 2]  # each weighs its score of a half
+    one = Raw((raw.cls[0][:1],), (raw.reg[0][:1],))
+    parts = [loss_normalisers(one, targets.of_images(i, i + 1), ModelConfig()) for i in range(2)]
+    assert torch.equal(parts[0] + parts[1], found)
+    assert loss_normalisers(None, targets, ModelConfig(mode="integral")).tolist() == [integral]

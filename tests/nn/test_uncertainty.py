@@ -42,6 +42,8 @@ def test_formula():
     found = BoxDecoder(CONFIG).uncertainty(logits, strides)
     expected = [slow(row, 16.0) for row in logits.double().numpy()]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    half = logits.bfloat16()
+    assert torch.equal(*(BoxDecoder(CONFIG).uncertainty(reg, strides) for reg in (half, half.float())))
 
 
 def peaked(sides, angle):

@@ -258,6 +258,15 @@ def test_report_joins_files_of_the_same_model(files: dict[str, str], tmp_path: P
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_a_file_is_called_is_text(files: dict[str, str], tmp_path: Path) -> None:
+    record = json.loads(Path(files["a"]).read_text())
+    record["model"]["file"] = "a|b<script>\n\n# c ![d](http://e)"
+    out = tmp_path / "report.md"
+    assert report.main(["--eval", write(tmp_path / "x.json", record), "--out", str(out)]) == 0
+    row = out.read_text().splitlines()[2]
+    assert row.startswith(r"| a\|b\<script> # c !\[d](http://e) (ONNX Runtime) | fp32 | 75.00 |")
+
+
 def test_several_scales_are_named_and_have_no_speed(files: dict[str, str], tmp_path: Path) -> None:
     """AP of three times as many calls beside the time of one would be a wrong row."""
     several = json.loads(Path(files["a"]).read_text()) | {"settings": {"scales": [0.5, 1.0, 1.5]}}
@@ -294,10 +303,23 @@ def test_report_says_what_is_wrong(
     out = ["--out", str(tmp_path / "r.md")]
     broken = tmp_path / "broken.json"
     broken.write_text("{")
+    (deep := tmp_path / "deep.json").write_text("[" * 100_000)
+
+    def without(name: str, *way: str) -> str:
+        holder = record = json.loads(Path(files[name]).read_text())
+        for key in way[:-1]:
+            holder = holder[key]
+        del holder[way[-1]]
+        return write(tmp_path / f"{name}_without_{way[-1]}.json", record)
+
     for flags, expected in (
         ([], "nothing to report"),
         (["--eval", str(tmp_path / "none.json")], "none.json: No such file"),
         (["--eval", str(broken)], "no JSON"),
+        (["--eval", str(deep)], "no JSON"),
+        (["--eval", without("a", "map")], "eval_dota.py --model --json writes (KeyError: 'map')"),
+        (["--eval", without("a", "model", "bytes")], "--json writes (KeyError: 'bytes')"),
+        (["--bench", without("bench", "date")], "bench.py --json writes (KeyError: 'date')"),
         (["--eval", files["bench"]], "eval_dota.py --model --json writes"),
         (["--eval", files["b"], "--plot", str(tmp_path / "p.png")], "both evaluated and timed"),
         (["--eval", files["a"], "--plot", str(tmp_path / "p")], "ends in .png, .svg or .pdf"),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from stand_ins import write_engine
 
-from rgfl.export import graph, verify
+from rgfl.export import graph, onnx_file, verify
 from rgfl.trt_runtime import bench, eval_dota, pipeline
 
 ROOT = Path(__file__).parents[2]
@@ -52,8 +52,8 @@ def broken_files(folder: Path, model: Path, checkpoint: Path) -> dict[Path, str]
             (folder / name).write_bytes(data)
     found = {folder / name: reason for name, (_, reason) in contents.items()}
     found[foreign_onnx(folder / "foreign.onnx")] = "no rgfl spec in its metadata"
-    nms = graph.add_nms(graph.load(model))
-    graph.save(nms, folder / "nms.onnx")
+    nms = graph.add_nms(onnx_file.load(model))
+    onnx_file.save(nms, folder / "nms.onnx")
     found[folder / "nms.onnx"] = "ONNX Runtime cannot load it"
     (folder / "folder.onnx").mkdir()
     found[folder / "folder.onnx"] = "a directory, expected a model file (.pt, .onnx or .engine)"
@@ -197,11 +197,11 @@ def test_a_model_that_finds_nothing_is_no_error(
     kind: str, machine: Callable[..., Any], tiny_onnx: Path, tiny_scenes: SimpleNamespace, tmp_path: Path
 ) -> None:
     machine()
-    model = graph.load(tiny_onnx)
+    model = onnx_file.load(tiny_onnx)
     for entry in model.metadata_props:
         entry.value = entry.value.replace('"score_threshold":0.3', '"score_threshold":1.0')
     blind = tmp_path / "blind.onnx"
-    graph.save(model, blind)
+    onnx_file.save(model, blind)
     path = write_engine(tmp_path / "blind.engine", blind) if kind == "engine" else blind
     out = tmp_path / "out"
     for command, (main, arguments) in commands(path, tiny_scenes, out, blind).items():

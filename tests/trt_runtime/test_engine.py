@@ -262,13 +262,13 @@ def test_boxes_before_nms(
 def test_nothing_found_is_no_error(
     backend: str, machine: Callable[..., Any], tiny_onnx: Path, tmp_path: Path
 ) -> None:
-    from rgfl.export import graph
+    from rgfl.export import onnx_file
 
     machine()
-    model = graph.load(tiny_onnx)
+    model = onnx_file.load(tiny_onnx)
     for entry in model.metadata_props:
         entry.value = entry.value.replace('"score_threshold":0.3', '"score_threshold":1.0')
-    graph.save(model, tmp_path / "blind.onnx")
+    onnx_file.save(model, tmp_path / "blind.onnx")
     with open_runner(write_engine(tmp_path / "m.engine", tmp_path / "blind.onnx", backend=backend)) as runner:
         found = runner(TILES[:3])
         assert [len(one) for one in found] == [0, 0, 0]
@@ -694,6 +694,33 @@ def test_a_failure_while_running_leaves_a_runner_that_runs(
             assert_equal(runner(TILES[:3]), expected)
     assert failed
     assert used.cuda.live == {}
+
+
+def test_the_call_that_broke_cuda_is_reported_and_all_runners_are_closed(
+    machine: Callable[..., Any], tiny_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an illegal access every call fails. One of close() was reported, which also went no further."""
+    machine()
+    broken = threading.Event()
+
+    def breakable(name: str, whole: Callable[..., None]) -> Callable[..., None]:
+        def call(self: HostCuda, handle: int) -> None:
+            if broken.is_set():
+                raise CudaError(f"{name}: an illegal memory access was encountered")
+            whole(self, handle)
+
+        return call
+
+    calls = ["wait_on_host", "synchronize", "free", "free_pinned"]
+    for name in [*calls, "destroy_stream", "destroy_event", "destroy_graph"]:
+        monkeypatch.setattr(HostCuda, name, breakable(name, getattr(HostCuda, name)))
+    first = open_runner(write_engine(tmp_path / "m.engine", tiny_onnx))
+    second = first.fork()
+    first(TILES[:2])
+    broken.set()
+    with pytest.raises(CudaError, match="wait_on_host: an illegal"), first, second:
+        first(TILES[:2])
+    assert first.engine._engine is None
 
 
 # --- refusals --------------------------------------------------------------------------------------------

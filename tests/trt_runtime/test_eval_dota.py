@@ -176,11 +176,11 @@ def test_a_file_that_is_no_model(case: Case, capsys: pytest.CaptureFixture) -> N
 
 
 def test_a_model_without_a_spec(case: Case, capsys: pytest.CaptureFixture) -> None:
-    from rgfl.export import graph
+    from rgfl.export import onnx_file
 
-    model = graph.load(case.model)
+    model = onnx_file.load(case.model)
     del model.metadata_props[:]
-    graph.save(model, case.root / "foreign.onnx")
+    onnx_file.save(model, case.root / "foreign.onnx")
     message = case.fails(capsys, model=case.root / "foreign.onnx")
     assert "no rgfl spec" in message
     assert "export/to_onnx.py" in message

@@ -666,3 +666,13 @@ def test_results_of_other_scenes_are_not_mixed_with_these(
     assert pipeline.main(command) == 2
     assert "holds results of other scenes, such as a; choose another folder" in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in out.glob("Task1_*.txt")}
+
+
+def test_task_1_files_of_another_program_stay(
+    tiny_onnx: Path, tiny_scenes: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (other := tmp_path / "Task1_helicopter.txt").write_text("a 0.9 1 1 9 1 9 9 1 9\n")
+    command = ["--model", str(tiny_onnx), "--images", str(tiny_scenes.images), "--out", str(tmp_path)]
+    assert pipeline.main(command) == 2
+    assert "holds results of others, such as Task1_helicopter.txt; choose" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [other.name]

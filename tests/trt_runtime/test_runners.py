@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -94,22 +95,22 @@ def test_a_cuda_provider_that_does_not_load_is_told(tiny_onnx: Path, monkeypatch
 
 
 def test_a_graph_with_other_outputs_is_refused(tiny_onnx: Path, tmp_path: Path) -> None:
-    from rgfl.export import graph
+    from rgfl.export import onnx_file
 
-    model = graph.load(tiny_onnx)
+    model = onnx_file.load(tiny_onnx)
     del model.graph.output[1]
-    graph.save(model, tmp_path / "half.onnx")
+    onnx_file.save(model, tmp_path / "half.onnx")
     with pytest.raises(ModelError, match=r"expected input 'images' and outputs"):
         load_runner(tmp_path / "half.onnx")
 
 
 def test_a_spec_of_other_classes_than_the_graphs_is_refused(tiny_onnx: Path, tmp_path: Path) -> None:
-    from rgfl.export import graph
+    from rgfl.export import onnx_file
 
-    model = graph.load(tiny_onnx)
+    model = onnx_file.load(tiny_onnx)
     for entry in model.metadata_props:
         entry.value = entry.value.replace('"plane","ship","harbor"', '"plane","ship"')
-    graph.save(model, tmp_path / "two.onnx")
+    onnx_file.save(model, tmp_path / "two.onnx")
     with pytest.raises(ModelError, match=r"the graph scores 3 classes, its spec names 2"):
         load_runner(tmp_path / "two.onnx")
 
@@ -152,21 +153,75 @@ def test_a_graph_of_a_fixed_batch_is_refused(tiny_onnx: Path, tmp_path: Path) ->
         load_runner(tmp_path / "fixed.onnx")
 
 
+def test_missing_weights_are_named(tiny_onnx: Path, tmp_path: Path) -> None:
+    import onnx
+
+    path = tmp_path / "m.onnx"
+    onnx.save(onnx.load(tiny_onnx), path, save_as_external_data=True, location="m.weights")
+    assert runners.weight_files(path) == [tmp_path / "m.weights"]
+    load_runner(path).close()
+    (tmp_path / "m.weights").unlink()
+    with pytest.raises(ModelError, match=r"m\.onnx: its weights lie in .*m\.weights, which is missing; copy"):
+        load_runner(path)
+    assert runners.weight_files(tiny_onnx) == []
+
+
+TWO_TILES = np.zeros((2, 128, 128, 3), np.uint8)
+
+
+def test_what_onnx_runtime_cannot_run_is_told(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxruntime.capi.onnxruntime_pybind11_state import Fail
+
+    def run(*_: Any) -> None:
+        raise Fail("Failed to allocate memory\nfor requested buffer of size 40000000000")
+
+    told = r"tiny\.onnx: .* cannot run a batch of 2 \(Failed to .* size 40000000000\); give a smaller --batch"
+    with load_runner(tiny_onnx) as runner:
+        monkeypatch.setattr(runner, "_session", SimpleNamespace(run=run))
+        with pytest.raises(ModelError, match=told):
+            runner(TWO_TILES)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "scores"),
+    [
+        ((2, 7, 4), (2, 7, 3)),
+        ((3, 7, 5), (3, 7, 3)),
+        ((2, 7, 5), (2, 8, 3)),
+        ((2, 7, 5), (2, 7, 6)),
+        ((7, 5), (7, 3)),
+        ((2, 7, 5), (2, 3)),
+        ((), ()),
+    ],
+)
+def test_outputs_of_another_shape_are_refused(
+    tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch, boxes: tuple[int, ...], scores: tuple[int, ...]
+) -> None:
+    def run(*_: Any) -> list[np.ndarray]:
+        return [np.ones(boxes, np.float32), np.ones(scores, np.float32)]
+
+    told = r"tiny\.onnx: expected boxes \(2, P, 5\) and scores \(2, P, 3\), got"
+    with load_runner(tiny_onnx) as runner:
+        monkeypatch.setattr(runner, "_session", SimpleNamespace(run=run))
+        with pytest.raises(ModelError, match=told):
+            runner(TWO_TILES)
+
+
 def test_int8_with_fp16_scales_is_computed_as_written(tiny_onnx: Path, tmp_path: Path) -> None:
     """ONNX Runtime's integer kernels get such scales wrong; engines are built from these very files."""
-    from rgfl.export import calibration, graph, placement, qdq
+    from rgfl.export import calibration, fp16, onnx_file, placement, qdq
 
-    model = graph.load(tiny_onnx)
-    spec = graph.read_spec(model)
+    model = onnx_file.load(tiny_onnx)
+    spec = onnx_file.read_spec(model)
     tiles = patterned_tiles(spec.image_size, 2)
     place = placement.place(model)
-    found, _ = calibration.collect(model, place.tensors, iter([tiles[:1], tiles[1:]]), spec, progress=False)
+    found, _ = calibration.collect(model, place.tensors, iter([tiles[:1], tiles[1:]]), spec)
     limits = {name: one.threshold("max") for name, one in found.items()}
     int8 = qdq.insert(model, place, limits)
-    graph.write_spec(int8, spec, precision="int8")
-    graph.save(int8, tmp_path / "int8.onnx")
-    graph.save(graph.to_fp16(int8)[0], tmp_path / "mixed.onnx")
-    graph.save(graph.to_rounded(int8)[0], tmp_path / "rounded.onnx")
+    onnx_file.write_spec(int8, spec, precision="int8")
+    onnx_file.save(int8, tmp_path / "int8.onnx")
+    onnx_file.save(fp16.to_fp16(int8)[0], tmp_path / "mixed.onnx")
+    onnx_file.save(fp16.to_rounded(int8)[0], tmp_path / "rounded.onnx")
     with load_runner(tmp_path / "mixed.onnx") as mixed, load_runner(tmp_path / "rounded.onnx") as rounded:
         assert mixed.precision == "int8-fp16"
         options = [one._session.get_session_options() for one in (mixed, rounded)]  # type: ignore[attr-defined]

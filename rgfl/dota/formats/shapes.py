@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from rgfl.boxes import from_opencv, to_quads
 from rgfl.dota.formats.dataset import ConvertError, Dataset, Item, Size, fail, one_word, parse_number, text_of
-from rgfl.dota.images import find_images, with_subfolders
+from rgfl.dota.images import IMAGE_SUFFIXES, find_images, with_subfolders
 from rgfl.dota.labels import Objects, in_order
 
 SPLIT_WORDS = {
@@ -334,14 +334,14 @@ class ImageFinder:
         self._stems: dict[Path, dict[str, Path]] = {}
 
     def by_name(self, name: str, places: Sequence[Path]) -> Path | None:
-        """The file of this name in the first of the places that has it, with its folders or else without."""
+        """The image of this name in the first of the places that has it, with its folders or else without."""
         parts = [part for part in normalize("NFC", name).replace("\\", "/").split("/") if part.strip(".")]
         for way in (parts, parts[-1:]) if parts else ():
             for place in places:
                 path: Path | None = place
                 for part in way:
                     path = path and self._inside(path).get(part)
-                if path and path.is_file():
+                if path and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
                     return path
         return None
 

@@ -23,7 +23,7 @@ from rgfl.dota.formats.dataset import (
     text_of,
 )
 from rgfl.dota.formats.shapes import polygon_corners
-from rgfl.dota.images import find_images, left_out, with_subfolders
+from rgfl.dota.images import IMAGE_SUFFIXES, find_images, left_out, with_subfolders
 from rgfl.dota.labels import DIFFICULT_CUT, YOLO_RANGE, Objects, quad_areas
 from rgfl.dota.tiling import clip_objects
 
@@ -209,12 +209,13 @@ def _yolo_config(data: Path) -> dict[str, Any]:
         import yaml
     except ImportError as error:
         raise ConvertError(f"{found[0]}: reading it needs PyYAML: pip install pyyaml") from error
+    text = text_of(found[0])
     try:
-        config = yaml.safe_load(text_of(found[0]))
-    except (yaml.YAMLError, RecursionError) as error:
+        config = yaml.safe_load(text)
+    except Exception as error:  # besides PyYAML's own those of values, such as a 13th month
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or "nested too deeply"
+        reason = getattr(error, "problem", None) or " ".join(str(error).split())
         raise ConvertError(f"{found[0]}{line}: not YAML: {reason}") from error
     if not isinstance(config, dict):
         raise ConvertError(f"{found[0]}: expected `names:` and `train:`, got {type(config).__name__}")
@@ -232,13 +233,21 @@ def _yolo_names(config: dict[str, Any], data: Path) -> tuple[str, ...] | None:
         names = [names[index] for index in range(len(names))]
     if not isinstance(names, list) or not names:
         raise ConvertError(f"{data}: `names` of data.yaml must list the classes, got {names!r}")
-    return tuple(str(name) for name in names)
+    return tuple(_text(data, "names", name) for name in names)
+
+
+def _text(data: Path, key: str, value: Any) -> str:
+    """A value in data.yaml as text. No lists: by aliases a short file may hold one of 10^10 items."""
+    if not isinstance(value, (str, int, float)):
+        raise ConvertError(f"{data}: expected text in `{key}` of data.yaml, got {type(value).__name__}")
+    return str(value)
 
 
 def _yolo_folders(data: Path, config: dict[str, Any]) -> tuple[dict[str, list[Path]], list[str]]:
     """Folders and lists of images by split, and what was passed over: splits but train may be missing."""
     folders: dict[str, list[Path]] = {}
     notes: list[str] = []
+    root = _text(data, "path", config.get("path") or "")
     for split, keys in (("train", ("train",)), ("val", ("val", "valid")), ("test", ("test",))):
         entries = next((config[key] for key in keys if config.get(key)), None)
         if entries is None:
@@ -246,8 +255,9 @@ def _yolo_folders(data: Path, config: dict[str, Any]) -> tuple[dict[str, list[Pa
             folders[split] = [place for place in usual if place.is_dir()][:1]
             continue
         folders[split] = []
-        for entry in map(str, entries if isinstance(entries, list) else [entries]):
-            places = _yolo_places(data, config.get("path"), entry)
+        for value in entries if isinstance(entries, list) else [entries]:
+            entry = _text(data, split, value)
+            places = _yolo_places(data, root, entry)
             if found := next((place for place in places if place.exists()), None):
                 folders[split].append(found)
                 continue
@@ -261,7 +271,7 @@ def _yolo_folders(data: Path, config: dict[str, Any]) -> tuple[dict[str, list[Pa
     return folders, notes
 
 
-def _yolo_places(data: Path, root: Any, entry: str) -> list[Path]:
+def _yolo_places(data: Path, root: str, entry: str) -> list[Path]:
     """Where the folder or list of images may be that data.yaml names.
 
     Such files travel: their `path` may be stale, and Roboflow's `../train/images` means a folder beside
@@ -272,7 +282,7 @@ def _yolo_places(data: Path, root: Any, entry: str) -> list[Path]:
         inside = written
         while inside.startswith(("../", "./")):
             inside = inside.split("/", 1)[1]
-        roots = [data / str(root), data] if root else [data]
+        roots = [data / root, data]
         places += [place / way for place in roots for way in (written, inside)]
     home = os.path.abspath(data)
     # Before links are followed: a link in the data set is of it, wherever it leads.
@@ -339,6 +349,8 @@ def _images_of(places: Iterable[Path]) -> list[Path]:
                 image = place.parent / line.strip().replace("\\", "/")
             if not image.is_file():
                 fail(place, number, f"no such image: {image}")
+            if image.suffix.lower() not in IMAGE_SUFFIXES:
+                fail(place, number, f"expected an image ({', '.join(IMAGE_SUFFIXES)}), got {image}")
             images.append(image)
     return list(dict.fromkeys(images))
 
