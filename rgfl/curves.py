@@ -41,7 +41,7 @@ def scores_and_curves(result: Result) -> str:
 
 def _pooled_chart(result: Result) -> str:
     """Precision, recall and F1 of all detections together, over the score."""
-    at50 = result.thresholds.index(0.5)
+    at50 = result.column(0.5)
     hits = _kept([record.scores[record.hits[at50]] for record in result.by_class])
     wrong = _kept([record.scores[record.misses[at50]] for record in result.by_class])
     with np.errstate(invalid="ignore"):
@@ -84,7 +84,7 @@ def _class_chart(result: Result, name: str) -> str:
     lines = []
     for colour, (title, threshold) in enumerate((("AP50", 0.5), ("AP75", 0.75))):
         curve = result.curve(name, threshold)
-        ap = float(result.ap[row, result.thresholds.index(threshold)])
+        ap = float(result.ap_by_class(threshold)[row])
         lines.append(
             Line(
                 title,

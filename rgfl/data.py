@@ -16,10 +16,8 @@ import functools
 import hashlib
 import math
 import multiprocessing
-import os
 import pickle
 import signal
-import threading
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -42,6 +40,7 @@ from rgfl.dota.labels import DIFFICULT_CUT, Objects, Unknown, quad_areas
 from rgfl.dota.nearby import nearby, other_layout
 from rgfl.dota.tiling import clip_objects, place_of, windows
 from rgfl.nn.assign import Targets
+from rgfl.processes import end_with_parent
 from rgfl.recipes import AugmentConfig, DataConfig
 
 # The pixels of pictures whose windows are mixed with each other: 450 MB, which fit into the default of
@@ -326,7 +325,7 @@ def _visible(
     What lies beside the picture is not seen, as rgfl.dota.tiling has it: it would be learned as padding.
     """
     image = image - np.array([x, y])
-    clipped = clip_objects(objects, x, y, size, config.min_visible, cut=config.cut, image=image)
+    clipped = clip_objects(objects, x, y, (size, size), config.min_visible, cut=config.cut, image=image)
     return clipped[clipped.difficult < _too_difficult(config)]
 
 
@@ -338,7 +337,7 @@ def _too_difficult(config: DataConfig) -> int:
 def _as_shown(picture: Picture) -> Picture:
     """The picture without the objects that lie outside of it or have no area."""
     width, height = picture.width, picture.height
-    shown = clip_objects(picture.objects, 0, 0, width, 0.0, cut="whole", extent=(width, height))
+    shown = clip_objects(picture.objects, 0, 0, (width, height), 0.0, cut="whole")
     if len(shown) == len(picture.objects):
         return picture  # and no copy of its labels
     return dataclasses.replace(picture, objects=shown)
@@ -467,16 +466,14 @@ class Tiles:
 
     def __getstate__(self) -> dict[str, Any]:
         """For worker processes: a few large arrays in place of many small ones, and no pixels."""
-        objects = [picture.objects for picture in self.pictures]
+        objects = Objects.concatenate([picture.objects for picture in self.pictures])
         return {
             **self.__dict__,
             "pictures": (
                 [picture.name for picture in self.pictures],
                 [str(picture.path) for picture in self.pictures],
                 [(picture.height, picture.width, len(picture.objects)) for picture in self.pictures],
-                np.concatenate([part.quads for part in objects]),
-                np.concatenate([part.labels for part in objects]),
-                np.concatenate([part.difficult for part in objects]),
+                objects,
             ),
             "windows": [(picture, *(corner or ())) for picture, corner in self.windows],
             "_groups_of": (-1, []),
@@ -486,11 +483,10 @@ class Tiles:
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        names, paths, sizes, *arrays = state["pictures"]
+        names, paths, sizes, objects = state["pictures"]
         pictures, first = [], 0
         for name, path, (height, width, count) in zip(names, paths, sizes, strict=True):
-            objects = Objects(*(array[first : first + count] for array in arrays))
-            pictures.append(Picture(name, Path(path), height, width, objects))
+            pictures.append(Picture(name, Path(path), height, width, objects[first : first + count]))
             first += count
         windows = [
             Window(picture, (corner[0], corner[1]) if corner else None)
@@ -544,7 +540,7 @@ class Tiles:
             map_round(affine, turn.upright, objects.quads),
             map_points(affine, objects.quads),
         )
-        placed = Objects(quads, objects.labels, objects.difficult)
+        placed = dataclasses.replace(objects, quads=quads)
         return image, _visible(placed, map_points(affine, picture.corners()), 0, 0, size, self.data)
 
     def _random_center(
@@ -576,12 +572,8 @@ class Tiles:
         for place, window in enumerate([index, *others]):
             y, x = half * (place // 2), half * (place % 2)
             image[y : y + half, x : x + half], part = self._render(rng, self.windows[window], half)
-            parts.append(Objects(part.quads + [x, y] * 4, part.labels, part.difficult))
-        return image, Objects(
-            np.concatenate([part.quads for part in parts]),
-            np.concatenate([part.labels for part in parts]),
-            np.concatenate([part.difficult for part in parts]),
-        )
+            parts.append(dataclasses.replace(part, quads=part.quads + [x, y] * 4))
+        return image, Objects.concatenate(parts)
 
     def _group_with(self, epoch: int, index: int) -> NDArray[np.int64]:
         """The windows that this one is mixed with in an epoch, itself among them."""
@@ -829,12 +821,4 @@ def _start_worker(_index: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     cv2.setNumThreads(0)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    # torch looks for the parent between two tiles only; a worker that hangs within one would stay for ever.
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    end_with_parent()  # torch looks for the parent between two tiles only, not while one hangs

@@ -60,6 +60,8 @@ LISTED = 40  # classes, of which the number of objects is said at the start
 # Fewer pictures than these in a group, and the tiles of a batch are much alike.
 LEAST_MIXED = 8
 
+MEANS = {"ap50": "AP50", "ap75": "AP75", "map": "mAP"}  # over the classes; shown in percent
+
 # What `main` prints as one line; anything else is a bug and shows its traceback.
 ERRORS = (
     TrainingError,
@@ -162,7 +164,7 @@ class Training:
         with ranks.together(ERRORS):
             path = out if ranks.first else None
             anew_but = None if resume else Path(schedule.start)
-            self.folder = RunFolder(path, self.step, self.evaluated, anew_but)
+            self.folder = RunFolder(path, self.step, self.evaluated_at, anew_but)
         self._announce(root, [*(f"warning: {warning}" for warning in warnings), *said])
         larger = "a larger --cache-mb, " if run.cache_mb < self.tiles.cache_wanted() else ""
         self.waiting = _Waiting(self.workers, f"{larger}or {self.cut_train}")
@@ -203,11 +205,13 @@ class Training:
             recipe.run.cache_mb,
         )
         self.val = evenly(self.dataset.val, recipe.evaluation.eval_images or len(self.dataset.val))
-        self.epoch = steps_per_epoch(len(self.tiles), recipe.schedule.batch)
-        self.total = max(1, round(recipe.schedule.epochs * self.epoch))
-        self.evaluation_steps = self.total
+        self.steps_per_epoch = steps_per_epoch(len(self.tiles), recipe.schedule.batch)
+        self.total_steps = max(1, round(recipe.schedule.epochs * self.steps_per_epoch))
+        self.steps_between_evaluations = self.total_steps
         if self.evaluating:
-            self.evaluation_steps = max(1, round(recipe.evaluation.eval_every * self.epoch))
+            self.steps_between_evaluations = max(
+                1, round(recipe.evaluation.eval_every * self.steps_per_epoch)
+            )
 
     def _build_model(self, last: dict[str, Any] | None) -> list[str]:
         """The detector with the weights it begins with; what to say about them."""
@@ -239,7 +243,7 @@ class Training:
             fake_int8(self.model)
         self.model = self.model.to(self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         # What is evaluated and deployed: the running mean of the weights, or these themselves.
-        self.mean = copy.deepcopy(self.model).eval() if schedule.ema else self.model
+        self.ema_model = copy.deepcopy(self.model).eval() if schedule.ema else self.model
         self.optimizer = _optimizer(self.model, schedule)
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.amp is torch.float16)
         if self.on_cuda:
@@ -247,17 +251,17 @@ class Training:
 
     def _begin_at(self, last: dict[str, Any] | None) -> None:
         """The start, or where last.pt was written."""
-        self.step, self.evaluated, self.best = 0, 0, -1.0
+        self.step, self.evaluated_at, self.best_map = 0, 0, -1.0
         self.without_better = 0  # evaluations since the best one
         self.sums: dict[str, float] = {}  # of the losses since the last line of the log
         if last is None:
             return
         with of_this_version(self.out / "last.pt"):
-            self.step, self.evaluated, self.best = last["step"], last["evaluated"], last["best"]
+            self.step, self.evaluated_at, self.best_map = last["step"], last["evaluated"], last["best"]
             self.without_better = last.get("without_better", 0)
             self.sums = last["sums"]
             self.model.load_state_dict(last["model"])
-            self.mean.load_state_dict(last["weights"])
+            self.ema_model.load_state_dict(last["weights"])
             self.optimizer.load_state_dict(last["optimizer"])
             if last["scaler"]:  # {} after a device without fp16
                 self.scaler.load_state_dict(last["scaler"])
@@ -286,7 +290,10 @@ class Training:
         """What works and is likely not meant, one sentence each."""
         recipe, ranks, run = self.recipe, self.ranks, self.recipe.run
         batch = recipe.schedule.batch
-        warnings = [*recipe.warnings(), *schedule_warnings(self.total, self.epoch, recipe.schedule)]
+        warnings = [
+            *recipe.warnings(),
+            *schedule_warnings(self.total_steps, self.steps_per_epoch, recipe.schedule),
+        ]
         if self.evaluating and (absent := without_truth(self.val, self.spec)):
             warnings.append(
                 f"val has no object that counts of {', '.join(absent)}: AP 0 in the means, by the official "
@@ -350,7 +357,7 @@ class Training:
             if not self.ranks.alone and torch.__version__ < "2.6":  # which cannot split checkpointed graphs
                 torch._dynamo.config.optimize_ddp = not self.recipe.run.checkpoint_activations
             self.network = torch.compile(self.network)
-        self.running_mean = _RunningMean(self.mean, self.model) if self.mean is not self.model else None
+        self.ema = _Ema(self.ema_model, self.model) if self.ema_model is not self.model else None
 
     def _announce(self, root: Path, more: list[str]) -> None:
         """On screen and in the log: what is going to happen."""
@@ -358,7 +365,7 @@ class Training:
         self.say(
             f"{self.recipe.name}: {len(dataset.classes)} classes, {len(dataset.train)} + {len(dataset.val)} "
             f"images, {len(self.tiles)} windows of {self.recipe.data.tile_size}², batch {schedule.batch}: "
-            f"{self.total} steps of {schedule.epochs:g} epochs on "
+            f"{self.total_steps} steps of {schedule.epochs:g} epochs on "
             f"{'' if ranks.alone else f'{ranks.size} × '}{device_name(self.device)}, "
             f"{str(self.amp or torch.float32)[6:]}, {self.workers} workers"
         )
@@ -378,7 +385,7 @@ class Training:
             self.say(line)
         if self.step:
             last = self.out / "last.pt"
-            self.say(f"resuming {last} at step {self.step} of {self.total} (--no-resume starts anew)")
+            self.say(f"resuming {last} at step {self.step} of {self.total_steps} (--no-resume starts anew)")
         self.folder.log(
             kind="run",
             step=self.step,
@@ -388,7 +395,7 @@ class Training:
             train_images=len(dataset.train),
             train_objects=self.tiles.objects_by_class(),
             left_out=dataset.left_out,
-            total=self.total,
+            total=self.total_steps,
             **self.recipe.result_fields(),
         )
 
@@ -398,7 +405,7 @@ class Training:
         """All steps that are left; the exit code (see `train`)."""
         self.loader: Loader | None = None
         self.bar = tqdm(
-            total=self.total,
+            total=self.total_steps,
             initial=self.step,
             unit="step",
             dynamic_ncols=True,
@@ -416,26 +423,23 @@ class Training:
             self.stop.restore()
         if halt:
             return 128 + halt if halt != TIME_IS_UP else 0
-        said = f", mAP {self.best:.4f}" if self.best >= 0 else ""
+        said = f", mAP {100 * self.best_map:.1f}" if self.best_map >= 0 else ""
         self.say(f"{self.step} steps done; detector: {self.out / 'best.pt'}{said}")
         return 0
 
     def _steps(self) -> int:
         """To the end (0), or to a halt: the signal, or `TIME_IS_UP`."""
-        recipe, run, ranks = self.recipe, self.recipe.run, self.ranks
-        if self._evaluation_is_due():  # killed between the last step of an epoch and its evaluation
-            self.evaluate()
-        elif self.evaluating and self.step == self.total and ranks.first and page.is_behind(self.out):
-            self.say(page.draw(self.out))  # killed between the last evaluation and its page
-        batch = recipe.schedule.batch
-        keys = batches(self.tiles, batch, self.step, self.total, ranks.rank, ranks.size)
+        run, ranks = self.recipe.run, self.ranks
+        self._catch_up()
+        batch = self.recipe.schedule.batch
+        keys = batches(self.tiles, batch, self.step, self.total_steps, ranks.rank, ranks.size)
         loader = self.loader = Loader(
             self.tiles, keys, self.model.assigner, self.workers, pin_memory=self.on_cuda
         )
         interval = _Interval()
         saved = time.monotonic()
         halt = 0  # why to stop, once all processes have agreed on it
-        while self.step < self.total and not self._out_of_patience():
+        while self.step < self.total_steps and not self._out_of_patience():
             overdue = int(0 < run.checkpoint_minutes <= (time.monotonic() - saved) / 60)
             halt, overdue = ranks.greatest(self.stop.now(), overdue)
             if halt:
@@ -458,26 +462,48 @@ class Training:
             self.sums["steps"] = self.sums.get("steps", 0.0) + 1
             self.bar.set_postfix(loss=f"{shown['loss']:.3f}", wait=f"{self.waiting.share:.0%}", refresh=False)
             self.bar.update()
-            if self.step % run.log_every == 0 or self.step == self.total:
+            if self.step % run.log_every == 0 or self.step == self.total_steps:
                 self._log_steps(interval)
             due = self._evaluation_is_due()
-            if due or self.step % self.epoch == 0 or self.step == self.total:
+            if due or self.step % self.steps_per_epoch == 0 or self.step == self.total_steps:
                 self.save_last()  # and so before the first best.pt
                 saved = time.monotonic()
             if due:
                 self.evaluate()
                 interval.restart()
         [halt] = ranks.greatest(halt or self.stop.now())
-        if halt and (self.step < self.total or self._evaluation_is_due()):
-            self.save_last()
-            self.bar.close()
-            if ranks.first:
-                self.say(page.draw(self.out))
-            self.say(
-                f"stopped at step {self.step} of {self.total} by {reason(halt)}; the same command goes on "
-                "from there"
-            )
-            return halt
+        unfinished = self.step < self.total_steps or self._evaluation_is_due()
+        return self._halt(halt) if halt and unfinished else self._end()
+
+    def _catch_up(self) -> None:
+        """What a kill left undone after the last step that last.pt holds: its evaluation, or the page."""
+        if self._evaluation_is_due():
+            self.evaluate()
+        elif (
+            self.evaluating
+            and self.step == self.total_steps
+            and self.ranks.first
+            and page.is_behind(self.out)
+        ):
+            self._draw_page()
+
+    def _draw_page(self, evaluation: Evaluation | None = None) -> None:
+        if self.ranks.first:
+            self.say(page.draw(self.out, evaluation))
+
+    def _halt(self, halt: int) -> int:
+        """Save, so that the same command goes on from here."""
+        self.save_last()
+        self.bar.close()
+        self._draw_page()
+        self.say(
+            f"stopped at step {self.step} of {self.total_steps} by {reason(halt)}; the same command goes on "
+            "from there"
+        )
+        return halt
+
+    def _end(self) -> int:
+        """All steps are done, or better ones are not to be expected."""
         if self._out_of_patience():
             self.say(
                 f"no better mAP in {self.without_better} evaluations (--patience); the same command without "
@@ -485,14 +511,13 @@ class Training:
             )
         if not self.evaluating:  # the last weights are the best known
             self._save("best.pt", result={"step": self.step})
-            if ranks.first:
-                self.say(page.draw(self.out))
+            self._draw_page()
         return 0
 
     def _learn(self, batch: Batch) -> dict[str, float]:
         """One step. The losses and the gradient's norm, over all processes."""
         recipe, ranks = self.recipe, self.ranks
-        rate = learning_rate(self.step, self.epoch, recipe.schedule)
+        rate = learning_rate(self.step, self.steps_per_epoch, recipe.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         self.optimizer.zero_grad(set_to_none=True)
@@ -522,8 +547,8 @@ class Training:
         mending = self.scaler.is_enabled() and self.scaler.get_scale() >= LEAST_SCALE
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.running_mean:
-            self.running_mean.move(min(recipe.schedule.ema, (self.step + 1) / (self.step + 11)))
+        if self.ema:
+            self.ema.move(min(recipe.schedule.ema, (self.step + 1) / (self.step + 11)))
 
         # One transfer from the device for everything that is looked at, after all of the step is launched.
         # What is not finite has then spoilt the weights, and the run ends here: these are never saved.
@@ -564,8 +589,10 @@ class Training:
             "data_wait_s": round(interval.waited / interval.steps, 4),
             "memory_mb": self.ranks.greatest(peak_memory_mb(self.device))[0],
         }
-        rate = learning_rate(self.step - 1, self.epoch, self.recipe.schedule)  # of the step just done
-        epoch = round(self.step / self.epoch, 4)
+        rate = learning_rate(
+            self.step - 1, self.steps_per_epoch, self.recipe.schedule
+        )  # of the step just done
+        epoch = round(self.step / self.steps_per_epoch, 4)
         self.folder.log(kind="step", step=self.step, epoch=epoch, lr=rate, **averages, **facts)
         self.folder.plot("train", {"lr": rate, **averages, **facts}, self.step)
         if warning := self.waiting.warning(interval.waited, seconds, interval.steps):
@@ -579,13 +606,13 @@ class Training:
         return 0 < self.recipe.run.patience <= self.without_better
 
     def _evaluation_is_due(self) -> bool:
-        regular = self.step % self.evaluation_steps == 0 or self.step == self.total
-        return self.evaluating and self.step > self.evaluated and regular
+        regular = self.step % self.steps_between_evaluations == 0 or self.step == self.total_steps
+        return self.evaluating and self.step > self.evaluated_at and regular
 
     def evaluate(self) -> None:
         """AP of the running mean at this step; keeps best.pt. Each process looks at its share of images."""
         before = time.monotonic()
-        self.ranks.copy_buffers(self.mean)
+        self.ranks.copy_buffers(self.ema_model)
         with self.ranks.together(ERRORS):
             share = self._found_in_share()
         if self.ranks.any(share is None) or share is None:
@@ -597,8 +624,8 @@ class Training:
                 measured = Evaluation(self.step, score(found, self.val, self.spec), self.val, found)
         values = self.ranks.gather(_means(measured))[0]
         self.without_better += 1
-        if values["map"] > self.best:
-            self.best, self.without_better = values["map"], 0
+        if values["map"] > self.best_map:
+            self.best_map, self.without_better = values["map"], 0
             self._save("best.pt", result={**values, "step": self.step})
         seconds = time.monotonic() - before
         if measured is not None:
@@ -609,24 +636,24 @@ class Training:
             for picture in evenly(self.val, self.recipe.run.pictures):
                 drawn = over_labels(picture, found[picture.name], self.spec.classes)
                 self.folder.show(f"val/{picture.name}", drawn, self.step)
-        self.evaluated = self.step
+        self.evaluated_at = self.step
         self.save_last()
         if measured is not None:
-            shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+            shown = "  ".join(f"{title} {100 * values[key]:.1f}" for key, title in MEANS.items())
             tiles = measured.result.unit == "tile"
             unit = "unmerged tiles (not the official AP)" if tiles else "full images"
             self.say(
-                f"epoch {self.step / self.epoch:g}: {shown} on {len(self.val)} {unit} in {seconds:.0f} s"
-                f"{'  (best)' if self.best == values['map'] else ''}"
+                f"epoch {self.step / self.steps_per_epoch:g}: {shown} on {len(self.val)} {unit} in "
+                f"{seconds:.0f} s{'  (best)' if self.best_map == values['map'] else ''}"
             )
-            self.say(page.draw(self.out, measured))
+            self._draw_page(measured)
 
     def _found_in_share(self) -> dict[str, Detections] | None:
         """What is found in this process's share of the images; None where a signal came in between."""
         config = self.recipe.evaluation
         try:
             pictures = self.ranks.share(self.val)
-            return find(self.mean.predict, pictures, self.spec, config, lambda: bool(self.stop.signal))
+            return find(self.ema_model.predict, pictures, self.spec, config, lambda: bool(self.stop.signal))
         except torch.OutOfMemoryError as error:
             raise TrainingError(
                 f"out of GPU memory in the evaluation, with --test-batch {config.test_batch}; give fewer, or "
@@ -641,8 +668,8 @@ class Training:
                 "recipe": self.recipe.result_fields(),
                 "data": self.dataset.digest(),
                 "step": self.step,
-                "evaluated": self.evaluated,
-                "best": self.best,
+                "evaluated": self.evaluated_at,
+                "best": self.best_map,
                 "without_better": self.without_better,
                 "sums": self.sums,
                 "model": self.model.state_dict(),
@@ -655,7 +682,7 @@ class Training:
 
     def _save(self, name: str, **more: Any) -> None:
         with self.ranks.together(ERRORS):
-            self.folder.save(name, self.spec, self.recipe, self.mean, **more)
+            self.folder.save(name, self.spec, self.recipe, self.ema_model, **more)
 
     @contextlib.contextmanager
     def _told_errors(self) -> Iterator[None]:
@@ -722,7 +749,7 @@ def _optimizer(model: Detector, schedule: ScheduleConfig) -> torch.optim.Optimiz
     return torch.optim.AdamW(settings, lr=schedule.lr, betas=(schedule.momentum, 0.999))
 
 
-class _RunningMean:
+class _Ema:
     """mean ← decay·mean + (1 − decay)·model of all weights and statistics; counters and the like are copied.
 
     Its tensors are found once: asking both modules for them takes milliseconds, while a GPU waits.
@@ -767,7 +794,7 @@ def _means(measured: Evaluation | None) -> dict[str, float]:
     if measured is None:
         return {}
     result = measured.result
-    return {"ap50": result.ap50, "ap75": result.ap75, "map": result.map}
+    return {key: getattr(result, key) for key in MEANS}
 
 
 # ---- time -------------------------------------------------------------------------------------------------

@@ -17,12 +17,13 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rgfl import atomic
 from rgfl.chart import Line, chart
@@ -34,6 +35,8 @@ from rgfl.run_log import read_records
 from rgfl.seen import Evaluation, pictures_and_mistakes
 
 PAGE, LOG = "page.html", "log.jsonl"
+
+Record = Mapping[str, Any]  # a line of log.jsonl
 
 
 class PageError(ValueError):
@@ -83,15 +86,18 @@ def is_behind(run: Path) -> bool:
 
 def figures(result: Result) -> dict[str, Any]:
     """The numbers of a result that the page shows, as the log's evaluations hold them."""
-    at75 = next(i for i, threshold in enumerate(result.thresholds) if abs(threshold - 0.75) < 1e-9)
+
+    def by_class(values: NDArray[np.float64]) -> dict[str, float]:
+        return dict(zip(result.classes, values.tolist(), strict=True))
+
     return {
         "images": result.images,
         "ap50": result.ap50,
         "ap75": result.ap75,
         "map": result.map,
-        "classes": dict(zip(result.classes, result.ap[:, 0].tolist(), strict=True)),
-        "classes_ap75": dict(zip(result.classes, result.ap[:, at75].tolist(), strict=True)),
-        "classes_map": dict(zip(result.classes, result.ap.mean(axis=1).tolist(), strict=True)),
+        "classes": by_class(result.ap_by_class(0.5)),
+        "classes_ap75": by_class(result.ap_by_class(0.75)),
+        "classes_map": by_class(result.ap.mean(axis=1)),
         "objects": {
             name: record.ground_truth for name, record in zip(result.classes, result.by_class, strict=True)
         },
@@ -130,7 +136,7 @@ def _seen_before(path: Path, identity: str) -> str:
 # --------------------------------------------------------------------------------------------- the page
 
 
-def compose(name: str, log: Sequence[Mapping[str, Any]], shown: Mapping[str, Any] | None, seen: str) -> str:
+def compose(name: str, log: Sequence[Record], shown: Record | None, seen: str) -> str:
     """The page as text.
 
     Args:
@@ -139,16 +145,13 @@ def compose(name: str, log: Sequence[Mapping[str, Any]], shown: Mapping[str, Any
         shown: the `figures` and "step" of the evaluation that `seen` shows, if it is not in the log.
         seen: HTML of curves, pictures and mistakes.
     """
-    runs = [record for record in log if record["kind"] == "run"]
-    steps = [record for record in log if record["kind"] == "step"]
-    evaluations = [dict(record) for record in log if record["kind"] == "eval"]
-    run = runs[-1] if runs else {}
+    training = _Log.of(log)
     body = [
-        _head(name, run, len(runs), steps, evaluations),
-        _worth(run, steps, evaluations, shown),
-        _learning(run, steps),
+        _head(name, training),
+        _worth(training, shown),
+        _learning(training),
         seen,
-        _recipe(run),
+        _recipe(training.run),
     ]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -162,21 +165,66 @@ def compose(name: str, log: Sequence[Mapping[str, Any]], shown: Mapping[str, Any
     )
 
 
-def _head(
-    name: str,
-    run: Mapping[str, Any],
-    starts: int,
-    steps: Sequence[Mapping[str, Any]],
-    evaluations: Sequence[Mapping[str, Any]],
-) -> str:
+@dataclass(frozen=True)
+class _Log:
+    """log.jsonl by the kind of its records.
+
+    Attributes:
+        run: the last start of the run; {} if none is logged.
+        starts: how often it was started or resumed.
+    """
+
+    run: Record
+    starts: int
+    steps: list[Record]
+    evaluations: list[Record]
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> _Log:
+        runs, steps, evaluations = (
+            [record for record in records if record["kind"] == kind] for kind in ("run", "step", "eval")
+        )
+        return cls(runs[-1] if runs else {}, len(runs), steps, evaluations)
+
+    @property
+    def per_epoch(self) -> float:
+        """Steps of an epoch; 1 if the log does not say."""
+        if "total" in self.run and self.run.get("epochs"):
+            return self.run["total"] / self.run["epochs"]
+        last = self.steps[-1] if self.steps else {}
+        return last["step"] / last["epoch"] if last.get("epoch") else 1.0
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole run."""
+        if "total" in self.run:
+            return int(self.run["total"])
+        return round(self.run.get("epochs", 0) * self.per_epoch) if self.steps else 0
+
+    def when(self, step: int) -> str:
+        per_epoch = self.per_epoch
+        return f"epoch {round(step / per_epoch, 2):g}" if per_epoch != 1 else f"step {step:,}"
+
+    def seconds(self) -> tuple[float, float]:
+        """Time in steps so far, and what is left at the pace of the last records."""
+        before, spent = 0, 0.0
+        for record in self.steps:
+            spent += record.get("step_s", 0.0) * (record["step"] - before)
+            before = record["step"]
+        latest = [record.get("step_s", 0.0) for record in self.steps[-50:]]
+        return spent, float(np.median(latest or [0.0])) * max(0, self.total - before)
+
+
+def _head(name: str, log: _Log) -> str:
     """What it is, how far it got, and the best so far."""
+    run, steps, evaluations = log.run, log.steps, log.evaluations
     step = int(steps[-1]["step"]) if steps else int(run.get("step", 0))
-    total = _total(run, steps)
-    spent, left = _seconds(steps, total)
+    total = log.total
+    spent, left = log.seconds()
     tiles = [("progress", f"{100 * step / total:.0f}%" if total else "–", f"step {step:,} of {total:,}")]
     if evaluations:
         best = max(evaluations, key=lambda record: record["map"])
-        when = _when(best["step"], run, steps)
+        when = log.when(best["step"])
         tiles.append(("best mAP", _percent(best["map"]), f"at {when}"))
         tiles.append(("its AP50", _percent(best["ap50"]), f"{best['images']} images"))
         tiles.append(("its AP75", _percent(best["ap75"]), "in percent, official rule"))
@@ -191,11 +239,11 @@ def _head(
     facts = [
         ("recipe", escape(str(run.get("recipe", "unknown")))),
         ("changed", f'<ul class="chips">{changed}</ul>' if changed else "nothing"),
-        ("data", escape(_data(run, evaluations))),
+        ("data", escape(_data(log))),
         ("device", escape(str(run.get("device", "unknown")))),
     ]
-    if starts > 1:
-        facts.append(("resumed", f"{starts - 1} time{'s' if starts > 2 else ''}"))
+    if log.starts > 1:
+        facts.append(("resumed", f"{log.starts - 1} time{'s' if log.starts > 2 else ''}"))
     written = steps[-1].get("time") if steps else run.get("time")
     if written:
         facts.append(("as of", time.strftime("%Y-%m-%d %H:%M", time.localtime(written))))
@@ -213,8 +261,9 @@ def _head(
     )
 
 
-def _learning(run: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> str:
+def _learning(log: _Log) -> str:
     """Everything that is logged over the steps."""
+    steps = log.steps
     if not steps:
         return "<section><h2>Learning</h2><p>No step is logged yet.</p></section>"
     at = np.array([record["step"] for record in steps], np.float64)
@@ -227,7 +276,9 @@ def _learning(run: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> str
     charts = [chart("loss", [line("loss", "loss", 0)])]
     charts += [chart(key[5:] + " loss", [line(key, key, 1 + i % 5)]) for i, key in enumerate(parts)]
     charts += [
-        chart("gradient norm", [line("grad_norm", "norm", 3)], log=True, limit=run.get("clip_norm") or None),
+        chart(
+            "gradient norm", [line("grad_norm", "norm", 3)], log=True, limit=log.run.get("clip_norm") or None
+        ),
         chart("learning rate", [line("lr", "rate", 5, "exact")]),
         chart("seconds a step", [line("step_s", "all", 2), line("data_wait_s", "waiting for data", 1)]),
     ]
@@ -238,18 +289,14 @@ def _learning(run: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> str
     )
 
 
-def _worth(
-    run: Mapping[str, Any],
-    steps: Sequence[Mapping[str, Any]],
-    evaluations: Sequence[Mapping[str, Any]],
-    shown: Mapping[str, Any] | None,
-) -> str:
+def _worth(log: _Log, shown: Record | None) -> str:
     """AP over epochs and by class."""
+    evaluations = log.evaluations
     if not evaluations and shown is None:
         return ""
     parts = ['<section><h2>Average precision</h2><div class="beside">']
     if evaluations:
-        per_epoch = _per_epoch(run, steps)
+        per_epoch = log.per_epoch
         at = np.array([record["step"] / per_epoch for record in evaluations])
         lines = [
             Line(title, colour, at, np.array([100 * record[key] for record in evaluations]), "marked")
@@ -257,7 +304,7 @@ def _worth(
         ]
         drawn = chart("AP, %", lines, across="epoch" if per_epoch != 1 else "step")
         parts.append(drawn)
-    columns: list[tuple[str, Mapping[str, Any]]] = []
+    columns: list[tuple[str, Record]] = []
     if evaluations:
         best, last = max(evaluations, key=lambda record: record["map"]), evaluations[-1]
         columns.append(("best" if best is not last else "best and last", best))
@@ -267,8 +314,8 @@ def _worth(
         columns.append(("shown below", shown))
     elif shown is not None:  # the same weights, seen just now: maybe on more images, and in full
         columns = [(title, shown if record["step"] == shown["step"] else record) for title, record in columns]
-    titled = [(f"{title}, {_when(record['step'], run, steps)}", record) for title, record in columns]
-    parts.append(_class_table(titled, run.get("train_objects", {})))
+    titled = [(f"{title}, {log.when(record['step'])}", record) for title, record in columns]
+    parts.append(_class_table(titled, log.run.get("train_objects", {})))
     counts = " and ".join(escape(str(count)) for count in sorted({record["images"] for _, record in columns}))
     parts.append(
         f"</div><p><small>Percent, official 11-point rule, on {counts} full validation images, tiles merged. "
@@ -277,7 +324,7 @@ def _worth(
     return "".join(parts)
 
 
-def _class_table(columns: Sequence[tuple[str, Mapping[str, Any]]], train: Mapping[str, Any]) -> str:
+def _class_table(columns: Sequence[tuple[str, Record]], train: Record) -> str:
     """A class a row, AP50 as a bar; of older logs only what they hold.
 
     Args:
@@ -321,7 +368,7 @@ def _bar(value: float) -> str:
     return f'<td class="bar"><div style="width:{share:.1f}%"></div><span>{_percent(value)}</span></td>'
 
 
-def _recipe(run: Mapping[str, Any]) -> str:
+def _recipe(run: Record) -> str:
     """Every field that decides the outcome."""
     known = set(RECIPES["demo"]().result_fields())
     rows = "".join(
@@ -340,7 +387,7 @@ def _recipe(run: Mapping[str, Any]) -> str:
 # -------------------------------------------------------------------------------- what the numbers say
 
 
-def _changes(run: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+def _changes(run: Record) -> Iterator[tuple[str, str, str]]:
     """(field, value of the recipe, value of this run), where they differ."""
     make = RECIPES.get(run.get("recipe", ""))
     for field, before in make().result_fields().items() if make else ():
@@ -348,7 +395,8 @@ def _changes(run: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             yield field, _plain(before), _plain(run[field])
 
 
-def _data(run: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]) -> str:
+def _data(log: _Log) -> str:
+    run, evaluations = log.run, log.evaluations
     parts = []
     if "root" in run:
         parts.append(str(run["root"]))
@@ -359,35 +407,6 @@ def _data(run: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]) -> s
         parts.append(f"{evaluations[-1]['images']} validation images")
         parts.append(f"{classes} class{'es' if classes != 1 else ''}")
     return ", ".join(parts) + (f" (digest {run['data']})" if "data" in run else "")
-
-
-def _per_epoch(run: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> float:
-    """Steps of an epoch; 1 if the log does not say."""
-    if "total" in run and run.get("epochs"):
-        return run["total"] / run["epochs"]
-    last = steps[-1] if steps else {}
-    return last["step"] / last["epoch"] if last.get("epoch") else 1.0
-
-
-def _total(run: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> int:
-    if "total" in run:
-        return int(run["total"])
-    return round(run.get("epochs", 0) * _per_epoch(run, steps)) if steps else 0
-
-
-def _when(step: int, run: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> str:
-    per_epoch = _per_epoch(run, steps)
-    return f"epoch {round(step / per_epoch, 2):g}" if per_epoch != 1 else f"step {step:,}"
-
-
-def _seconds(steps: Sequence[Mapping[str, Any]], total: int) -> tuple[float, float]:
-    """Time in steps so far, and what is left at the pace of the last records."""
-    before, spent = 0, 0.0
-    for record in steps:
-        spent += record.get("step_s", 0.0) * (record["step"] - before)
-        before = record["step"]
-    pace = float(np.median([record.get("step_s", 0.0) for record in steps[-50:]])) if steps else 0.0
-    return spent, pace * max(0, total - before)
 
 
 def _duration(seconds: float) -> str:

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import connection
 from typing import TypeVar
 
 Job = TypeVar("Job")
@@ -47,11 +46,16 @@ def _start_worker() -> None:
     import cv2  # late: whoever asks for the number of cores needs it not
 
     cv2.setNumThreads(1)
-    parent = multiprocessing.parent_process()
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Let this worker end when its parent does, even while it waits or hangs."""
 
     def follow() -> None:
-        connection.wait([parent.sentinel])  # type: ignore[union-attr]
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
         os._exit(1)
 
-    # A worker whose parent was killed would wait for jobs for ever.
     threading.Thread(target=follow, daemon=True).start()

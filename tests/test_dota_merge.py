@@ -241,7 +241,7 @@ def test_many_boxes_in_small_steps(monkeypatch):
     )
     found = record(boxes, rng.permutation(count) / count, rng.integers(0, 2, count))
     whole = merge([Part(found)], 0.3)
-    monkeypatch.setattr(merging, "_PAIRS_AT_ONCE", 7)
+    monkeypatch.setattr("rgfl.dota.pairs.AT_ONCE", 7)
     monkeypatch.setattr(merging, "_BOXES_AT_ONCE", 5)
     steps = merge([Part(found)], 0.3)
     plain = geometry.rotated_nms(found.boxes, found.scores, 0.3, found.labels)

@@ -138,7 +138,7 @@ def test_clipping_agrees_with_shapely(box, cut):
     part = shapely.intersection(polygon(quad), shapely.box(0, 0, SIZE, SIZE))
     visible = part.area / polygon(quad).area
     assume(abs(visible - 0.7) > 1e-6 and (visible == 0 or visible > 1e-6))
-    seen = clip_objects(objects(quad + np.tile([1000.0, 2000.0], 4)), 1000, 2000, 100, cut=cut)
+    seen = clip_objects(objects(quad + np.tile([1000.0, 2000.0], 4)), 1000, 2000, (100, 100), cut=cut)
     assert len(seen) == (visible > 0)
     if not len(seen):
         return
@@ -175,7 +175,7 @@ def test_clipping_agrees_with_shapely(box, cut):
     ],
 )
 def test_clipped_objects(name, quad, expected, difficult):
-    seen = clip_objects(objects(quad), 0, 0, 100)
+    seen = clip_objects(objects(quad), 0, 0, (100, 100))
     if expected is None:
         assert len(seen) == 0
         return
@@ -186,7 +186,7 @@ def test_clipped_objects(name, quad, expected, difficult):
 def test_a_clipped_object_keeps_its_first_corner_and_turning_sense():
     for shift, sense in itertools.product(range(4), (1, -1)):
         quad = np.roll(np.reshape(rectangle(-2, 10, 28, 20), (4, 2)), shift, axis=0)[::sense].reshape(8)
-        seen = clip_objects(objects(quad), 0, 0, 100).quads[0]
+        seen = clip_objects(objects(quad), 0, 0, (100, 100)).quads[0]
         assert np.array_equal(seen, np.maximum(quad, 0))
 
 
@@ -200,7 +200,7 @@ def test_objects_keep_order_labels_and_their_own_difficult():
     marked = Objects(
         np.array(quads, float), np.array([3, 2, 1, 0], np.int32), np.array([1, 1, 1, 1], np.int32)
     )
-    seen = clip_objects(marked, 0, 0, 100)
+    seen = clip_objects(marked, 0, 0, (100, 100))
     assert seen.labels.tolist() == [3, 1, 0]
     assert seen.difficult.tolist() == [1, 1, 2]
     assert np.array_equal(marked.quads, np.array(quads))  # the input is left alone
@@ -208,19 +208,19 @@ def test_objects_keep_order_labels_and_their_own_difficult():
 
 def test_a_triangle_stays_a_quad():
     corner = [-10, 20, 20, -10, -10, -40, -40, -10]  # a diamond that shows a tip of itself
-    seen = clip_objects(objects(corner), 0, 0, 100)
+    seen = clip_objects(objects(corner), 0, 0, (100, 100))
     assert seen.difficult.tolist() == [2]
     assert shapely.MultiPoint(seen.quads.reshape(4, 2)).convex_hull.area == pytest.approx(50)
 
 
 def test_padding_shows_nothing():
     reaching_out = objects(rectangle(0, 0, 10, 100))
-    assert clip_objects(reaching_out, 0, 0, 100).difficult.tolist() == [0]
-    assert clip_objects(reaching_out, 0, 0, 100, extent=(100, 60)).difficult.tolist() == [2]
+    assert clip_objects(reaching_out, 0, 0, (100, 100)).difficult.tolist() == [0]
+    assert clip_objects(reaching_out, 0, 0, (100, 60)).difficult.tolist() == [2]
 
 
 def test_no_objects():
-    assert len(clip_objects(Objects.empty(), 5, 5, 100)) == 0
+    assert len(clip_objects(Objects.empty(), 5, 5, (100, 100))) == 0
 
 
 # ---- on disk

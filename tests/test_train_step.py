@@ -95,7 +95,7 @@ def test_a_step_is_launched_before_the_host_waits_for_it(data, tmp_path, monkeyp
 def test_the_running_mean_is_what_its_formula_says():
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 1), torch.nn.BatchNorm2d(3))
     mean = copy.deepcopy(model)
-    running, expected = loop._RunningMean(mean, model), {}
+    running, expected = loop._Ema(mean, model), {}
     for step in range(3):
         before = {name: value.clone() for name, value in mean.state_dict().items()}
         with torch.no_grad():

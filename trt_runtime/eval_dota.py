@@ -240,7 +240,7 @@ def _evaluate_images(images: dict[str, Path], arguments: argparse.Namespace) -> 
 
 def read_truth(arguments: argparse.Namespace, classes: tuple[str, ...], hint: str) -> dict[str, Objects]:
     """The label files of --labels; classes that are not in the list are an error or, if asked, ignored."""
-    from rgfl.dota.labels import LabelError, count_others, find_classes, read_label_folder
+    from rgfl.dota.labels import UnknownClassError, count_others, find_classes, read_label_folder
 
     labels = errors.existing_directory(arguments.labels, "--labels")
     if arguments.ignore_unknown:
@@ -256,12 +256,9 @@ def read_truth(arguments: argparse.Namespace, classes: tuple[str, ...], hint: st
         return truth
     try:
         return read_label_folder(labels, classes)
-    except LabelError as error:
-        if "unknown class" not in str(error):
-            raise
-        unknown = [name for name in find_classes(labels) if name not in classes]
-        place = str(error).split(": ", 1)[0]
-        raise errors.InputError(f"{place}: unknown class {', '.join(map(repr, unknown))}; {hint}") from error
+    except UnknownClassError as error:
+        names = ", ".join(repr(name) for name in find_classes(labels) if name not in classes)
+        raise errors.InputError(f"{error.place}: unknown class {names}; {hint}") from error
 
 
 def image_set(

@@ -124,11 +124,7 @@ def stream(
         raise errors.InputError(f"--stride {stride}: expected 0…{size}, the side of the model's tile")
     timing = timing if timing is not None else Timing()
     started = time.perf_counter()
-    waiting: queue.Queue[_Batch | Exception | None] = queue.Queue(WAITING_BATCHES)
-    stop = threading.Event()
-    arguments = (runner, images, size, stride, scales, batch, waiting, stop, timing, unreadable)
-    reader = threading.Thread(target=_read, args=arguments, name="rgfl-reader", daemon=True)
-    reader.start()
+    batches = _batches(runner, images, stride, scales, batch, timing, unreadable)
     finishing: deque[tuple[_Batch, Future[list[Detections]]]] = deque()
 
     def finished(leave: int) -> Iterator[Scene]:
@@ -148,10 +144,8 @@ def stream(
                     scene.image = np.empty((0, 0, 3), np.uint8)  # whoever still holds the scene
 
     try:
-        with ThreadPoolExecutor(1, "rgfl-nms") as pool:
-            while (item := waiting.get()) is not None:
-                if isinstance(item, Exception):
-                    raise item
+        with _ahead(batches, WAITING_BATCHES) as ready, ThreadPoolExecutor(1, "rgfl-nms") as pool:
+            for item in ready:
                 inferring = time.perf_counter()
                 outputs = runner.infer(item.feed)
                 timing.network += time.perf_counter() - inferring
@@ -161,8 +155,6 @@ def stream(
                 yield from finished(leave=1)
             yield from finished(leave=0)
     finally:
-        stop.set()
-        reader.join()
         timing.total = time.perf_counter() - started
 
 
@@ -172,67 +164,86 @@ class _Batch:
     owners: list[tuple[Scene, Place]]  # of each tile: the scene, and the square of it that the tile shows
 
 
-def _read(
+def _batches(
     runner: Runner,
     images: Mapping[str, Path],
-    size: int,
     stride: int,
     scales: Sequence[float],
     batch: int,
-    waiting: queue.Queue[_Batch | Exception | None],
-    stop: threading.Event,
     timing: Timing,
     unreadable: dict[str, str] | None,
-) -> None:
-    """The reader's thread: images to prepared batches, then None; an exception travels in their place."""
+) -> Iterator[_Batch]:
+    """The tiles of all images, in order, prepared `batch` at a time."""
     from rgfl.dota.images import ImageError, read_image
     from rgfl.dota.merge import places_at_scales, tile_at
 
-    def put(item: _Batch | Exception | None) -> bool:
-        while not stop.is_set():
-            try:
-                waiting.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
+    size = runner.spec.tile_side
     tiles: list[NDArray[np.uint8]] = []
     owners: list[tuple[Scene, Place]] = []
 
-    def flush() -> bool:
+    def prepared() -> _Batch:
         preparing = time.perf_counter()
         ready = _Batch(runner.prepare(np.stack(tiles)), owners.copy())
         timing.prepare += time.perf_counter() - preparing
         tiles.clear()
         owners.clear()
-        return put(ready)
+        return ready
 
-    try:
-        for name, path in images.items():
-            reading = time.perf_counter()
-            try:
-                scene = Scene(name, read_image(path))
-            except (ImageError, OSError) as error:
-                if unreadable is None:
-                    raise
-                unreadable[name] = errors.one_line(error)
-                continue
-            timing.read += time.perf_counter() - reading
-            places = places_at_scales(*scene.image.shape[:2], size=size, stride=stride, scales=scales)
-            scene.windows = len(places)
-            for place in places:
-                tiles.append(tile_at(scene.image, place, size, runner.spec.pad_value))
-                owners.append((scene, place))
-                if len(tiles) == batch and not flush():
+    for name, path in images.items():
+        reading = time.perf_counter()
+        try:
+            scene = Scene(name, read_image(path))
+        except (ImageError, OSError) as error:
+            if unreadable is None:
+                raise
+            unreadable[name] = errors.one_line(error)
+            continue
+        timing.read += time.perf_counter() - reading
+        places = places_at_scales(*scene.image.shape[:2], size=size, stride=stride, scales=scales)
+        scene.windows = len(places)
+        for place in places:
+            tiles.append(tile_at(scene.image, place, size, runner.spec.pad_value))
+            owners.append((scene, place))
+            if len(tiles) == batch:
+                yield prepared()
+    if tiles:
+        yield prepared()
+
+
+@contextlib.contextmanager
+def _ahead(items: Iterator[_Batch], count: int) -> Iterator[Iterator[_Batch]]:
+    """The items, made by a thread of its own, up to `count` of them before they are asked for."""
+    waiting: queue.Queue[_Batch | Exception | None] = queue.Queue(count)
+    stop = threading.Event()
+
+    def put(item: _Batch | Exception | None) -> None:
+        while not stop.is_set():
+            with contextlib.suppress(queue.Full):
+                return waiting.put(item, timeout=0.1)
+
+    def work() -> None:
+        try:
+            for item in items:
+                put(item)
+                if stop.is_set():
                     return
-            if stop.is_set():
-                return
-        if tiles and not flush():
-            return
-        put(None)
-    except Exception as error:  # raised again where the scenes are consumed
-        put(error)
+            put(None)
+        except Exception as error:  # raised again where the items are asked for
+            put(error)
+
+    def received() -> Iterator[_Batch]:
+        while (item := waiting.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+    thread = threading.Thread(target=work, name="rgfl-reader", daemon=True)
+    thread.start()
+    try:
+        yield received()
+    finally:
+        stop.set()
+        thread.join()
 
 
 def _finish(runner: Runner, outputs: Any, timing: Timing) -> list[Detections]:

@@ -37,12 +37,11 @@ from numpy.typing import NDArray
 from rgfl import geometry
 from rgfl.detections import Detections
 from rgfl.dota.labels import CLASSES, DIFFICULT_CUT, Objects, Task1Class, to_task1
+from rgfl.dota.pairs import in_ranges
 from rgfl.dota.tiling import are_tiles
 
 THRESHOLDS: tuple[float, ...] = tuple(percent / 100 for percent in range(50, 100, 5))
 RECALL_GRID = np.arange(0.0, 1.1, 0.1)
-# Pairs of horizontal boxes held in memory at once: about 150 MB.
-_PAIRS_AT_ONCE = 2_000_000
 # Above this share of equal scores within a class the notes say so: the official order of ties is undefined.
 _TIES_WORTH_A_NOTE = 0.01
 
@@ -188,13 +187,17 @@ class Result:
             for name, record in zip(self.classes, self.by_class, strict=True)
         }
 
+    def ap_by_class(self, threshold: float) -> NDArray[np.float64]:
+        """(C,) at one of the thresholds evaluated."""
+        return self.ap[:, self.column(threshold)]
+
     def at(self, threshold: float) -> float:
         """Mean over the classes at one of the thresholds evaluated."""
-        return float(self.ap[:, self._column(threshold)].mean())
+        return float(self.ap_by_class(threshold).mean())
 
     def curve(self, name: str, threshold: float = 0.5) -> Curve:
         """The precision-recall curve of a class at one of the thresholds evaluated."""
-        record, column = self._record(name), self._column(threshold)
+        record, column = self._record(name), self.column(threshold)
         recall, precision = record.recall_precision()
         return Curve(record.scores, recall[column], precision[column])
 
@@ -273,7 +276,8 @@ class Result:
         same = (column for column, evaluated in enumerate(self.thresholds) if _same(evaluated, threshold))
         return next(same, None)
 
-    def _column(self, threshold: float) -> int:
+    def column(self, threshold: float) -> int:
+        """Where a threshold that was evaluated stands among `thresholds`."""
         column = self._find(threshold)
         if column is not None:
             return column
@@ -503,14 +507,12 @@ def _matching(
     rank = np.lexsort((-scores_D, labels_D))  # by class, then score; stable
     labels_D, images_D, scores_D, quads_D8 = labels_D[rank], images_D[rank], scores_D[rank], quads_D8[rank]
 
-    objects = list(truth.values())
-    quads_G8 = np.concatenate([part.quads for part in objects]).astype(np.float64)
-    labels_G = np.concatenate([part.labels for part in objects]).astype(np.int64)
-    images_G = np.repeat(np.arange(len(names)), [len(part) for part in objects])
-    difficult_G = np.concatenate([part.difficult for part in objects])
+    objects = Objects.concatenate(list(truth.values()))
+    quads_G8, labels_G = objects.quads.astype(np.float64), objects.labels.astype(np.int64)
+    images_G = np.repeat(np.arange(len(names)), [len(part) for part in truth.values()])
     # From v1.5 on every object counts; only a tile's border takes some away.
-    cut_G = (difficult_G == DIFFICULT_CUT) & are_tiles(names)
-    difficult_G = difficult_G > 0 if version == "1.0" else cut_G
+    cut_G = (objects.difficult == DIFFICULT_CUT) & are_tiles(names)
+    difficult_G = objects.difficult > 0 if version == "1.0" else cut_G
 
     # Only pairs of one class and image are of interest: number those groups.
     group_D, group_G = labels_D * len(names) + images_D, labels_G * len(names) + images_G
@@ -575,11 +577,8 @@ def _overlapping(
     begin_D = np.searchsorted(key_G, group_D * base + np.searchsorted(edges, left_D - widest[group_D] - 2))
     end_D = np.searchsorted(key_G, group_D * base + np.searchsorted(edges, right_D + 2, side="right"))
     kept = []
-    for chunk in _chunks(end_D - begin_D):
-        count = end_D[chunk] - begin_D[chunk]
-        detection = np.repeat(np.arange(chunk.start, chunk.stop), count)
-        offset = np.repeat(begin_D[chunk] - np.cumsum(count) + count, count)
-        truth = order[np.arange(len(detection)) + offset]
+    for detection, place in in_ranges(begin_D, end_D):
+        truth = order[place]
         width = np.minimum(right_D[detection], right_G[truth]) - np.maximum(left_D[detection], left_G[truth])
         height = np.minimum(bottom_D[detection], bottom_G[truth]) - np.maximum(top_D[detection], top_G[truth])
         overlap = (width + 1 > 0) & (height + 1 > 0)
@@ -592,17 +591,6 @@ def _overlapping(
 def _horizontal(quads_N8: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
     x, y = quads_N8[:, 0::2], quads_N8[:, 1::2]
     return x.min(axis=1), y.min(axis=1), x.max(axis=1), y.max(axis=1)
-
-
-def _chunks(pairs_D: NDArray[np.int64]) -> Iterator[slice]:
-    """Consecutive detections with about `_PAIRS_AT_ONCE` pairs together, at least one."""
-    total_D = np.cumsum(pairs_D)
-    start = 0
-    while start < len(pairs_D):
-        before = total_D[start] - pairs_D[start]
-        stop = max(start + 1, int(np.searchsorted(total_D, before + _PAIRS_AT_ONCE, side="right")))
-        yield slice(start, stop)
-        start = stop
 
 
 def _notes(

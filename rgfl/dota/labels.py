@@ -76,6 +76,15 @@ class LabelError(ValueError):
     """A line that breaks the grammar; the message begins with `file:line: `."""
 
 
+class UnknownClassError(LabelError):
+    """A label's class is not among those that were asked for."""
+
+    def __init__(self, place: str, name: str, classes: Collection[str]) -> None:
+        expected = f"expected one of {', '.join(classes)}; name every class that the labels have"
+        super().__init__(f"{place}: unknown class {name!r}, {expected}")
+        self.place = place
+
+
 class LabelWarning(UserWarning):
     """What is likely not meant: a line that looks like a label and is none, corners that do not go round."""
 
@@ -106,6 +115,12 @@ class Objects:
     def empty(cls) -> Objects:
         """No objects."""
         return cls(np.zeros((0, 8)), np.zeros(0, np.int32), np.zeros(0, np.int32))
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Objects]) -> Objects:
+        """All of `parts`, one at least, in their order."""
+        columns = zip(*((part.quads, part.labels, part.difficult) for part in parts), strict=True)
+        return cls(*(np.concatenate(column) for column in columns))
 
     def __len__(self) -> int:
         return len(self.quads)
@@ -398,12 +413,7 @@ def _parse_labels(path: Path, index: Mapping[str, int], unknown: Unknown) -> Obj
             if fields[8] in index:
                 kept.append(fields)
             elif unknown == "error":
-                _fail(
-                    path,
-                    number,
-                    f"unknown class {fields[8]!r}, expected one of {', '.join(index)}; "
-                    "name every class that the labels have",
-                )
+                raise UnknownClassError(f"{path}:{number}", fields[8], index) from None
         if not kept:
             return Objects.empty()
         quads = np.array([[float(field) for field in row[:8]] for row in kept])

@@ -30,6 +30,7 @@ from rgfl import geometry
 from rgfl.boxes import from_quads
 from rgfl.detections import Detections, Infer
 from rgfl.dota.labels import Task1Class, read_classes, read_task1, write_task1
+from rgfl.dota.pairs import in_ranges
 from rgfl.dota.tiling import crop, default_stride, place_of, windows
 from rgfl.errors import told
 
@@ -37,8 +38,6 @@ from rgfl.errors import told
 MERGE_IOU = 0.1
 # Called with the tiles done and the tiles there are.
 Progress = Callable[[int, int], None]
-# Pairs looked at in one step; bounds the memory, about 100 MB.
-_PAIRS_AT_ONCE = 2_000_000
 # Boxes given to one NMS call, unless one cluster is larger.
 _BOXES_AT_ONCE = 512
 
@@ -247,18 +246,10 @@ def _touching(
         rows = np.flatnonzero(labels == label)
         rows = rows[np.argsort(left[rows], kind="stable")]
         after = np.arange(1, len(rows) + 1)
-        counts = np.searchsorted(left[rows], right[rows], side="right") - after
-        ends = np.cumsum(counts)
-        start = 0
-        while start < len(rows):
-            stop = max(int(np.searchsorted(ends, ends[start] - counts[start] + _PAIRS_AT_ONCE)), start + 1)
-            part = counts[start:stop]
-            first = np.repeat(np.arange(start, stop), part)
-            offset = np.arange(part.sum()) - np.repeat(np.cumsum(part) - part, part)
-            a, b = rows[first], rows[first + 1 + offset]
+        for first, second in in_ranges(after, np.searchsorted(left[rows], right[rows], side="right")):
+            a, b = rows[first], rows[second]
             meet = np.abs(y[a] - y[b]) <= half_y[a] + half_y[b]
             yield a[meet], b[meet]
-            start = stop
 
 
 # ------------------------------------------------------------------------------------- Task 1 files of tiles

@@ -34,7 +34,7 @@ import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -208,11 +208,10 @@ def clip_objects(
     objects: Objects,
     x: float,
     y: float,
-    size: int,
+    extent: tuple[float, float],
     min_visible: float = 0.7,
     *,
     cut: Cut = "clipped",
-    extent: tuple[float, float] | None = None,
     image: NDArray[np.float64] | None = None,
 ) -> Objects:
     """Objects of an image as the window at (x, y) sees them, in pixels of the window, in their order.
@@ -227,7 +226,7 @@ def clip_objects(
         image: (4, 2) corners of the image in pixels of the window, where it may lie there in any way:
             another bound of what shows image.
     """
-    right, bottom = extent or (size, size)
+    right, bottom = extent
     borders = _borders(np.array([(0, 0), (right, 0), (right, bottom), (0, bottom)], np.float64))
     if image is not None:
         borders += _borders(image, slack=1e-9)  # px; what ends where the image does is not cut by rounding
@@ -433,9 +432,7 @@ def _tile_image(job: _Job) -> dict[str, Any]:
             # With fx and no size OpenCV samples at exactly this scale, so that labels × scale fit.
             pixels = np.asarray(cv2.resize(image, None, fx=scale, fy=scale, interpolation=shrink), np.uint8)
         height, width = pixels.shape[:2]
-        scaled = (
-            Objects(objects.quads * scale, objects.labels, objects.difficult) if objects is not None else None
-        )
+        scaled = replace(objects, quads=objects.quads * scale) if objects is not None else None
         for x, y in windows(height, width, settings.size, settings.stride):
             name = f"{stem}__{_rate(scale)}__{x}___{y}"
             if scaled is not None:
@@ -443,10 +440,9 @@ def _tile_image(job: _Job) -> dict[str, Any]:
                     scaled,
                     x,
                     y,
-                    settings.size,
+                    (min(settings.size, width - x), min(settings.size, height - y)),
                     settings.min_visible,
                     cut=settings.cut,
-                    extent=(min(settings.size, width - x), min(settings.size, height - y)),
                 )
                 cut_away = int((seen.difficult == DIFFICULT_CUT).sum())
                 if cut_away == len(seen) and not settings.keep_empty:

@@ -170,7 +170,7 @@ def seen_objects(objects: Objects, width: int, height: int) -> tuple[Objects, di
     """
     whole = objects[objects.difficult != DIFFICULT_CUT]
     solid = whole[quad_areas(whole.quads) > 0]
-    seen = clip_objects(solid, 0, 0, max(width, height), extent=(width, height))
+    seen = clip_objects(solid, 0, 0, (width, height))
     seen = seen[seen.difficult != DIFFICULT_CUT]
     shares = solid.quads / _sides(width, height)
     unseen = len(solid) - len(seen)
