@@ -564,7 +564,7 @@ def _truth(labels: Path, images: Mapping[str, Path], spec: DetectorSpec) -> dict
         file = labels / f"{name}.txt"
         if not file.is_file():
             raise errors.InputError(f"--labels {labels}: no {file.name} for the image {path}")
-        found[name] = read_labels(file, spec.classes, "ignore")
+        found[name] = read_labels(file, spec.classes, ignore_unknown=True)
     return found
 
 

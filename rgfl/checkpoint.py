@@ -32,10 +32,12 @@ if TYPE_CHECKING:  # torch takes seconds to import: not for --help
 
     from rgfl.nn.detector import Detector
 
+from rgfl.errors import UserError
+
 FORMAT = "rgfl-checkpoint 1"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """The file is no checkpoint of this version; one line that says what it is and what to do."""
 
 

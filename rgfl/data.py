@@ -36,9 +36,10 @@ from rgfl import boxes
 from rgfl.augment import about, map_pixels, map_points, map_round, random_color, random_turn
 from rgfl.dota import labels as dota_labels
 from rgfl.dota.images import IMAGE_SUFFIXES, ImageError, find_images, image_size, read_image
-from rgfl.dota.labels import DIFFICULT_CUT, Objects, Unknown, quad_areas
+from rgfl.dota.labels import DIFFICULT_CUT, Objects, quad_areas
 from rgfl.dota.nearby import nearby, other_layout
 from rgfl.dota.tiling import clip_objects, place_of, windows
+from rgfl.errors import UserError
 from rgfl.nn.assign import Targets
 from rgfl.processes import end_with_parent
 from rgfl.recipes import AugmentConfig, DataConfig
@@ -50,7 +51,7 @@ GROUP_PIXELS = 150_000_000
 UNUSABLE = 0.9
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """The training data cannot be used; the message names the file and what to do."""
 
 
@@ -108,7 +109,7 @@ def read_dataset(
     root: Path | str,
     classes: str | Sequence[str] = "",
     with_val: bool = True,
-    unknown: Unknown = "error",
+    ignore_unknown: bool = False,
     train_splits: Sequence[str] = ("train",),
 ) -> Dataset:
     """Read and check all labels of `root`, and the sizes of all images.
@@ -119,7 +120,8 @@ def read_dataset(
         classes: the names; or "1.0", "1.5", "2.0", a file, or names with commas; empty: root/classes.txt,
             else the names that occur in train's labels.
         with_val: False reads no val/ to evaluate on.
-        unknown: what an object of another class does: "error", or "ignore" it and count it in `left_out`.
+        ignore_unknown: leave out objects of other classes and count them in `left_out`; else they are an
+            error.
 
     Raises:
         DataError: a folder, image or label file is missing, or train/ has no object of the classes.
@@ -137,13 +139,13 @@ def read_dataset(
                     f"{other_layout(root) or nearby(folder / kind, suffixes)}"
                 )
     names = _class_names(root, splits, classes) if isinstance(classes, str) else tuple(classes)
-    train = [picture for folder in splits for picture in _read_split(folder, names, unknown)]
+    train = [picture for folder in splits for picture in _read_split(folder, names, ignore_unknown)]
     if repeated := [name for name, count in Counter(one.name for one in train).items() if count > 1]:
         raise DataError(f"image {repeated[0]!r} is in more than one of {', '.join(train_splits)}; rename one")
-    val = _read_split(root / "val", names, unknown) if with_val else []
+    val = _read_split(root / "val", names, ignore_unknown) if with_val else []
     _warn_of_leaks(train, val)
     left_out: Counter[str] = Counter()
-    if unknown == "ignore":
+    if ignore_unknown:
         for folder in folders:
             left_out += dota_labels.count_others(folder / "labelTxt", names)
     if not any(len(picture.objects) for picture in train):
@@ -201,9 +203,9 @@ def _class_names(root: Path, splits: Sequence[Path], classes: str) -> tuple[str,
     raise DataError(f"{splits[0] / 'labelTxt'}: no object in any label file, so there is nothing to learn")
 
 
-def _read_split(folder: Path, classes: Sequence[str], unknown: Unknown) -> list[Picture]:
+def _read_split(folder: Path, classes: Sequence[str], ignore_unknown: bool) -> list[Picture]:
     images = find_images(folder / "images")
-    objects = dota_labels.read_label_folder(folder / "labelTxt", classes, unknown)
+    objects = dota_labels.read_label_folder(folder / "labelTxt", classes, ignore_unknown)
     if not images:
         raise DataError(f"{folder / 'images'}: no images{nearby(folder / 'images', IMAGE_SUFFIXES)}")
     if without := sorted(set(images) - set(objects)):
@@ -501,7 +503,7 @@ class Tiles:
         # Errors cross the process border as values: the user reads one line, not a worker's traceback.
         try:
             return self.tile(*key)
-        except (OSError, ValueError) as error:
+        except (OSError, UserError) as error:
             return error
 
     def tile(self, epoch: int, index: int) -> Tile:

@@ -14,11 +14,15 @@ from pathlib import Path
 from rgfl import atomic
 
 
-class ModelError(ValueError):
+class UserError(ValueError):
+    """What a user can put right: the message is all they need, so commands print it without a traceback."""
+
+
+class ModelError(UserError):
     """The file is no model, or not one that this command can run."""
 
 
-class InputError(ValueError):
+class InputError(UserError):
     """Images, labels or flags that do not fit together."""
 
 
@@ -32,17 +36,6 @@ EXTRAS = {
     "onnxruntime": "export",
     "onnxscript": "export",
 }
-
-
-def user_errors() -> tuple[type[Exception], ...]:
-    """The exceptions whose message is all a user needs. Imported late: `--help` must be quick."""
-    from rgfl.dota.average_precision import EvaluationError
-    from rgfl.dota.images import ImageError
-    from rgfl.dota.labels import LabelError
-    from rgfl.folder_lock import FolderInUse
-    from rgfl.spec import SpecError
-
-    return (ModelError, InputError, SpecError, LabelError, ImageError, EvaluationError, FolderInUse, OSError)
 
 
 def run(program: str, command: Callable[[], int]) -> int:
@@ -65,9 +58,7 @@ def run(program: str, command: Callable[[], int]) -> int:
             f"{program}: error: {name} is not installed: pip install 'rgfl[{EXTRAS[name]}]'", file=sys.stderr
         )
         return 2
-    except Exception as error:
-        if not isinstance(error, user_errors()):
-            raise
+    except (UserError, OSError) as error:
         print(f"{program}: error: {one_line(error)}", file=sys.stderr)
         return 2
 

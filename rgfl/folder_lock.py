@@ -12,10 +12,12 @@ try:
 except ImportError:  # Windows: there nothing keeps two processes apart
     fcntl = None  # type: ignore[assignment]
 
+from rgfl.errors import UserError
+
 LOCK = ".lock"
 
 
-class FolderInUse(ValueError):
+class FolderInUse(UserError):
     """Another process writes into the folder or file; the message says which."""
 
 

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from rgfl import checkpoint
 from rgfl.checkpoint import CheckpointError
 from rgfl.dota.labels import CLASSES, read_classes
+from rgfl.errors import UserError
 from rgfl.nn.config import ModelConfig
 from rgfl.recipes import RECIPES
 from rgfl.spec import DetectorSpec
@@ -337,7 +338,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         imported = import_detector(options.file, names)
         detector = imported.detector
         checkpoint.save(options.out, detector.spec, detector.config, detector.state_dict())
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:

@@ -29,12 +29,10 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from rgfl import checkpoint, page
-from rgfl.checkpoint import CheckpointError
-from rgfl.data import Batch, DataError, Loader, Tiles, batches, read_dataset, steps_per_epoch
+from rgfl.data import Batch, Loader, Tiles, batches, read_dataset, steps_per_epoch
 from rgfl.detections import Detections
 from rgfl.devices import choose_device, device_name, expect_own_gpu, mixed_precision, peak_memory_mb
-from rgfl.dota.images import ImageError
-from rgfl.dota.labels import LabelError, Unknown
+from rgfl.errors import UserError
 from rgfl.nn.backbone import WeightsError
 from rgfl.nn.batchnorm import statistics_kept, synchronise, training_batchnorms
 from rgfl.nn.decode import Raw
@@ -45,7 +43,7 @@ from rgfl.ranks import Ranks, SharedError
 from rgfl.recipes import Recipe, ScheduleConfig, learning_rate, schedule_warnings
 from rgfl.run_folder import RunFolder, of_this_version, read_last
 from rgfl.seen import Evaluation
-from rgfl.spec import DetectorSpec, SpecError
+from rgfl.spec import DetectorSpec
 from rgfl.stop import TIME_IS_UP, Stop, reason
 from rgfl.training_error import TrainingError
 from rgfl.validate import evenly, find, over_labels, score, without_truth
@@ -63,17 +61,7 @@ LEAST_MIXED = 8
 MEANS = {"ap50": "AP50", "ap75": "AP75", "map": "mAP"}  # over the classes; shown in percent
 
 # What `main` prints as one line; anything else is a bug and shows its traceback.
-ERRORS = (
-    TrainingError,
-    SharedError,
-    DataError,
-    LabelError,
-    ImageError,
-    CheckpointError,
-    WeightsError,
-    SpecError,
-    FileNotFoundError,
-)
+ERRORS = (UserError, FileNotFoundError)
 
 
 def train(
@@ -82,14 +70,14 @@ def train(
     out: Path,
     classes: str = "",
     resume: bool = True,
-    unknown: Unknown = "error",
+    ignore_unknown: bool = False,
 ) -> int:
     """Train to the end of the schedule, or until Ctrl-C, SIGTERM, SIGHUP or --max-minutes.
 
     Under torchrun every process calls this with the same arguments.
 
     Args:
-        root, classes, unknown: as `read_dataset` takes them.
+        root, classes, ignore_unknown: as `read_dataset` takes them.
         out: folder of the run.
         resume: go on from its last.pt; else it is replaced.
 
@@ -102,7 +90,7 @@ def train(
     with Ranks(device) as ranks:
         expect_own_gpu(device, ranks)
         try:
-            return Training(recipe, root, out, classes, resume, unknown, device, ranks, started).run()
+            return Training(recipe, root, out, classes, resume, ignore_unknown, device, ranks, started).run()
         except torch.OutOfMemoryError as error:
             raise TrainingError(
                 f"out of GPU memory with --batch {recipe.schedule.batch} tiles of --tile-size "
@@ -121,7 +109,7 @@ class Training:
         out: Path,
         classes: str,
         resume: bool,
-        unknown: Unknown,
+        ignore_unknown: bool,
         device: torch.device,
         ranks: Ranks,
         started: float,
@@ -148,7 +136,7 @@ class Training:
         torch.manual_seed(schedule.seed)
 
         with ranks.together(ERRORS):
-            self._read_data(root, classes, unknown)
+            self._read_data(root, classes, ignore_unknown)
             self.amp = mixed_precision(schedule.amp, device)
             last = read_last(out, recipe, self.dataset) if resume else None
             said = self._build_model(last)
@@ -185,14 +173,14 @@ class Training:
                 "fewer processes, or --head-norm group"
             )
 
-    def _read_data(self, root: Path, classes: str, unknown: Unknown) -> None:
+    def _read_data(self, root: Path, classes: str, ignore_unknown: bool) -> None:
         """The tiles to train on, the images to evaluate on, and the numbers of steps that follow."""
         recipe = self.recipe
         self.dataset = read_dataset(
             root,
             classes,
             with_val=self.evaluating,
-            unknown=unknown,
+            ignore_unknown=ignore_unknown,
             train_splits=recipe.data.train_splits,
         )
         self.spec = recipe.spec(self.dataset.classes)

@@ -29,6 +29,7 @@ from rgfl import atomic
 from rgfl.chart import Line, chart
 from rgfl.curves import scores_and_curves
 from rgfl.dota.average_precision import Result
+from rgfl.errors import UserError
 from rgfl.page_style import STYLE
 from rgfl.recipes import RECIPES, EvaluationConfig
 from rgfl.run_log import read_records
@@ -39,7 +40,7 @@ PAGE, LOG = "page.html", "log.jsonl"
 Record = Mapping[str, Any]  # a line of log.jsonl
 
 
-class PageError(ValueError):
+class PageError(UserError):
     """There is nothing to draw; one line that says why."""
 
 
@@ -439,7 +440,6 @@ def look(run: Path, data: Path, weights: Path, images: int | None, device: str) 
     from rgfl import checkpoint
     from rgfl.data import read_dataset
     from rgfl.devices import choose_device
-    from rgfl.dota.labels import Unknown
     from rgfl.nn.fake_int8 import fake_int8
     from rgfl.validate import evenly, find, score
 
@@ -452,8 +452,8 @@ def look(run: Path, data: Path, weights: Path, images: int | None, device: str) 
     detector = checkpoint.load_detector(weights).to(choose_device(device))
     if settings.get("fake_int8"):  # the training's own evaluations rounded too
         fake_int8(detector)
-    unknown: Unknown = "ignore" if settings.get("left_out") else "error"  # as the training had it
-    dataset = read_dataset(data, detector.spec.classes, unknown=unknown)
+    ignore_unknown = bool(settings.get("left_out"))  # as the training had it
+    dataset = read_dataset(data, detector.spec.classes, ignore_unknown=ignore_unknown)
     chosen = evenly(dataset.val, (config.eval_images if images is None else images) or len(dataset.val))
     bar = tqdm(chosen, unit="image", dynamic_ncols=True)
     found = find(detector.predict, bar, detector.spec, config)
@@ -486,7 +486,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.images is not None and arguments.images < 0:
         parser.error(f"--images: expected 0 (all) or more, got {arguments.images}")
-    told: tuple[type[Exception], ...] = (PageError, OSError)
     evaluation = None
     try:
         read_log(arguments.run)
@@ -494,9 +493,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise PageError(f"{arguments.run / PAGE}: the folder cannot be written to")
         if arguments.data:
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see rgfl/train.py
-            from rgfl.loop import ERRORS
-
-            told += ERRORS
             weights = arguments.weights or arguments.run / "best.pt"
             evaluation = look(arguments.run, arguments.data, weights, arguments.images, arguments.device)
         print(write(arguments.run, evaluation))
@@ -506,7 +502,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         print(f"error: --data needs {error.name}: pip install 'rgfl[train]'", file=sys.stderr)
         return 2
-    except told as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -18,13 +18,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from rgfl.errors import UserError
+
 T = TypeVar("T")
 
 # Of an agreement: the others wait while one evaluates or reads. Gradients keep torch's limit.
 LONGEST_WAIT = datetime.timedelta(hours=6)
 
 
-class SharedError(ValueError):
+class SharedError(UserError):
     """An error of some ranks, raised on all of them; the first tells it."""
 
 

@@ -22,6 +22,7 @@ from math import cos, pi, sqrt
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
+from rgfl.errors import UserError
 from rgfl.nn.config import ModelConfig
 from rgfl.spec import DetectorSpec
 
@@ -58,7 +59,7 @@ RULES: dict[str, Rule] = {
 }  # fmt: skip
 
 
-class RecipeError(ValueError):
+class RecipeError(UserError):
     """A field of the recipe has a value that cannot work; the message names its flag."""
 
 

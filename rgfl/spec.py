@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from rgfl.errors import UserError
+
 HeadMode = Literal["integral", "gfl"]
 ANGLE_CONVENTION = "le135"
 SPEC_FORMAT = 1
@@ -23,7 +25,7 @@ LARGEST_SIDE = 16384  # pixels; the activations of more would not fit into memor
 LONGEST_NAME = 200  # bytes of a class name; file systems take 255 for Task1_<class>.txt and its temporary
 
 
-class SpecError(ValueError):
+class SpecError(UserError):
     """The spec is missing, unreadable or asks for something this version does not do."""
 
 

@@ -135,7 +135,7 @@ def _train(recipe: Recipe, arguments: argparse.Namespace) -> int:
             arguments.out,
             arguments.classes,
             arguments.resume,
-            "ignore" if arguments.ignore_unknown else "error",
+            arguments.ignore_unknown,
         )
     except ERRORS as error:
         if first_rank() or not isinstance(error, SharedError):

@@ -356,13 +356,13 @@ def test_classes_that_are_not_asked_for_are_left_out_and_counted(folder):
         read_dataset(folder, "ship")
     (folder / "train/labelTxt/._tile.txt").write_bytes(b"\xff\xfe")  # a Mac's own file is no label file
     (folder / "val/labelTxt/v.txt").write_bytes(b"\xef\xbb\xbf" + f"{SQUARE} car/truck 0\r\n".encode())
-    ships = read_dataset(folder, "ship", unknown="ignore")
+    ships = read_dataset(folder, "ship", ignore_unknown=True)
     assert ships.classes == ("ship",)
     assert [picture.objects.labels.tolist() for picture in ships.train] == [[], [0], [0]]
     assert [len(picture.objects) for picture in ships.val] == [0]
     assert ships.left_out == {"plane": 2, "car/truck": 1}
-    assert read_dataset(folder, "ship", with_val=False, unknown="ignore").left_out == {"plane": 2}
-    whole = read_dataset(folder, "plane,ship", with_val=False, unknown="ignore")
+    assert read_dataset(folder, "ship", with_val=False, ignore_unknown=True).left_out == {"plane": 2}
+    whole = read_dataset(folder, "plane,ship", with_val=False, ignore_unknown=True)
     assert whole.left_out == {}
     assert whole.digest() != ships.digest()
 
@@ -371,7 +371,7 @@ def test_a_class_that_no_label_has_is_no_training(folder):
     with pytest.raises(
         DataError, match=r"no object of shpi, so there is nothing to learn; the labels hold plane, ship"
     ):
-        read_dataset(folder, "shpi", unknown="ignore")
+        read_dataset(folder, "shpi", ignore_unknown=True)
 
 
 # ------------------------------------------------------------------------------------------------ tiles

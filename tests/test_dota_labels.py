@@ -279,13 +279,11 @@ def test_bad_lines_are_named_by_file_and_line(tmp_path, line, message, ending):
 
 def test_unknown_classes_can_be_ignored_but_not_their_errors(tmp_path):
     path = written(tmp_path, f"{QUAD} boat 0\n{QUAD} ship 2\n")
-    assert labels.read_labels(path, NAMES, unknown="ignore").difficult.tolist() == [2]
-    assert len(labels.read_labels(path, ["plane"], unknown="ignore")) == 0
-    with pytest.raises(ValueError, match="expected one of error, ignore, got 'skip'"):
-        labels.read_labels(path, NAMES, unknown="skip")
+    assert labels.read_labels(path, NAMES, ignore_unknown=True).difficult.tolist() == [2]
+    assert len(labels.read_labels(path, ["plane"], ignore_unknown=True)) == 0
     path = written(tmp_path, f"{QUAD} boat 0\n{QUAD} boat x\n")
     with pytest.raises(LabelError, match=r"P0001.txt:2: difficult"):
-        labels.read_labels(path, NAMES, unknown="ignore")
+        labels.read_labels(path, NAMES, ignore_unknown=True)
 
 
 def test_text_that_is_not_utf8(tmp_path):

@@ -69,3 +69,30 @@ def test_sigterm_leaves_no_temporary_file(tmp_path: Path) -> None:
     assert ended.value.code == 128 + signal.SIGTERM
     assert not list(tmp_path.iterdir())
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    "command", ["rgfl.dota.tiling", "rgfl.dota.merge", "rgfl.dota.convert", "rgfl.foreign"]
+)
+def test_a_bug_shows_its_traceback(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A broadcasting error of NumPy is a ValueError, and was told as if the user could mend it."""
+    module = pytest.importorskip(command)
+    first = {
+        "tiling": "read_classes",
+        "merge": "read_task1",
+        "convert": "read_names",
+        "foreign": "import_detector",
+    }
+
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("operands could not be broadcast together")
+
+    monkeypatch.setattr(module, first[command.rpartition(".")[2]], broken)
+    arguments = {
+        "rgfl.dota.tiling": ["--data", str(tmp_path), "--classes", "a"],
+        "rgfl.dota.merge": ["--task1", str(tmp_path), "--classes", "a"],
+        "rgfl.dota.convert": ["--from", "coco", "--data", str(tmp_path), "--classes", "a"],
+        "rgfl.foreign": ["import", str(tmp_path / "file.pth")],
+    }[command]
+    with pytest.raises(ValueError, match="broadcast"):
+        module.main([*arguments, "--out", str(tmp_path / "out.pt")])

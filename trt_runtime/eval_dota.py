@@ -248,7 +248,7 @@ def read_truth(arguments: argparse.Namespace, classes: tuple[str, ...], hint: st
         if left_out:
             counts = ", ".join(f"{count:,} {name}" for name, count in left_out.most_common())
             print(f"eval_dota: note: left out, as their classes are not evaluated: {counts}", file=sys.stderr)
-        truth = read_label_folder(labels, classes, unknown="ignore")
+        truth = read_label_folder(labels, classes, ignore_unknown=True)
         if not any(map(len, truth.values())):
             raise errors.InputError(
                 f"--labels {labels}: no object of any of the classes {', '.join(classes)}; {hint}"
@@ -465,7 +465,7 @@ def _deliver(text: str, files: Mapping[Path, Callable[[], str]], journal: Path |
         try:
             lines.append(write())
             written.append(str(path))
-        except errors.user_errors() as error:
+        except (errors.UserError, OSError) as error:
             failed.append(errors.one_line(error))
     if journal and not failed:
         journal.unlink(missing_ok=True)

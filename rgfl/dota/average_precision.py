@@ -39,6 +39,7 @@ from rgfl.detections import Detections
 from rgfl.dota.labels import CLASSES, DIFFICULT_CUT, Objects, Task1Class, to_task1
 from rgfl.dota.pairs import in_ranges
 from rgfl.dota.tiling import are_tiles
+from rgfl.errors import UserError
 
 THRESHOLDS: tuple[float, ...] = tuple(percent / 100 for percent in range(50, 100, 5))
 RECALL_GRID = np.arange(0.0, 1.1, 0.1)
@@ -46,7 +47,7 @@ RECALL_GRID = np.arange(0.0, 1.1, 0.1)
 _TIES_WORTH_A_NOTE = 0.01
 
 
-class EvaluationError(ValueError):
+class EvaluationError(UserError):
     """Detections and ground truth do not fit together; the message names the place."""
 
 

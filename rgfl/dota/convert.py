@@ -76,7 +76,7 @@ from rgfl.dota.images import IMAGE_SUFFIXES, find_images, image_size
 from rgfl.dota.journal import failure, follow, read_journal, stamp
 from rgfl.dota.labels import Objects, find_classes, in_order, read_labels, write_labels
 from rgfl.dota.nearby import nearby
-from rgfl.errors import told
+from rgfl.errors import UserError, told
 from rgfl.folder_lock import LOCK, lock_folder
 from rgfl.processes import usable_cores
 
@@ -203,7 +203,7 @@ def convert(
         def work(place: Placed) -> dict[str, Any]:
             try:
                 return _convert_image(place, dataset, out, to, link)
-            except (ValueError, OSError) as error:
+            except (UserError, OSError) as error:
                 return {"error": " ".join(str(error).split())}
 
         def entries() -> Generator[dict[str, Any], None, None]:
@@ -417,7 +417,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             workers=options.workers,
             progress=True,
         )
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {told(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

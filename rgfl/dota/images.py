@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rgfl.dota import rasters
+from rgfl.errors import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".jp2")
 # Of pictures that `find_images` leaves out: other formats, and what cameras call raw.
@@ -26,7 +27,7 @@ OTHER_SUFFIXES = (
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".m4v", ".webm")
 
 
-class ImageError(ValueError):
+class ImageError(UserError):
     """A file that should be an image and is not; the message is one line that begins with its path."""
 
 

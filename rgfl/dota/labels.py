@@ -25,7 +25,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path, PurePosixPath
-from typing import Literal, NoReturn, get_args
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from rgfl import atomic
 from rgfl.detections import Detections
 from rgfl.dota.nearby import CONVERT, nearby
+from rgfl.errors import UserError
 from rgfl.spec import unfit_name
 
 _V1_0 = (
@@ -58,7 +59,6 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "1.5": (*_V1_0, "container-crane"),
     "2.0": (*_V1_0, "container-crane", "airport", "helipad"),
 }
-Unknown = Literal["error", "ignore"]
 _DIFFICULT = {"0": 0, "1": 1, "2": 2}
 DIFFICULT_CUT = 2  # what tiling writes; the evaluation of full images takes it for 1
 HORIZONTAL_QUADS = 50  # from so many on, all of them along the axes is no chance
@@ -72,7 +72,7 @@ TASK1_DECIMALS = 4
 LARGEST_UNPACKED = 1 << 31  # bytes of a zip of Task 1 files; 18 classes of a large test set take a tenth
 
 
-class LabelError(ValueError):
+class LabelError(UserError):
     """A line that breaks the grammar; the message begins with `file:line: `."""
 
 
@@ -201,7 +201,7 @@ def read_classes(text: str) -> tuple[str, ...]:
         if Path(text).is_file():
             return read_class_file(Path(text))
         if Path(text).suffix or "/" in text or "\\" in text:
-            raise ValueError(
+            raise UserError(
                 f"classes {text!r}: neither a DOTA version ({', '.join(CLASSES)}) nor a file that exists"
             )
     return checked_names([name.strip() for name in text.split(",") if name.strip()], f"classes {text!r}")
@@ -227,16 +227,16 @@ def checked_names(names: Sequence[str], source: str) -> tuple[str, ...]:
         ValueError: no names, a name twice, or one that is `unfit_name`, has a comma, or begins with #.
     """
     if not names:
-        raise ValueError(f"{source}: no class names; expected one a line, or a,b,c")
+        raise UserError(f"{source}: no class names; expected one a line, or a,b,c")
     for name in names:
         if wrong := unfit_name(name):
-            raise ValueError(f"{source}: class name {name!r} {wrong}")
+            raise UserError(f"{source}: class name {name!r} {wrong}")
         if "," in name:
-            raise ValueError(f"{source}: class name {name!r} has a comma; a file holds one name a line")
+            raise UserError(f"{source}: class name {name!r} has a comma; a file holds one name a line")
         if name.startswith("#"):
-            raise ValueError(f"{source}: class name {name!r} would be a comment in a file of class names")
+            raise UserError(f"{source}: class name {name!r} would be a comment in a file of class names")
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{source}: {', '.join(repeated)} named more than once")
+        raise UserError(f"{source}: {', '.join(repeated)} named more than once")
     return tuple(names)
 
 
@@ -291,7 +291,7 @@ def count_others(directory: Path | str, classes: Collection[str]) -> Counter[str
 # labelTxt
 
 
-def read_labels(path: Path | str, classes: Sequence[str], unknown: Unknown = "error") -> Objects:
+def read_labels(path: Path | str, classes: Sequence[str], ignore_unknown: bool = False) -> Objects:
     """Objects of one labelTxt file.
 
     Lines of fewer than 9 fields are no labels (`imagesource:`, `gsd:`), as in the official
@@ -300,20 +300,19 @@ def read_labels(path: Path | str, classes: Sequence[str], unknown: Unknown = "er
 
     Args:
         classes: names; labels are indices into them.
-        unknown: what a class that is not among them does: "error", or "ignore" the object.
+        ignore_unknown: leave out objects of classes that are not among them; else they are an error.
 
     Raises:
         LabelError: a coordinate is no finite number, difficult is not 0, 1 or 2, a class is
             unknown, a line has more than 10 fields or other separators, or is YOLO's.
         FileNotFoundError: there is no such file.
     """
-    _check_unknown(unknown)
     _check_sequence(classes)
-    return _parse_labels(Path(path), {name: index for index, name in enumerate(classes)}, unknown)
+    return _parse_labels(Path(path), {name: index for index, name in enumerate(classes)}, ignore_unknown)
 
 
 def read_label_folder(
-    directory: Path | str, classes: Sequence[str], unknown: Unknown = "error"
+    directory: Path | str, classes: Sequence[str], ignore_unknown: bool = False
 ) -> dict[str, Objects]:
     """`read_labels` of every .txt file in a folder, by stem, sorted.
 
@@ -323,9 +322,8 @@ def read_label_folder(
         LabelError: as `read_labels`, or all coordinates are shares of an image's side.
         FileNotFoundError: no such folder, or no label file in it.
     """
-    _check_unknown(unknown)
     index = {name: number for number, name in enumerate(classes)}
-    found = {path.stem: _parse_labels(path, index, unknown) for path in _label_files(directory)}
+    found = {path.stem: _parse_labels(path, index, ignore_unknown) for path in _label_files(directory)}
     quads = np.concatenate([objects.quads for objects in found.values()])
     if len(quads) and YOLO_RANGE[0] <= quads.min() and quads.max() <= YOLO_RANGE[1]:
         _fail(
@@ -393,7 +391,7 @@ def write_labels(path: Path | str, objects: Objects, classes: Sequence[str]) -> 
     atomic.write_text(path, "".join(lines))
 
 
-def _parse_labels(path: Path, index: Mapping[str, int], unknown: Unknown) -> Objects:
+def _parse_labels(path: Path, index: Mapping[str, int], ignore_unknown: bool) -> Objects:
     text = _read_text(path)
     rows = [fields for _, fields in _label_lines(path, text)]
     if not rows:
@@ -412,7 +410,7 @@ def _parse_labels(path: Path, index: Mapping[str, int], unknown: Unknown) -> Obj
             _check_label(path, number, fields)
             if fields[8] in index:
                 kept.append(fields)
-            elif unknown == "error":
+            elif not ignore_unknown:
                 raise UnknownClassError(f"{path}:{number}", fields[8], index) from None
         if not kept:
             return Objects.empty()
@@ -499,17 +497,17 @@ def to_task1(detections: Mapping[str, Detections], classes: Sequence[str]) -> di
     names = sorted(detections)
     for name in names:
         if len(name.split()) != 1:
-            raise ValueError(f"image name {name!r} has white space; Task 1 files need it in one word")
+            raise UserError(f"image name {name!r} has white space; Task 1 files need it in one word")
     parts = [detections[name] for name in names]
     found = Detections.concatenate(parts)
     if len(found) and not (found.labels.min() >= 0 and found.labels.max() < len(classes)):
-        raise ValueError(
+        raise UserError(
             f"labels {found.labels.min()}…{found.labels.max()} do not index {len(classes)} classes: "
             "the model was trained on another class list"
         )
     for name, part in zip(names, parts, strict=True):
         if not (np.isfinite(part.boxes).all() and np.isfinite(part.scores).all()):
-            raise ValueError(f"image {name}: a detection is NaN or infinite; the model is broken")
+            raise UserError(f"image {name}: a detection is NaN or infinite; the model is broken")
     images = np.repeat(np.array(names, object), [len(part) for part in parts])
     quads = np.round(to_quads(found.boxes.astype(np.float64)).reshape(-1, 8), TASK1_DECIMALS)
     quads += 0.0  # no minus zero
@@ -694,11 +692,6 @@ def _is_number(field: str) -> bool:
         return math.isfinite(float(field))
     except ValueError:
         return False
-
-
-def _check_unknown(unknown: str) -> None:
-    if unknown not in get_args(Unknown):
-        raise ValueError(f"unknown: expected one of {', '.join(get_args(Unknown))}, got {unknown!r}")
 
 
 def _check_sequence(classes: Sequence[str]) -> None:

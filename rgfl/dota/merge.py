@@ -32,7 +32,7 @@ from rgfl.detections import Detections, Infer
 from rgfl.dota.labels import Task1Class, read_classes, read_task1, write_task1
 from rgfl.dota.pairs import in_ranges
 from rgfl.dota.tiling import crop, default_stride, place_of, windows
-from rgfl.errors import told
+from rgfl.errors import UserError, told
 
 # Rotated IoU above which the NMS over the tiles of an image drops a box, as in the published rows.
 MERGE_IOU = 0.1
@@ -42,7 +42,7 @@ Progress = Callable[[int, int], None]
 _BOXES_AT_ONCE = 512
 
 
-class NotFiniteError(ValueError):
+class NotFiniteError(UserError):
     """A detection is NaN or infinite; the message names the tile."""
 
 
@@ -273,7 +273,7 @@ def merge_task1(
         scores = found[name].scores.astype(np.float32)
         for tile in np.unique(images):
             if (place := place_of(str(tile))) is None:
-                raise ValueError(f"Task1_{name}.txt: {tile} is no tile's name, P0000__<scale>__<x>___<y>")
+                raise UserError(f"Task1_{name}.txt: {tile} is no tile's name, P0000__<scale>__<x>___<y>")
             image, scale, x, y = place
             rows = np.flatnonzero(images == tile)
             detections = Detections(boxes[rows], scores[rows], np.full(len(rows), label, np.int32))
@@ -294,11 +294,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.out.resolve() == Path(options.task1).resolve():
-            raise ValueError("--out: must not be the folder of --task1")
+            raise UserError("--out: must not be the folder of --task1")
+        if not 0 <= options.iou <= 1:
+            raise UserError(f"--iou {options.iou:g}: expected 0…1")
         found = read_task1(options.task1, read_classes(options.classes))
         merged, classes = merge_task1(found, options.iou)
         write_task1(options.out, merged, classes)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {told(error)}", file=sys.stderr)
         return 2
     before, after = sum(map(len, found.values())), sum(map(len, merged.values()))

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
 # What a file of each of GDAL's drivers begins with: of those that are read here…
+from rgfl.errors import UserError
+
 DRIVERS = {
     "GTiff": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
     "JP2OpenJPEG": (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),
@@ -43,7 +45,7 @@ ORIENTATION = 274  # a tag of TIFF
 logging.getLogger("rasterio").addHandler(logging.NullHandler())
 
 
-class RasterError(ValueError):
+class RasterError(UserError):
     """The file is damaged, or its pixels are no picture; the message names no file."""
 
 

@@ -60,7 +60,7 @@ from rgfl.dota.labels import (
     write_labels,
 )
 from rgfl.dota.nearby import nearby
-from rgfl.errors import told
+from rgfl.errors import UserError, told
 from rgfl.folder_lock import lock_folder
 from rgfl.processes import each, usable_cores
 
@@ -72,7 +72,7 @@ LEAST_SIDE = 32  # pixels of a window, and more than any scale
 _TILE_NAME = re.compile(r"(?P<image>.+)__(?P<scale>\d+(\.\d+)?(e[+-]?\d+)?)__(?P<x>\d+)___(?P<y>\d+)")
 
 
-class TilingError(ValueError):
+class TilingError(UserError):
     """The settings or folders cannot be tiled; the message says what to change."""
 
 
@@ -414,7 +414,7 @@ def _tile_image(job: _Job) -> dict[str, Any]:
     try:
         image = read_image(job.image)
         objects = read_labels(job.label, job.classes) if job.label is not None else None
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         return {"error": str(error)}
     settings, stem = job.settings, job.image.stem
     counts = {"tiles": 0, "objects": 0, "cut_objects": 0}
@@ -679,7 +679,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         if classes is not None:  # so that training on the tiles numbers them as training on the images does
             atomic.write_text(options.out / "classes.txt", "".join(f"{name}\n" for name in classes))
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {told(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -24,12 +24,13 @@ from timm.layers import Conv2dSame, Format
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from rgfl.errors import UserError
 from rgfl.nn.config import ModelConfig
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
-class WeightsError(ValueError):
+class WeightsError(UserError):
     """The backbone's weights are missing, unreadable or belong to another network."""
 
 

@@ -10,11 +10,12 @@ from typing import NoReturn
 from xml.etree import ElementTree
 
 from rgfl.dota.labels import Objects, checked_names, read_classes
+from rgfl.errors import UserError
 
 SPLITS = ("train", "val", "test")
 
 
-class ConvertError(ValueError):
+class ConvertError(UserError):
     """A data set that cannot be converted; the message names the file, or the folder and what it lacks."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rgfl.dota import labels
+from rgfl.errors import UserError
 
 CLASSES = labels.CLASSES["1.0"]
 EASY_CLASSES = ("plane", "small-vehicle", "large-vehicle", "ship", "tennis-court", "storage-tank")
@@ -17,7 +18,7 @@ VISIBLE = 0.75  # objects of which less lies inside the image are not drawn
 FORMAT = 2  # raise it when the same settings no longer give the same files
 
 
-class SyntheticError(ValueError):
+class SyntheticError(UserError):
     """The settings make no sense, or the folder holds something else."""
 
 
