@@ -129,11 +129,14 @@ def entropy_edge(counts: NDArray[np.int64], levels: int = LEVELS + 1, stride: in
 
 def find_calibration_images(directory: Path, count: int) -> dict[str, Path]:
     """At most `count` images, evenly spaced over the sorted names."""
-    from rgfl.dota.images import find_images
+    from rgfl.dota.images import IMAGE_SUFFIXES, find_images
+    from rgfl.dota.nearby import nearby
 
     found = list(find_images(errors.existing_directory(directory, "--calib")).items())
     if not found:
-        raise errors.InputError(f"--calib {directory}: no image in it (png, jpg, bmp, tif)")
+        raise errors.InputError(
+            f"--calib {directory}: no image in this folder{nearby(directory, IMAGE_SUFFIXES)}"
+        )
     return dict(found[index] for index in _spread(len(found), count))
 
 

@@ -168,7 +168,7 @@ class Report:
         if overlap < 1:
             lines.append(f"turned detections overlap by {overlap:.3f}, allowed {TURNED_IOU}")
         lines.append(f"scores need {scores:.1e}, allowed {self.score_tolerance:.0e}")
-        lines.append("equal within the tolerances" if self.passed else "DIFFERENT")
+        lines.append("equal within the tolerances" if self.passed else "DIFFERENT: beyond the tolerances")
         return "\n".join(lines)
 
 
@@ -367,8 +367,11 @@ class DetectionReport:
             needed = np.quantile(values, QUANTILES, method="higher") if len(values) else np.zeros(4)
             lines.append("".join([f"{name:18s}", *(f"{value:12.2g}" for value in needed)]))
         least = min(min(found.shares) for found in self.compared)
-        lines.append(f"matched {100 * least:.2f}% at least, asked for {100 * self.min_matched:g}%")
-        lines.append("the same detections" if self.passed else "DIFFERENT")
+        asked = f"asked for {100 * self.min_matched:g}% (--min-matched)"
+        lines.append(f"{100 * least:.2f}% of the detections are found again at least, {asked}")
+        lines.append(
+            "the same detections" if self.passed else "DIFFERENT: fewer are found again than asked for"
+        )
         return "\n".join(lines)
 
 

@@ -220,7 +220,8 @@ def _read_split(folder: Path, classes: Sequence[str], ignore_unknown: bool) -> l
         )
     if spaced := [name for name in images if len(name.split()) != 1]:
         raise DataError(
-            f"{images[spaced[0]]}: white space in an image's name, which Task 1 files cannot hold"
+            f"{images[spaced[0]]}: white space in an image's name, which Task 1 files cannot hold; rename "
+            f"it and its label file, such as {'_'.join(spaced[0].split())}"
         )
     return [Picture(name, path, *image_size(path), objects[name]) for name, path in images.items()]
 

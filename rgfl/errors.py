@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import math
 import os
 import signal
 import sys
@@ -161,6 +163,17 @@ def picture_directory(path: Path, flag: str, images: Mapping[str, Path]) -> Path
             f"{flag} {path}: the images lie there, and pictures could replace them; choose another"
         )
     return new_directory(path, flag)
+
+
+def share(text: str) -> float:
+    """A flag's number from 0 to 1, as argparse's `type`: 30 is no score."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected 0 to 1, such as 0.3")
+    return value
 
 
 def positive_integers(text: str, flag: str) -> list[int]:

@@ -284,8 +284,8 @@ class Training:
         ]
         if self.evaluating and (absent := without_truth(self.val, self.spec)):
             warnings.append(
-                f"val has no object that counts of {', '.join(absent)}: AP 0 in the means, by the official "
-                "rule"
+                f"val has no object of {', '.join(absent)} (difficult ones do not count): by DOTA's rule "
+                "their AP is 0, which pulls the means down; --classes a,b --ignore-unknown leaves classes out"
             )
         if missing := [name for name, count in self.tiles.objects_by_class().items() if not count]:
             warnings.append(f"train has no object of {', '.join(missing)}: the detector will not find any")

@@ -146,12 +146,13 @@ def _train(recipe: Recipe, arguments: argparse.Namespace) -> int:
 def leave(code: int) -> NoReturn:
     """End this process. One of several goes without the interpreter's end: everything is written and closed,
     and there torch's threads, cut off in the middle of a message, abort a process in one of twenty errors."""
-    from rgfl.ranks import launched
+    if "torch" in sys.modules:  # else it is not installed, and was told
+        from rgfl.ranks import launched
 
-    if launched():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        if launched():
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
     sys.exit(code)
 
 

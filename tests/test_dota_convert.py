@@ -77,6 +77,15 @@ def test_yolo_names_in_every_form_and_folders_of_other_habits(names, tmp_path):
     assert "storage-tank" in (out / "val/labelTxt/b.txt").read_text()
 
 
+def test_data_yaml_itself_is_taken_and_a_class_that_is_renamed_is_told(yolo, tmp_path, capsys):
+    """As Ultralytics' commands take it; GeoJSON later has the new name."""
+    text(yolo / "data.yaml", "train: images/train\nval: images/val\nnames: [Flugzeug groß, ship]\n")
+    out = tmp_path / "out"
+    assert run("--from", "yolo-obb", "--data", yolo / "data.yaml", "--out", out) == 0
+    assert (out / "classes.txt").read_text().split() == ["Flugzeug-groß", "ship"]
+    assert "class 'Flugzeug groß' is written Flugzeug-groß" in capsys.readouterr().err
+
+
 def test_yolo_lists_of_images_and_classes_by_hand(yolo, tmp_path):
     text(yolo / "data.yaml", "train: train.txt\n")
     text(yolo / "train.txt", "./images/train/a.png\n")

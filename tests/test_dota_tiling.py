@@ -531,3 +531,38 @@ def test_tiles_of_another_data_set_are_not_replaced(data, tmp_path, capsys):
     (other / "train").rename(other / "val")
     assert run(other, out) == 0  # beside the other split
     assert before.items() <= files(out).items()
+
+
+def test_min_visible_is_the_callers(data, tmp_path):
+    assert run(data, tmp_path / "tiles", "--min-visible", "0.5") == 0
+    seen = read_labels(tmp_path / "tiles/train/labelTxt/P0001__1__0___0.txt", NAMES)
+    assert seen.quads[1].tolist() == rectangle(58, 4, 64, 14)  # 0.6 of it
+    assert seen.difficult.tolist() == [0, 0]
+
+
+def test_what_lies_beyond_the_image_is_not_seen_in_the_padding(data, tmp_path):
+    write_labels(data / "train/labelTxt/P0002.txt", objects(rectangle(4, 20, 10, 60)), NAMES)  # 30 px high
+    assert run(data, tmp_path / "tiles", "--keep-empty") == 0
+    seen = read_labels(tmp_path / "tiles/train/labelTxt/P0002__1__0___0.txt", NAMES)
+    assert seen.quads.tolist() == [rectangle(4, 20, 10, 30)]
+    assert seen.difficult.tolist() == [2]
+
+
+def test_val_needs_labels_as_train_does(data, tmp_path, capsys):
+    shutil.copytree(data / "train/images", data / "val/images")
+    assert run(data, tmp_path / "tiles") == 2
+    assert f"{data / 'val/labelTxt'}: no such folder" in capsys.readouterr().err
+
+
+def test_scaled_tiles_show_the_averaged_image(data, tmp_path):
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[:, ::4] = 200
+    tiling._write_png(data / "train/images/P0003.png", image)
+    assert run(data, tmp_path / "tiles", "--keep-empty", "--scales", "0.25", "2") == 0
+    tile = read_image(tmp_path / "tiles/train/images/P0003__0.25__0___0.png")
+    assert (tile[:16, :16] == 50).all()
+    assert not tile[16:].any()
+
+
+def test_settings_may_reach_their_bounds():
+    TileSettings(size=64, stride=64, min_visible=1, pad_value=(0, 255, 0))

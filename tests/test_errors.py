@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 from pathlib import Path
@@ -96,3 +97,14 @@ def test_a_bug_shows_its_traceback(command: str, monkeypatch: pytest.MonkeyPatch
     }[command]
     with pytest.raises(ValueError, match="broadcast"):
         module.main([*arguments, "--out", str(tmp_path / "out.pt")])
+
+
+def test_a_percentage_is_no_share(capsys: pytest.CaptureFixture) -> None:
+    """--score 30 found nothing, without a word."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--score", type=errors.share)
+    assert parser.parse_args(["--score", "0.3"]).score == 0.3
+    for wrong in ("30", "-1", "nan", "x"):
+        with pytest.raises(SystemExit):
+            parser.parse_args([f"--score={wrong}"])
+        assert f"--score: {wrong}: expected 0 to 1, such as 0.3" in capsys.readouterr().err

@@ -119,3 +119,31 @@ def test_detections_check_their_shapes() -> None:
 def test_the_base_imports_no_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("image_size", [0, 128]),
+        ("image_size", [-128, 128]),
+        ("pad_value", [0.5, 0, 0]),
+        ("iou_threshold", -0.1),
+        ("strides", [8, "16"]),
+        ("mean", [1, 2, "3"]),
+    ],
+)
+def test_every_number_of_a_field_is_looked_at(field: str, value: object) -> None:
+    record = {**json.loads(SPEC.to_json()), field: value}
+    with pytest.raises(SpecError, match=field):
+        DetectorSpec.from_json(json.dumps(record))
+
+
+def test_a_spec_fits_an_engines_name_in_bytes() -> None:
+    """TensorRT cuts at a byte, and each of these letters is three."""
+    with pytest.raises(SpecError, match=str(MAX_JSON_BYTES)):
+        DetectorSpec(classes=tuple(f"{'船' * 60}-{index}" for index in range(22)))
+
+
+def test_the_bytes_of_a_spec_do_not_change() -> None:
+    """Digests stand in result files, and other languages read defaults that a file does not name."""
+    assert DetectorSpec(classes=("ä",)).digest == "e280bef9ad7b"

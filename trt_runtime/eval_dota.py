@@ -90,7 +90,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--draw", type=Path, metavar="DIR", help="write pictures, ground truth in white")
     parser.add_argument(
-        "--draw-score", type=float, default=0.3, metavar="S", help="draw from this score on (default: 0.3)"
+        "--draw-score",
+        type=errors.share,
+        default=0.3,
+        metavar="S",
+        help="draw from this score on (default: 0.3)",
     )
     parser.add_argument(
         "--draw-limit", type=int, default=50, metavar="N", help="draw the first N images (default: 50)"

@@ -277,8 +277,9 @@ def geojson(
         strict=True,
     ):
         cx, cy, width, height, angle = box
-        properties = {"class": classes[label], "score": score, "cx": cx, "cy": cy}
-        properties |= {"width": width, "height": height, "angle": angle}
+        properties = {"class": classes[label], "score": round(score, 4)}
+        sides = {"cx": cx, "cy": cy, "width": width, "height": height}
+        properties |= {key: round(value, 3) for key, value in sides.items()} | {"angle": round(angle, 5)}
         polygon = {"type": "Polygon", "coordinates": [[*ring, ring[0]]]}
         features.append({"type": "Feature", "geometry": polygon, "properties": properties})
     pixels = "pixels of the image, x right, y down; angle in radians, clockwise"
@@ -415,7 +416,8 @@ def check_names(images: Mapping[str, Path]) -> None:
     for name, path in images.items():
         if len(name.split()) != 1:
             raise errors.InputError(
-                f"{path}: white space in an image's name, which Task 1 files cannot hold; rename it"
+                f"{path}: white space in an image's name, which Task 1 files cannot hold; rename it "
+                f"and its label file, such as {'_'.join(name.split())}"
             )
 
 
@@ -477,7 +479,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where results go")
     parser.add_argument(
         "--score",
-        type=float,
+        type=errors.share,
         default=0.3,
         metavar="S",
         help="in pictures and GeoJSON, at least (default: 0.3); the model's own threshold holds too",

@@ -43,11 +43,12 @@ def image_tiles(
     directory: Path, size: tuple[int, int], pad_value: Sequence[int], count: int
 ) -> NDArray[np.uint8]:
     """(count, H, W, 3): the first window of each image in `directory`, repeated if there are too few."""
-    from rgfl.dota.images import find_images, read_image
+    from rgfl.dota.images import IMAGE_SUFFIXES, find_images, read_image
+    from rgfl.dota.nearby import nearby
 
     paths = list(find_images(directory).values())[:count]
     if not paths:
-        raise InputError(f"--images {directory}: no image in it (png, jpg, bmp, tif)")
+        raise InputError(f"--images {directory}: no image in this folder{nearby(directory, IMAGE_SUFFIXES)}")
     tiles = np.empty((count, *size, 3), np.uint8)
     tiles[:] = pad_value
     for index in range(len(paths)):

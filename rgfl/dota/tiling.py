@@ -593,9 +593,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
-        "--data", type=Path, required=True, help="folder with train/, val/ …, each images/ and labelTxt/"
+        "--data",
+        type=Path,
+        required=True,
+        default=argparse.SUPPRESS,
+        help="folder with train/, val/ …, each images/ and labelTxt/",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for the tiles, laid out alike")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        default=argparse.SUPPRESS,
+        help="folder for the tiles, laid out alike",
+    )
     parser.add_argument(
         "--splits",
         nargs="+",
@@ -628,6 +638,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-labels", action="store_true", help="train/ and val/ may lack labelTxt/")
     parser.add_argument(
         "--classes",
+        default=argparse.SUPPRESS,
         help="1.0, 1.5, 2.0, a file of names, or a,b,c: refuse others (default: classes.txt in --data)",
     )
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes")
@@ -642,7 +653,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             cut=options.cut,
             keep_empty=options.keep_empty,
         )
-        classes = read_classes(options.classes) if options.classes else None
+        given = getattr(options, "classes", "")
+        classes = read_classes(given) if given else None
         if options.out.resolve() == options.data.resolve():
             raise TilingError("--out: must not be the folder of --data")
         splits = _find_splits(options.data, getattr(options, "splits", None))

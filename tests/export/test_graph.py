@@ -509,3 +509,49 @@ def test_bad_input_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.Captu
     assert sorted(tmp_path.iterdir()) == before
     with pytest.raises(SpecError):
         onnx_file.read_spec(onnx_file.load(bare))
+
+
+def test_constants_below_fp16_stay_fp32_too() -> None:
+    _, report = to_fp16(small_model(second=np.full((4, 8, 1, 1), -1e6, np.float32)))
+    assert list(report.refused) == ["neck/Conv"]
+
+
+@pytest.mark.parametrize("read", ["by a second node", "as an output", "by nothing else"])
+def test_batch_norm_folds_only_where_it_alone_reads_the_convolution(read: str) -> None:
+    random = np.random.default_rng(0)
+    x, y, z, other = (gs.Variable(name, np.float32, (1, 4, 8, 8)) for name in ("x", "y", "z", "other"))
+    weight, bias, *norm = (
+        gs.Constant(f"constant_{index}", random.uniform(0.5, 2, shape).astype(np.float32))
+        for index, shape in enumerate(((4, 4, 1, 1), *[(4,)] * 5))
+    )
+    nodes = [
+        gs.Node("Conv", "conv", {}, [x, weight, bias], [y]),
+        gs.Node("BatchNormalization", "norm", {}, [y, *norm], [z]),
+    ]
+    outputs = [z]
+    if read == "by a second node":
+        nodes.append(gs.Node("Relu", "relu", {}, [y], [other]))
+        outputs.append(other)
+    elif read == "as an output":
+        outputs.append(y)
+    surgeon = gs.Graph(nodes, [x], outputs, opset=18)
+
+    def results() -> list[np.ndarray]:
+        model = gs.export_onnx(surgeon)
+        model.ir_version = 10
+        return ort.InferenceSession(model.SerializeToString()).run(
+            None, {"x": np.ones((1, 4, 8, 8), np.float32)}
+        )
+
+    before = results()
+    assert graph.fold_batch_norm(surgeon) == (read == "by nothing else")
+    for one, two in zip(results(), before, strict=True):
+        np.testing.assert_allclose(one, two, rtol=2e-5)
+
+
+def test_a_new_spec_keeps_what_others_wrote_into_the_metadata() -> None:
+    model = small_model()
+    model.metadata_props.add(key="author", value="me")
+    onnx_file.write_spec(model, SPEC, precision="fp16")
+    kept = {prop.key: prop.value for prop in model.metadata_props}
+    assert (kept["author"], kept["rgfl_precision"], len(kept)) == ("me", "fp16", len(model.metadata_props))

@@ -694,7 +694,9 @@ def run_graph(model: onnx.ModelProto, x: np.ndarray) -> list[np.ndarray]:
     return session.run(None, {"x": x})
 
 
-def with_normalisation(model: onnx.ModelProto, mean: float, std: float) -> onnx.ModelProto:
+def with_normalisation(
+    model: onnx.ModelProto, mean: float | np.ndarray, std: float | np.ndarray
+) -> onnx.ModelProto:
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     for tensor in changed.graph.initializer:
@@ -985,3 +987,32 @@ def test_help_is_quick_and_has_examples() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "python export/quantize.py" in done.stdout
+
+
+@pytest.mark.parametrize(("mean", "std"), [((120, 121, 122), (128,) * 3), ((127,) * 3, (58, 57, 57))])
+def test_channels_that_are_normalised_each_its_own_way_keep_their_floats(
+    written: tuple, mean: tuple[int, ...], std: tuple[int, ...]
+) -> None:
+    model = with_normalisation(written[0], np.reshape(mean, (3, 1, 1)), np.reshape(std, (3, 1, 1)))
+    assert "Div" in {node.op_type for node in cpu_int8.cpu_variant(model, {}).graph.node}
+
+
+def test_a_clip_between_two_steps_cuts_where_rounding_puts_it() -> None:
+    """6 / 0.0596 = 100.67: the floats that are cut at 6 lie on step 101."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["y"], name="conv"),
+        helper.make_node("Clip", ["y", "low", "high"], ["z"], name="clip"),
+        helper.make_node("QuantizeLinear", ["z", "scale", "int8.zero"], ["z.int8"], name="q"),
+        helper.make_node("DequantizeLinear", ["z.int8", "scale", "int8.zero"], ["out"], name="dq"),
+    ]
+    x, out = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1, 8, 8]) for name in ("x", "out"))
+    constants = {"w": np.ones((1, 1, 1, 1), np.float32), "low": np.float32(0), "high": np.float32(6)}
+    constants |= {"scale": np.float32(0.0596), "int8.zero": np.int8(0)}
+    initializers = [numpy_helper.from_array(np.array(value), name) for name, value in constants.items()]
+    made = helper.make_graph(nodes, "clipped", [x], [out], initializers)
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    values = np.linspace(-2, 9, 64, dtype=np.float32).reshape(1, 1, 8, 8)
+    variant = cpu_int8.cpu_variant(model)
+    np.testing.assert_array_equal(*(run_graph(each, values)[0] for each in (model, variant)))
+    clip = next(node for node in variant.graph.node if node.op_type == "Clip")
+    assert clip.input[0] == "z.int8.unclipped"

@@ -243,7 +243,7 @@ def test_rounded_and_quantised_files_are_held_to_a_share(
     assert graph.main([str(tiny_onnx), "--rounding", "--out", str(rounded)]) == 0
     capsys.readouterr()
     assert detections_of(tiny_onnx, "--reference", tiny_checkpoint) == 0
-    assert "matched 100.00% at least" in capsys.readouterr().out
+    assert "100.00% of the detections are found again" in capsys.readouterr().out
     assert detections_of(rounded, tiny_onnx, "--reference", tiny_onnx, "--min-matched", 0.9) == 0
     printed = capsys.readouterr().out
     assert f"{rounded} against {tiny_onnx}" in printed

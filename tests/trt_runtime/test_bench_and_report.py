@@ -333,3 +333,51 @@ def test_report_says_what_is_wrong(
         assert message.startswith("report: error: ")
         assert expected in message
     assert not (tmp_path / "r.md").exists()
+
+
+def test_report_says_where_its_numbers_come_from(files: dict[str, str], tmp_path: Path) -> None:
+    rounded = json.loads(Path(files["b"]).read_text())
+    rounded["model"] |= {"precision": "fp16-rounded", "spec_digest": "another"}
+    out = tmp_path / "report.md"
+    command = ["--eval", files["a"], "--eval", write(tmp_path / "c.json", rounded), "--bench", files["bench"]]
+    assert report.main([*command, "--out", str(out)]) == 0
+    text = out.read_text()
+    for note in (
+        "AP in percent: DOTA-v1.0 Task 1, official 11-point rule, 60 full images",
+        "fp16-rounded: FP32 arithmetic",
+        "The models carry different specs: 0123456789ab, another.",
+        "Latency of a whole call, pixels to detections, 2026-11-22: cpu a CPU.",
+    ):
+        assert f"\n* {note}" in text
+
+
+def test_speeds_of_another_device_are_rows_of_their_own(files: dict[str, str], tmp_path: Path) -> None:
+    timed = json.loads(Path(files["bench"]).read_text())
+    timed["results"][0]["model"]["device"] = "another"
+    path, out = write(tmp_path / "other.json", timed), tmp_path / "report.md"
+    assert report.main(["--eval", files["a"], "--bench", path, "--out", str(out)]) == 0
+    rows = [line.split(" | ")[2:9:5] for line in out.read_text().splitlines()[2:5]]  # AP50, batch
+    assert rows == [["75.00", "4"], ["–", "1"], ["–", "1"]]
+
+
+def test_the_plot_joins_what_nothing_beats_at_its_smallest_batch(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib import pyplot
+
+    figures: list[Any] = []
+    monkeypatch.setattr(pyplot, "close", figures.append)
+    timed = json.loads(Path(files["bench"]).read_text())
+    first, larger_batch, _ = timed["results"]
+    slower = {**first, "model": model("b.onnx"), "latency_ms": {**first["latency_ms"], "p50": 20.0}}
+    timed["results"] = [larger_batch, first, slower]  # b is worse, too
+    command = ["--eval", files["a"], "--eval", files["b"], "--bench", write(tmp_path / "t.json", timed)]
+    assert report.main([*command, "--out", str(tmp_path / "r.md"), "--plot", str(tmp_path / "p.png")]) == 0
+    axes = figures[0].axes[0]
+    names = [f"{name}.onnx (ONNX Runtime), fp32, batch 1" for name in "ab"]
+    assert axes.get_legend_handles_labels()[1] == names
+    assert [points.get_offsets().tolist() for points in axes.collections] == [
+        [[10.0, 25.0]],
+        [[20.0, pytest.approx(50 / 3)]],
+    ]
+    assert axes.lines[0].get_xydata().tolist() == [[10.0, 25.0]]

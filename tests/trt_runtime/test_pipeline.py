@@ -22,7 +22,7 @@ from tiff_bytes import tiff_bytes
 from rgfl import draw
 from rgfl.detections import Detections
 from rgfl.dota.images import ImageError, read_image
-from rgfl.dota.merge import detect
+from rgfl.dota.merge import detect, places_at_scales
 from rgfl.errors import InputError
 from rgfl.spec import DetectorSpec
 from rgfl.trt_runtime import georeference, pipeline
@@ -676,3 +676,47 @@ def test_task_1_files_of_another_program_stay(
     assert pipeline.main(command) == 2
     assert "holds results of others, such as Task1_helicopter.txt; choose" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == [other.name]
+
+
+def test_geojson_properties_are_the_box_in_pixels() -> None:
+    box = [20.125, 10.5, 8, 4, 0.25]
+    found = Detections(np.array([box], np.float32), np.array([0.5], np.float32), np.array([1], np.int32))
+    (feature,) = pipeline.geojson("scene", found, ("plane", "ship"))["features"]
+    names = ("cx", "cy", "width", "height", "angle")
+    assert feature["properties"] == {"class": "ship", "score": 0.5, **dict(zip(names, box, strict=True))}
+    assert feature["geometry"]["coordinates"][0][0] == [16.744, 7.573]
+
+
+def test_the_command_cuts_as_it_is_told(
+    tiny_onnx: Path, tiny_scenes: SimpleNamespace, tmp_path: Path
+) -> None:
+    image = tiny_scenes.images / "P0003.png"
+    command = ["--model", tiny_onnx, "--images", image, "--out", tmp_path, "--no-pictures"]
+    for flags, stride, scales in (
+        ([], 0, [1]),
+        (["--stride", 64], 64, [1]),
+        (["--scales", 0.5, 1], 0, [0.5, 1]),
+    ):
+        assert pipeline.main(list(map(str, [*command, *flags]))) == 0
+        tiles = places_at_scales(*read_image(image).shape[:2], size=128, stride=stride, scales=scales)
+        record = json.loads((tmp_path / "detections.json").read_text())
+        assert record["timing"]["tiles"] == len(tiles), flags
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--scales", "0.04"], "--scales 0.04: expected factors from 0.05 to 20"),
+        (["--scales", "21"], "--scales 21: expected factors from 0.05 to 20"),
+        (["--scales", "1", "1"], "--scales: a factor is named twice"),
+        (["--batch", "0"], "--batch 0: expected 1 or more"),
+        (["--threads", "-1"], "--threads -1: expected 0 or more"),
+    ],
+)
+def test_flags_that_cannot_be(
+    flags: list[str], message: str, tiny_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    images = write_scenes(tmp_path, [(8, 8)])
+    command = ["--model", str(tiny_onnx), "--images", str(images["S0"]), "--out", str(tmp_path / "out")]
+    assert pipeline.main([*command, *flags]) == 2
+    assert message in capsys.readouterr().err

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -77,6 +77,11 @@ def one_word(classes: Sequence[str], data: Path | str) -> tuple[str, ...]:
         return checked_names(["-".join(name.split()) for name in classes], str(data))
     except ValueError as error:
         raise ConvertError(str(error)) from error
+
+
+def renamed(names: Iterable[str], word: Callable[[str], str]) -> list[str]:
+    """A note for each class whose name is written otherwise than the data set has it."""
+    return [f"class {name!r} is written {word(name)}" for name in dict.fromkeys(names) if word(name) != name]
 
 
 def parse_number(text: str) -> float | None:

@@ -14,7 +14,17 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rgfl.boxes import from_opencv, to_quads
-from rgfl.dota.formats.dataset import ConvertError, Dataset, Item, Size, fail, one_word, parse_number, text_of
+from rgfl.dota.formats.dataset import (
+    ConvertError,
+    Dataset,
+    Item,
+    Size,
+    fail,
+    one_word,
+    parse_number,
+    renamed,
+    text_of,
+)
 from rgfl.dota.images import IMAGE_SUFFIXES, find_images, with_subfolders
 from rgfl.dota.labels import Objects, in_order
 
@@ -66,6 +76,7 @@ def drawn_dataset(
         ConvertError: `classes` has a name that the files do not declare, or none that occurs; labelTxt cannot
             hold a name; or an image of a split has two drawings.
     """
+    declared = tuple(declared)
     listed = dict.fromkeys(class_name(name) for name in declared)
     occurring = {class_name(shape.name) for drawing in drawings for shape in drawing.shapes}
     there = (*listed, *in_order(occurring - listed.keys()))
@@ -94,7 +105,9 @@ def drawn_dataset(
             np.array([shape.difficult for shape in drawing.shapes], np.int32),
         )
 
-    return Dataset(names, [*(drawing.item for drawing in drawings), *undrawn], read)
+    said = (*declared, *(shape.name for drawing in drawings for shape in drawing.shapes))
+    items = [*(drawing.item for drawing in drawings), *undrawn]
+    return Dataset(names, items, read, tuple(renamed(said, class_name)))
 
 
 def _check_size(drawing: Drawing, size: Size) -> None:

@@ -20,6 +20,7 @@ from rgfl.dota.formats.dataset import (
     one_word,
     parse_number,
     read_name_file,
+    renamed,
     text_of,
 )
 from rgfl.dota.formats.shapes import polygon_corners
@@ -39,13 +40,16 @@ def read_yolo(data: Path, classes: Sequence[str] | None = None, *, polygons: boo
         polygons: take those of other than four points, by the rectangle of least area around each.
     """
     config = _yolo_config(data)
+    if data.is_file():  # data.yaml itself, as Ultralytics' commands take it
+        data = data.parent
     numbered = _yolo_names(config, data) or classes
     if numbered is None:
         raise ConvertError(
-            f"{data}: no data.yaml with `names`, and no classes.txt; name the classes by --classes, in their "
-            "order"
+            f"{data}: no data.yaml with `names`, and no classes.txt; give the folder that holds one, or name "
+            "the classes by --classes, in their order"
         )
-    numbered = one_word(numbered, data)
+    words = dict(zip(numbered, one_word(numbered, data), strict=True))
+    numbered = tuple(words.values())
     names = numbered if classes is None else one_word(classes, "--classes")
     if unknown := [name for name in names if name not in numbered]:
         raise ConvertError(
@@ -59,7 +63,7 @@ def read_yolo(data: Path, classes: Sequence[str] | None = None, *, polygons: boo
         for image in _images_of(places)
     ]
     roots = [place for places in folders.values() for place in places if place.is_dir()]
-    notes += _unread(roots)
+    notes += [*_unread(roots), *renamed(words, words.__getitem__)]
     if not items:
         expected = f"{data}: no images found; expected images/train …, train/images … or data.yaml"
         raise ConvertError("; ".join([expected, *notes]))
@@ -200,7 +204,8 @@ def _sides(width: int, height: int) -> NDArray[np.float64]:
 
 
 def _yolo_config(data: Path) -> dict[str, Any]:
-    found = [path for name in ("data.yaml", "data.yml", "dataset.yaml") if (path := data / name).is_file()]
+    places = (data, data / "data.yaml", data / "data.yml", data / "dataset.yaml")
+    found = [path for path in places if path.is_file()]
     if not found:
         found = sorted(path for path in data.glob("*.yaml") if not path.name.startswith("."))[:1]
     if not found:
