@@ -957,7 +957,7 @@ def test_bad_input_is_one_line_and_status_2(
         assert message.count("\n") == 1
         assert not out.exists()
 
-    fails("no image in it", calib=tmp_path / "empty")
+    fails("no image in this folder", calib=tmp_path / "empty")
     fails("no such directory", calib=tmp_path / "none")
     fails("P1.png", calib=tmp_path / "broken")
     fails("no rgfl spec", model=tmp_path / "foreign.onnx")

@@ -230,7 +230,7 @@ def test_an_empty_folder_of_images_is_told_before_the_model_is_loaded(
         main, arguments = commands(missing, scenes, tmp_path / "out", tiny_onnx)[command]
         assert_one_line(command, main, arguments, "no image in this folder", capsys)
     arguments = ["--model", tiny_onnx, "--images", empty, "--json", tmp_path / "out" / "b.json"]
-    assert_one_line("bench", bench.main, arguments, "no image in it", capsys)
+    assert_one_line("bench", bench.main, arguments, "no image in this folder", capsys)
     arguments = [tiny_onnx, "--reference", tiny_onnx, "--images", empty]
-    assert_one_line("verify", verify.main, arguments, "no image in it", capsys)
+    assert_one_line("verify", verify.main, arguments, "no image in this folder", capsys)
     assert not (tmp_path / "out").exists()
