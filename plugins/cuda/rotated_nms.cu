@@ -55,7 +55,7 @@ bool fits(const RotatedNmsShape& shape, const RotatedNmsSettings& settings) {
     const int64_t words = (static_cast<int64_t>(shape.points) + 31) / 32;
     return shape.batch >= 0 && shape.points >= 0 && shape.classes >= 1 && settings.max_detections >= 1 &&
            settings.pre_nms_topk >= 0 &&
-           // Candidates of the batch are numbered in 31 bits.
+           // Segments, tiles, and the pairs of a point and a class of an image are numbered in 31 bits.
            static_cast<double>(shape.batch) * shape.classes * static_cast<double>(words) * 32 < 0x1p30;
 }
 

@@ -4,7 +4,8 @@
 //   collect    score > threshold: a list of candidates for every class of every image, in any order
 //   plan       numbers the lists' tiles of 256 through, so that the next kernels share them evenly
 //   sort       puts the candidates of each tile in order of rank
-//   merge      and those of each list: a candidate's place is the number, in all tiles, that rank before it
+//   merge      puts each list in order of rank: a candidate's place is the number of candidates, in all tiles of
+//              its list, that rank before it. From here on a tile is 256 neighbours in that order
 //   suppress   one block a tile: first what earlier tiles keep takes its part, then the tile decides within
 //   tally      how many are kept before each chunk of 32
 //   emit       a kept candidate's row is the number of kept ones, over all classes, before it
@@ -25,10 +26,9 @@ namespace rgfl::kernels {
 constexpr int block_threads = 256;
 constexpr int block_warps = block_threads / 32;
 constexpr unsigned all_lanes = 0xffffffffu;
-// Candidates that a warp sorts or writes at once: each list element loaded is compared with so many.
-constexpr int warp_candidates = 4;
 constexpr int tile_size = block_threads;  // candidates of a tile: one a thread
 constexpr int tile_chunks = block_warps;  // one a warp
+constexpr int warp_candidates = 4;        // of a tile that a warp of `emit` writes, one after the other
 constexpr int tile_parts = tile_size / warp_candidates;
 constexpr int warp_classes = 8;  // that a warp of `collect` looks at of its 32 points
 
@@ -278,7 +278,7 @@ __global__ void plan(Problem problem) {
 
 // ---- sort and merge -----------------------------------------------------------------------------------
 
-// Of a list of n, n² / 256 searches of 8 steps and no passes that wait for each other, as a radix sort
+// Of a list of n, n² / 256 searches of 9 steps and no passes that wait for each other, as a radix sort
 // has. Which of the two is faster nobody has measured yet.
 __global__ void __launch_bounds__(block_threads) sort(Problem problem) {
     __shared__ Candidate tile[tile_size];
@@ -301,6 +301,16 @@ __global__ void __launch_bounds__(block_threads) sort(Problem problem) {
     }
 }
 
+// Of a full tile. It takes as many steps for every candidate, so that the searches of several tiles overlap.
+__device__ __forceinline__ int count_before_in_tile(const Candidate* tile, Candidate candidate) {
+    int before = 0;
+#pragma unroll
+    for (int step = tile_size / 2; step > 0; step /= 2) {
+        before += tile[before + step - 1] < candidate ? step : 0;
+    }
+    return before + (tile[before] < candidate);
+}
+
 __global__ void __launch_bounds__(block_threads) merge(Problem problem) {
     const int thread = static_cast<int>(threadIdx.x);
     for (int number = static_cast<int>(blockIdx.x); number < problem.first_tile[problem.segments];
@@ -311,12 +321,12 @@ __global__ void __launch_bounds__(block_threads) merge(Problem problem) {
         }
         const Candidate* collected = problem.collected + segment.begin;
         const Candidate mine = collected[begin + thread];
-        int place = thread;
-        for (int other = 0; other < segment.count; other += tile_size) {
-            if (other != begin) {
-                place += count_before(collected + other, smaller(tile_size, segment.count - other), mine);
-            }
+        int place = 0, other = 0;
+#pragma unroll 4
+        for (; other + tile_size <= segment.count; other += tile_size) {
+            place += count_before_in_tile(collected + other, mine);
         }
+        place += count_before(collected + other, segment.count - other, mine);
         problem.ordered[segment.begin + place] = mine;
     }
 }
@@ -331,11 +341,11 @@ struct Tile {
     PreparedBox<float> earlier[tile_size];        // kept ones of an earlier tile, chunk by chunk
     int earlier_counts[tile_chunks];
     int pairs[block_warps][64];
-    int within[block_warps];  // whether
-    int number;  // over all segments
+    int within[block_warps];  // for count_within: whether the candidate that the warp asks of is within
+    int number;               // the tile's, counted over all segments
 };
 
-// The bounds of which of the first `count` boxes meet those of `box`, as bits.
+// Bit i tells whether the bounds of boxes[i] and `box` meet; `count` ≤ 32.
 __device__ __forceinline__ unsigned meeting_bounds(const PreparedBox<float>* boxes, int count,
                                                    const PreparedBox<float>& box) {
     unsigned meeting = 0;
@@ -406,7 +416,8 @@ __device__ __forceinline__ int count_within(const Problem& problem, const Segmen
                                             int* within) {
     int low = 0, high = count;  // the first `low` are within, those from `high` on are not
     while (low < high) {
-        // Each warp asks of one place, the last of the eight of the last one that is open.
+        // The eight warps ask of eight places, spread evenly over those still open, the last warp of the last one.
+        // Where fewer are open, the first warps have nothing to ask.
         const auto place_of = [=](int warp) { return low + (high - low) * (warp + 1) / block_warps - 1; };
         const int place = place_of(warp_in_block());
         const bool is_within =
@@ -531,20 +542,28 @@ __global__ void __launch_bounds__(block_threads, 4) suppress(Problem problem) {
         }
         __syncthreads();
 
-        bool compared = false;  // within the tile: best among few that are left, but rather than wait
-        for (int earlier = 0; within > 0 && earlier < begin; earlier += tile_size) {
-            const unsigned long long* word = problem.state + segment.word + earlier / 32 + warp;
-            Decided decided = load_decided(word);
-            if (!compared && __syncthreads_or(decided.done == 0)) {
+        // The later the tile is compared within, the fewer candidates are left to compare; but it is done at once
+        // where the block would otherwise wait for an earlier tile.
+        bool compared = within == 0;
+        const int last = within > 0 ? begin : 0;
+        for (int earlier = 0;; earlier += tile_size) {
+            const unsigned long long* word =
+                problem.state + segment.word + (earlier < last ? earlier / 32 + warp : 0);
+            Decided decided = earlier < last ? load_decided(word) : Decided{0, 1};
+            if (!compared && (earlier == last || __syncthreads_or(decided.done == 0))) {
                 compare_within(problem, tile, count);
                 compared = true;
             }
+            if (earlier == last) {
+                break;
+            }
+            const Candidate rival = ordered[earlier + thread];  // loaded before the wait
             while (__any_sync(all_lanes, decided.done == 0)) {
                 decided = load_decided(word);
             }
             if (decided.kept >> lane & 1u) {
                 tile.earlier[warp * 32 + __popc(decided.kept & lanes_before(lane))] =
-                    box_of(problem, segment, ordered[earlier + thread]);
+                    box_of(problem, segment, rival);
             }
             if (lane == 0) {
                 tile.earlier_counts[warp] = __popc(decided.kept);
@@ -553,14 +572,10 @@ __global__ void __launch_bounds__(block_threads, 4) suppress(Problem problem) {
             compare_with_earlier(problem, tile);
             __syncthreads();
         }
-        if (!compared) {
-            compare_within(problem, tile, count);
-        }
         __syncthreads();
         if (warp == 0) {
             decide_within(problem, segment, tile, begin, count);
         }
-        __syncthreads();
     }
 }
 
@@ -646,9 +661,13 @@ __global__ void __launch_bounds__(block_threads, 4) emit(Problem problem) {
         }
         const int word = begin / 32, first = begin % 32;
         const unsigned kept = load_decided(problem.state + segment.word + word).kept;
+        const int kept_before = problem.kept_before[segment.word + word];
         for (int i = first; i < first + warp_candidates; ++i) {
             if ((kept >> i & 1u) == 0) {
                 continue;
+            }
+            if (kept_before + __popc(kept & lanes_before(i)) >= K) {
+                break;  // its own class alone fills the rows
             }
             const Candidate candidate = problem.ordered[segment.begin + word * 32 + i];
             int rank = 0;

@@ -1,11 +1,11 @@
 // What compute-sanitizer looks for on a GPU, looked for in the emulated kernels: accesses outside the
 // arrays (memcheck), reads of what nobody wrote (initcheck), and two accesses of which one writes that
-// no warp operation orders (racecheck, of global memory too).
+// no barrier orders (racecheck, of global memory too).
 //
 // g++ -fsanitize=thread puts a call before every access to memory. The calls are answered here instead
 // of by ThreadSanitizer, whose threads and locks are not those of a GPU:
-//   - the lanes of a warp are ordered by the warp's meetings, the warps of a block by its barriers, and the
-//     blocks of a launch by nothing;
+//   - the lanes of a warp are ordered by __syncwarp (no ballot or shuffle orders memory), the warps of a
+//     block by its barriers, and the blocks of a launch by nothing;
 //   - launches follow each other;
 //   - volatile and atomic accesses are strong: they do not race with each other.
 // Memory is looked at in words of four bytes. What it does not see: an access further than `red_zone` beyond
@@ -37,20 +37,20 @@ struct Access {
     bool write, strong;
 };
 
-// Who touched a word last; `many` where several did and nothing orders them. Several of one block did so between
-// the same two barriers, and several of one warp between the same two meetings.
+// Who touched a word last. `lane` is many: several lanes of one warp, between two of its __syncwarp. `warp` too:
+// several warps of one block, between two of its barriers. `block` too: several blocks.
 struct Touch {
     unsigned launch = 0;
     int64_t block = many, warp = many, lane = many;
-    unsigned barrier = 0, meeting = 0;
+    unsigned barrier = 0, sync = 0;
 
     bool comes_before(const Place& now) const {
         return launch != now.launch || (block == now.block && barrier < now.barrier) ||
-               (warp == now.warp && (lane == static_cast<int64_t>(now.lane) || meeting < now.meeting));
+               (warp == now.warp && (lane == static_cast<int64_t>(now.lane) || sync < now.sync));
     }
     void add(const Place& now) {
         if (comes_before(now)) {
-            *this = {now.launch, now.block, now.warp, now.lane, now.barrier, now.meeting};
+            *this = {now.launch, now.block, now.warp, now.lane, now.barrier, now.sync};
             return;
         }
         lane = warp == now.warp && lane == static_cast<int64_t>(now.lane) ? lane : many;

@@ -2,7 +2,7 @@
 // indexing: this header is found in place of NVIDIA's when g++ compiles the .cu file.
 //
 // Each thread of a block is a fiber, blocks run side by side on a few OS threads, a warp's lanes meet at every
-// warp operation, and a block's threads at every barrier. One that leaves while others wait aborts with a message. The
+// warp operation, and a block's threads at every barrier. One that leaves while others wait aborts. The
 // order of fibers and blocks is shuffled by RGFL_EMULATOR_SEED, so that repeated runs see other schedules.
 // checker.cpp looks at what they read and write.
 #pragma once
@@ -33,8 +33,8 @@ extern thread_local dim3 threadIdx, blockIdx, gridDim;
 namespace emulator {
 
 void launch(dim3 grid, dim3 block, const void* address, const std::function<void()>& kernel);
-// Waits for the 32 lanes and returns what each brought.
-const uint64_t* exchange(unsigned mask, uint64_t value);
+// Waits for the 32 lanes and returns what each brought; `orders` memory, too.
+const uint64_t* exchange(unsigned mask, uint64_t value, bool orders = false);
 // Waits for all threads of the block; whether any of them voted.
 bool barrier(bool vote);
 
@@ -100,7 +100,8 @@ inline const char* cudaGetErrorString(cudaError_t error) {
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
-    emulator::launch(config->gridDim, config->blockDim, reinterpret_cast<const void*>(kernel), [&] { kernel(arguments...); });
+    emulator::launch(config->gridDim, config->blockDim, reinterpret_cast<const void*>(kernel),
+                     [&] { kernel(arguments...); });
     return cudaSuccess;
 }
 
@@ -128,7 +129,7 @@ inline unsigned __ballot_sync(unsigned mask, bool vote) {
     return ballot;
 }
 inline bool __any_sync(unsigned mask, bool vote) { return __ballot_sync(mask, vote) != 0; }
-inline void __syncwarp(unsigned mask = 0xffffffffu) { emulator::exchange(mask, 0); }
+inline void __syncwarp(unsigned mask = 0xffffffffu) { emulator::exchange(mask, 0, true); }
 inline void __syncthreads() { emulator::barrier(false); }
 inline int __syncthreads_or(int vote) { return emulator::barrier(vote != 0); }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }

@@ -27,6 +27,7 @@ constexpr auto longest = std::chrono::minutes(5);  // of a block; the tests' tak
 struct Warp {
     uint64_t slots[2][32];
     unsigned arrived = 0, meetings = 0, left = 0;
+    unsigned syncs = 0;  // the meetings that order memory
 };
 
 struct Fiber {
@@ -132,7 +133,7 @@ void launch(dim3 grid, dim3 threads, const void* address, const std::function<vo
     }
 }
 
-const uint64_t* exchange(unsigned mask, uint64_t value) {
+const uint64_t* exchange(unsigned mask, uint64_t value, bool orders) {
     if (mask != 0xffffffffu) {
         fprintf(stderr, "emulator: only whole warps may meet, got mask %08x\n", mask);
         abort();
@@ -144,6 +145,7 @@ const uint64_t* exchange(unsigned mask, uint64_t value) {
     if (++warp.arrived == 32) {
         warp.arrived = 0;
         warp.meetings += 1;
+        warp.syncs += orders;
     }
     while (warp.meetings == meeting) {
         if (warp.left != 0) {
@@ -187,7 +189,7 @@ bool find_place(const void* address, Place& place) {
              blockIdx.x,
              static_cast<int64_t>(blockIdx.x) * static_cast<int64_t>(block->warps.size()) + warp,
              block->current % 32,
-             block->warps[warp].meetings,
+             block->warps[warp].syncs,
              block->barriers};
     return true;
 }

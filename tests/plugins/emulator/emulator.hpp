@@ -11,7 +11,7 @@ struct Place {
     unsigned launch;  // from 1
     int64_t block, warp;  // the warp's number in the whole grid
     unsigned lane;
-    unsigned meeting;  // of the warp, so far
+    unsigned sync;     // __syncwarp of the warp, so far
     unsigned barrier;  // of the block, so far
 };
 
