@@ -381,15 +381,10 @@ def recognise(path: Path) -> tuple[Kind, str]:
     if path.is_dir():
         raise ModelError(f"{path}: a directory, expected a model file (.pt, .onnx or .engine)")
     if not path.exists():
-        last = path.with_name("last.pt")
-        hint = (
-            "; a training writes it after its first evaluation (--eval-every)"
-            if path.name == "best.pt"
-            else ""
-        )
-        raise ModelError(
-            f"{path}: no such file{f'{hint}; there is {last}' if hint and last.exists() else hint}"
-        )
+        hint = ""
+        if path.name == "best.pt" and (last := path.with_name("last.pt")).exists():
+            hint = f"; a training writes it after its first evaluation (--eval-every); there is {last}"
+        raise ModelError(f"{path}: no such file{hint}")
     if path.stat().st_size == 0:
         raise ModelError(f"{path}: the file is empty; was its export interrupted?")
     by_suffix = SUFFIXES.get(path.suffix.lower())

@@ -63,9 +63,9 @@ from rgfl.dota.nearby import nearby
 from rgfl.errors import UserError, told
 from rgfl.folder_lock import lock_folder
 from rgfl.processes import each, usable_cores
+from rgfl.spec import LARGEST_SIDE
 
 Cut = Literal["clipped", "whole"]
-LARGEST_TILE = 16384  # pixels a side; more is a slip of the hand, and would not fit into memory
 # The journal of a tiled folder: its first line the settings, then one line a finished image.
 JOURNAL = "tiles.jsonl"
 LEAST_SIDE = 32  # pixels of a window, and more than any scale
@@ -99,8 +99,8 @@ class TileSettings:
     keep_empty: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.size <= LARGEST_TILE:
-            raise TilingError(f"--size: expected 1…{LARGEST_TILE} pixels, got {self.size}")
+        if not 0 < self.size <= LARGEST_SIDE:
+            raise TilingError(f"--size: expected 1…{LARGEST_SIDE} pixels, got {self.size}")
         if not 0 < self.stride <= self.size:
             raise TilingError(
                 f"--stride: expected 1…{self.size} (--size), got {self.stride}; more would leave gaps"

@@ -281,3 +281,12 @@ def test_a_closed_runner_says_so(which: str, request: pytest.FixtureRequest) -> 
     with pytest.raises(ValueError, match=r"tiny\.\w+: this runner is closed; use it inside its with block"):
         runner.detect(SCENE)
     runner.close()  # twice is no error
+
+
+def test_where_best_pt_is_not_yet_there_last_pt_is_named(tmp_path: Path) -> None:
+    """The second command of the README, after a training that was stopped before its first evaluation."""
+    with pytest.raises(ModelError, match=r"best\.pt: no such file$"):
+        load_runner(tmp_path / "best.pt")
+    (tmp_path / "last.pt").touch()
+    with pytest.raises(ModelError, match=r"best\.pt: no such file; .*--eval-every\); there is .*last\.pt"):
+        load_runner(tmp_path / "best.pt")
