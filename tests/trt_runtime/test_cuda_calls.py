@@ -13,7 +13,7 @@ import pytest
 from stand_ins import HostCuda
 
 from rgfl.trt_runtime.cuda_calls import Cuda, CudaError, host_view
-from rgfl.trt_runtime.tensorrt_api import find_gpu
+from rgfl.trt_runtime.tensorrt_api import find_gpu, new_runtime
 
 ROOT = Path(__file__).parents[2]
 
@@ -147,10 +147,11 @@ def test_tensorrt_for_rtx_has_every_name_that_is_used() -> None:
 
 
 def test_the_tables_hold_what_the_runner_uses() -> None:
-    """Every name of the bindings that engine.py mentions is in one of the tables."""
+    """Every name of the bindings that engine.py, and the runtime that it asks for, use is in a table."""
     trt = pytest.importorskip("tensorrt_rtx", reason="needs TensorRT for RTX: pip install 'rgfl[rtx]'")
-    tree = ast.parse((ROOT / "trt_runtime" / "engine.py").read_text(encoding="utf-8"))
-    mentioned = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    parts = ((ROOT / "trt_runtime" / "engine.py").read_text(encoding="utf-8"), inspect.getsource(new_runtime))
+    nodes = [node for part in parts for node in ast.walk(ast.parse(part))]
+    mentioned = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     mentioned |= {"is_stream_capturable", "load_library", "get_creator"}  # by getattr, and in load_plugin
     owners = {*TENSORRT, *RTX_ALONE}
     known = {name for owner in owners for name in dir(getattr(trt, owner)) if not name.startswith("_")}
