@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -21,6 +22,7 @@ from rgfl import boxes, geometry
 from rgfl.detections import Detections
 from rgfl.dota import mistakes
 from rgfl.dota.average_precision import Result
+from rgfl.dota.labels import quad_areas
 from rgfl.dota.mistakes import Verdicts
 
 if TYPE_CHECKING:  # it imports torch
@@ -32,6 +34,7 @@ SAMPLE_SIDE, CROP_SIDE = 768, 288  # pixels of the JPEGs; larger scenes show a w
 QUALITY = 80
 MISTAKES = 8  # of each kind
 PER_IMAGE = 3  # mistakes of one kind in one image: a strange image must not fill the page
+SIZES = (8, 16, 32, 64, 128)  # √area in pixels: borders of the table of sizes
 SHOWN = 0.3  # score from which on detections are drawn and counted
 BOXES, NAMES = 1000, 14  # drawn and named in one picture at most; small boxes are not named
 
@@ -209,10 +212,33 @@ def _fates_table(verdicts: Verdicts, classes: Sequence[str]) -> str:
         f"<tbody>{''.join(rows)}</tbody></table></div>"
         "<p><small>By the rule of AP50. Found and missed count detections of any score, the kinds of false "
         f"positives those of {SHOWN:g} and more.</small></p>"
-        f"{_confusions_table(verdicts, classes)}"
+        f"{_sizes_table(verdicts)}{_confusions_table(verdicts, classes)}"
         "<p>Of each kind the worst: the highest scores, the largest missed objects, no more than "
         f"{PER_IMAGE} of one image. Strong lines are what a picture is about: red what came, yellow or "
         "dashed blue what was expected; faint ones are the rest.</p>"
+    )
+
+
+def _sizes_table(verdicts: Verdicts) -> str:
+    """How many objects of which size are found."""
+    matching, by_G = verdicts.matching, verdicts.found_by_G
+    sizes_G, counted_G = np.sqrt(quad_areas(matching.quads_G8)), ~matching.difficult_G
+    found_G = by_G >= 0
+    sure_G = found_G.copy()
+    sure_G[found_G] = matching.scores_D[by_G[found_G]] >= SHOWN
+    rows = []
+    for low, high in pairwise((0.0, *SIZES, np.inf)):
+        own_G = counted_G & (sizes_G >= low) & (sizes_G < high)
+        if count := int(own_G.sum()):
+            name = f"{low:g} … {high:g}" if np.isfinite(high) else f"{low:g} and more"
+            shares = "".join(
+                f"<td class=n>{100 * (own_G & kept).sum() / count:.1f}</td>" for kept in (found_G, sure_G)
+            )
+            rows.append(f"<tr><td>{name}</td><td class=n>{count}</td>{shares}</tr>")
+    return (
+        '<h3>Objects found, by their size</h3><div class="scroll"><table><thead><tr><th>√area, px</th>'
+        f"<th>objects</th><th>found, %</th><th>with score {SHOWN:g}, %</th></tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 

@@ -133,3 +133,19 @@ def test_random_scenes_agree_with_the_official_counts(seed, version):
 def test_nothing_found_and_nothing_there():
     fates, missed = told(detections(), objects())
     assert (fates, missed) == ({}, [])
+
+
+def test_the_table_of_mistakes_names_every_one_with_its_place():
+    verdicts = judge({"P1": FOUND}, {"P1": TRUTH}, CLASSES)
+    rows = mistakes.to_csv(verdicts, CLASSES).splitlines()
+    assert rows == [
+        "image,mistake,score,detected,labelled,iou,x,y",
+        "P1,duplicate,0.8000,plane,plane,0.905,50.0,51.0",
+        "P1,misplaced,0.7000,plane,plane,0.333,170.0,50.0",
+        "P1,confused,0.6000,plane,ship,0.909,250.0,50.0",
+        "P1,background,0.5000,plane,,0.000,400.0,300.0",
+        "P1,confused,0.3000,plane,ship,0.909,250.0,150.0",
+        "P1,missed,,,ship,,50.0,150.0",
+        "P1,missed,,,plane,,150.0,50.0",
+        "P1,missed,,,ship,,250.0,50.0",
+    ]

@@ -334,6 +334,23 @@ def test_mistakes_say_what_was_expected_and_what_came_over_the_right_pixels(one)
     assert crops(text, "Found, but placed badly") == []
 
 
+def test_found_by_size(one):
+    text = seen.pictures_and_mistakes(one)
+    table = text[text.index("by their size") :]
+    table = table[table.index("<tbody>") : table.index("</table>")]
+    # 40 × 20 twice, one of them found with .9; 90 × 60 missed
+    assert re.findall(r">([^<>]+)</td>", table) == [
+        "16 … 32",
+        "2",
+        "50.0",
+        "50.0",
+        "64 … 128",
+        "1",
+        "0.0",
+        "0.0",
+    ]
+
+
 def test_confusions_are_a_matrix_of_the_classes_that_are_confused(one):
     text = seen.pictures_and_mistakes(one)
     table = text[text.index("detected as another") :]

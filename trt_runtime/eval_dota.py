@@ -44,14 +44,17 @@ EXAMPLES = """\
 examples:
   python trt_runtime/eval_dota.py --model best.pt    --images val/images --labels val/labelTxt --json F.json
   python trt_runtime/eval_dota.py --model model.onnx --images val/images --labels val/labelTxt --draw found
+  python trt_runtime/eval_dota.py --model best.pt --images train/images --labels train/labelTxt \\
+      --mistakes F.csv
   python trt_runtime/eval_dota.py --model model.onnx --images test/images --submission Task1.zip
   python trt_runtime/eval_dota.py --model best.pt --images test/images --submission ms.zip --scales 0.5 1 1.5
   python trt_runtime/eval_dota.py --task1 results --labels val/labelTxt --version 1.5
   python trt_runtime/eval_dota.py --task1 results --labels val/labelTxt --classes plane,ship
 
-With --json F (or --submission F), what is found in finished images is kept in .F.journal beside it until all
-is written: after a kill, or once an image that could not be read is mended, the same command goes on. Times
-in the JSON are then those of the images that were left. Two such commands at once: the second is refused.
+With --json F (or --submission F, --mistakes F), what is found in finished images is kept in .F.journal beside
+it until all is written: after a kill, or once an image that could not be read is mended, the same command
+goes on. Times in the JSON are then those of the images that were left. Two such commands at once: the second
+is refused.
 
 exit status: 0 done, 2 bad input, or standard output broke: the files are written then
 """
@@ -88,6 +91,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--submission", type=Path, metavar="F.zip", help="write the zip that the DOTA server takes"
     )
+    parser.add_argument(
+        "--mistakes",
+        type=Path,
+        metavar="F.csv",
+        help="list false positives, the highest score first, and missed objects, the largest first; on the "
+        "images of the training, mistakes with high scores are often those of the labels",
+    )
     parser.add_argument("--draw", type=Path, metavar="DIR", help="write pictures, ground truth in white")
     parser.add_argument(
         "--draw-score",
@@ -108,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
 def evaluate(arguments: argparse.Namespace) -> int:
     """The command behind `main`, with parsed arguments."""
     keep = [arguments.model] if arguments.model else []
-    for flag in ("json", "submission"):
+    for flag in ("json", "submission", "mistakes"):
         if path := getattr(arguments, flag):
             keep.append(errors.new_file(path, f"--{flag}", keep))
     return evaluate_files(arguments) if arguments.task1 else evaluate_model(arguments)
@@ -123,7 +133,7 @@ def evaluate_files(arguments: argparse.Namespace) -> int:
     from rgfl.dota.labels import CLASSES, read_classes, read_task1, version_of
     from rgfl.trt_runtime import machine
 
-    unset: dict[str, Any] = {"images": None, "submission": None, "draw": None, "limit": 0}
+    unset: dict[str, Any] = {"images": None, "submission": None, "mistakes": None, "draw": None, "limit": 0}
     unset |= {"stride": 0, "scales": [1.0], "batch": 1, "threads": 0, "device": "auto"}
     for flag, value in unset.items():
         if getattr(arguments, flag) != value:
@@ -166,6 +176,8 @@ def evaluate_model(arguments: argparse.Namespace) -> int:
         raise errors.InputError("--model needs --images DIR, the full images to run it on")
     if arguments.classes:
         raise errors.InputError("--classes goes with --task1; a model's file names its classes")
+    if arguments.mistakes and not arguments.labels:
+        raise errors.InputError("--mistakes needs --labels DIR, to know what a mistake is")
     if not (arguments.labels or arguments.submission or arguments.draw or arguments.json):
         raise errors.InputError("nothing to do: give --labels DIR to score, or --submission F.zip to write")
     if arguments.submission and arguments.submission.suffix.lower() != ".zip":
@@ -238,6 +250,8 @@ def _evaluate_images(images: dict[str, Path], arguments: argparse.Namespace) -> 
         files[arguments.json] = lambda: _write_json(arguments.json, record)
     if arguments.submission:
         files[arguments.submission] = lambda: _write_submission(found, classes, arguments)
+    if arguments.mistakes and result:
+        files[arguments.mistakes] = lambda: _write_mistakes(found, truth or {}, result, arguments.mistakes)
     _deliver(text, files, _journal(arguments))
     return 0
 
@@ -372,7 +386,7 @@ def _alone(arguments: argparse.Namespace) -> Iterator[None]:
 
 def _journal(arguments: argparse.Namespace) -> Path | None:
     """The file that holds what is found in finished images, until all is written."""
-    beside: Path | None = arguments.json or arguments.submission
+    beside: Path | None = arguments.json or arguments.submission or arguments.mistakes
     return beside and beside.with_name(f".{beside.name}.journal")
 
 
@@ -496,6 +510,17 @@ def _write_submission(
     if missing:
         said += f"\neval_dota: note: empty files for what the model does not know: {', '.join(missing)}"
     return said
+
+
+def _write_mistakes(
+    found: Mapping[str, Detections], truth: Mapping[str, Objects], result: Result, path: Path
+) -> str:
+    from rgfl.dota import mistakes
+
+    verdicts = mistakes.judge(found, truth, result.classes, version=result.version)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(path, mistakes.to_csv(verdicts, result.classes))
+    return ""
 
 
 def _write_json(path: Path, record: dict[str, Any]) -> str:

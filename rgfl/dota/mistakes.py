@@ -17,6 +17,8 @@ Letters in array names: D detections, G ground truths.
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -94,3 +96,32 @@ def judge(
     found_by_G = np.full(len(matching.labels_G), -1, np.int64)
     found_by_G[own_D[hits_D]] = np.flatnonzero(hits_D)
     return Verdicts(matching, fate_D, about_D, iou_D, found_by_G)
+
+
+COLUMNS = ("image", "mistake", "score", "detected", "labelled", "iou", "x", "y")
+
+
+def to_csv(verdicts: Verdicts, classes: Sequence[str]) -> str:
+    """Every false positive, the highest score first, then every missed object, the largest first, as CSV.
+
+    A mistake of a good detector with a high score is often one of the labels. x and y are the centre, in
+    pixels, of the detection or of the missed object.
+    """
+    matching, text = verdicts.matching, io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(COLUMNS)
+
+    def add(image: int, quad: NDArray[np.float64], *what: str) -> None:
+        x, y = quad.reshape(4, 2).mean(axis=0)
+        table.writerow((matching.images[image], *what, f"{x:.1f}", f"{y:.1f}"))
+
+    for d in verdicts.false_positives(DUPLICATE, CONFUSED, MISPLACED, BACKGROUND).tolist():
+        about = int(verdicts.about_D[d])
+        labelled = classes[matching.labels_G[about]] if about >= 0 else ""
+        found = (f"{matching.scores_D[d]:.4f}", classes[matching.labels_D[d]])
+        kind, iou = FATES[verdicts.fate_D[d]], f"{verdicts.iou_D[d]:.3f}"
+        add(matching.images_D[d], matching.quads_D8[d], kind, *found, labelled, iou)
+    for g in verdicts.missed().tolist():
+        labelled = classes[matching.labels_G[g]]
+        add(matching.images_G[g], matching.quads_G8[g], "missed", "", "", labelled, "")
+    return text.getvalue()

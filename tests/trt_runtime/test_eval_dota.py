@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import os
@@ -93,6 +94,23 @@ def test_pictures_are_drawn_up_to_the_limit(evaluated: SimpleNamespace) -> None:
     pictures = sorted((evaluated.out / "onnx").iterdir())
     assert [path.name for path in pictures] == ["P0001.jpg", "P0002.jpg"]
     assert cv2.imread(str(pictures[1])).shape == (100, 90, 3)
+
+
+def test_mistakes_are_listed(
+    tiny_onnx: Path, tiny_scenes: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "new" / "mistakes.csv"
+    command = ["--model", tiny_onnx, "--images", tiny_scenes.images, "--mistakes", out]
+    assert eval_dota.main(list(map(str, command))) == 2
+    assert "--mistakes needs --labels DIR" in capsys.readouterr().err
+    command += ["--labels", tiny_scenes.labels, "--json", tmp_path / "all.json"]
+    assert eval_dota.main(list(map(str, command))) == 0
+    rows = list(csv.DictReader(out.open()))
+    scores = [float(row["score"]) for row in rows if row["mistake"] != "missed"]
+    assert scores
+    assert scores == sorted(scores, reverse=True)
+    assert {row["image"] for row in rows} <= set(tiny_scenes.names)
+    assert {row["detected"] for row in rows if row["score"]} <= set(CLASSES)
 
 
 def test_without_labels_there_is_only_a_submission(
