@@ -27,6 +27,11 @@ private:
     size_t used_ = 0;
 };
 
+int64_t tiles_at_most(const RotatedNmsShape& shape) {
+    const int64_t of_segment = (static_cast<int64_t>(shape.points) + kernels::tile_size - 1) / kernels::tile_size;
+    return static_cast<int64_t>(shape.batch) * shape.classes * of_segment;
+}
+
 struct Layout {
     size_t zeroed;  // bytes at the front that must be zero before the first kernel
     size_t total;
@@ -43,6 +48,7 @@ Layout lay_out(Problem& problem, void* workspace) {
     arena.take(problem.state, words);
     const size_t zeroed = arena.used();
     arena.take(problem.first_tile, problem.segments + 1);
+    arena.take(problem.drawing_order, tiles_at_most(shape));
     arena.take(problem.boxes, static_cast<int64_t>(shape.batch) * shape.points);
     arena.take(problem.collected, words * 32);
     arena.take(problem.ordered, words * 32);
@@ -125,8 +131,7 @@ cudaError_t rotated_nms(const RotatedNmsShape& shape, const RotatedNmsSettings& 
     problem.outputs = outputs;
     const Layout layout = lay_out(problem, workspace);
 
-    const int64_t tiles =
-        static_cast<int64_t>(problem.segments) * ((shape.points + kernels::tile_size - 1) / kernels::tile_size);
+    const int64_t tiles = tiles_at_most(shape);
     const int64_t points = static_cast<int64_t>(shape.batch) * problem.words;  // in words of 32
     const int64_t rows = static_cast<int64_t>(shape.batch) * settings.max_detections;
     Launcher launcher(stream);

@@ -2,11 +2,12 @@
 // what is here only divides the work.
 //
 //   collect    score > threshold: a list of candidates for every class of every image, in any order
-//   plan       numbers the lists' tiles of 256 through, so that the next kernels share them evenly
+//   plan       numbers the lists' tiles of 256 through, so that the next kernels share them evenly, and puts
+//              them into the order in which they are decided
 //   sort       puts the candidates of each tile in order of rank
 //   merge      puts each list in order of rank: a candidate's place is the number of candidates, in all tiles of
 //              its list, that rank before it. From here on a tile is 256 neighbours in that order
-//   suppress   one block a tile: first what earlier tiles keep takes its part, then the tile decides within
+//   suppress   one block a tile: candidates lose to what earlier tiles keep, then to each other
 //   tally      how many are kept before each chunk of 32
 //   emit       a kept candidate's row is the number of kept ones, over all classes, before it
 //
@@ -56,6 +57,7 @@ struct Problem {
     unsigned long long* state;  // (S, W) Decided: kept in the low half, done in the high half
 
     int32_t* first_tile;        // (S + 1) tiles in all segments before
+    int32_t* drawing_order;     // (tiles, at most S · ceil(P / 256)) in which `suppress` takes them
     PreparedBox<float>* boxes;  // (B, P)
     Candidate* collected;       // (S, 32·W) in any order; then each tile in order of rank
     Candidate* ordered;         // (S, 32·W) in order of rank
@@ -274,6 +276,20 @@ __global__ void plan(Problem problem) {
     if (lane == 31) {
         problem.first_tile[problem.segments] = up_to_here;
     }
+    __syncwarp();
+
+    // The first tiles of all segments, then all second ones, and so on: those that a tile waits for are far ahead.
+    const int all = __shfl_sync(all_lanes, up_to_here, 31);
+    for (int round = 0, drawn = 0; drawn < all; ++round) {
+        for (int id = lane; id - lane < problem.segments; id += 32) {
+            const bool takes_part = id < problem.segments && tiles_of(problem.counts[id]) > round;
+            const unsigned parts = __ballot_sync(all_lanes, takes_part);
+            if (takes_part) {
+                problem.drawing_order[drawn + __popc(parts & lanes_before(lane))] = problem.first_tile[id] + round;
+            }
+            drawn += __popc(parts);
+        }
+    }
 }
 
 // ---- sort and merge -----------------------------------------------------------------------------------
@@ -342,7 +358,7 @@ struct Tile {
     int earlier_counts[tile_chunks];
     int pairs[block_warps][64];
     int within[block_warps];  // for count_within: whether the candidate that the warp asks of is within
-    int number;               // the tile's, counted over all segments
+    int number;               // of tiles that were drawn before
 };
 
 // Bit i tells whether the bounds of boxes[i] and `box` meet; `count` ≤ 32.
@@ -509,7 +525,7 @@ __device__ __forceinline__ void decide_within(const Problem& problem, const Segm
     }
 }
 
-// Blocks draw tiles in order of rank within each segment, and wait only for tiles that were drawn before:
+// Blocks draw the tiles of each segment in order of rank, and wait only for tiles that were drawn before:
 // the first undecided one never waits, so all are decided, in any schedule. The answer does not
 // depend on the schedule, because it is a function of decisions that never change.
 __global__ void __launch_bounds__(block_threads, 4) suppress(Problem problem) {
@@ -525,13 +541,13 @@ __global__ void __launch_bounds__(block_threads, 4) suppress(Problem problem) {
             tile.number = atomicAdd(problem.ticket, 1);
         }
         __syncthreads();
-        const int number = tile.number;
-        if (number >= tiles) {
+        if (tile.number >= tiles) {
             return;
         }
-        const auto [segment, begin, count] = place_of_tile(problem, number);
+        const auto [segment, begin, count] = place_of_tile(problem, problem.drawing_order[tile.number]);
         const Candidate* ordered = problem.ordered + segment.begin;
-        tile.boxes[thread] = thread < count ? box_of(problem, segment, ordered[begin + thread]) : PreparedBox<float>{};
+        tile.boxes[thread] =
+            thread < count ? box_of(problem, segment, ordered[begin + thread]) : PreparedBox<float>{};
         for (int chunk = 0; chunk < tile_chunks; ++chunk) {
             tile.beaten_by[chunk][thread] = 0;
         }
