@@ -347,7 +347,6 @@ def measure(scene: Scene, batch: int, reference: ctypes.CDLL | None, repeats: in
         **{f"{name}_us": statistics.median(values) if values else None for name, values in times.items()},
         **{f"{name}_kept": rival_kept.get(name) for name in ("mask", "probiou")},
         "target_us": scene.target_us if batch == 1 else None,
-        "kernels_us": by_kernel(enqueue),
     }
 
 
@@ -355,13 +354,21 @@ def measure_rows(options: argparse.Namespace) -> None:
     """All rows, each printed as a line of JSON. Ends the process where a row hangs."""
     started = time.monotonic()
     reference = compile_reference()
+    done = []
     for scene, batch in itertools.product(SCENES, options.batch or [1, 8]):
         if time.monotonic() - started > ROWS_S:
             print(json.dumps({"left_out": f"{scene.name}, batch {batch}"}), flush=True)
             continue
         faulthandler.dump_traceback_later(ROW_S, exit=True)
         print(json.dumps(measure(scene, batch, reference, options.repeats)), flush=True)
+        done.append((scene, batch))
         faulthandler.cancel_dump_traceback_later()
+    faulthandler.dump_traceback_later(ROW_S, exit=True)
+    for scene, batch in done:  # last: the profiler might slow what comes after it
+        enqueue, _ = ours(*scene.tensors(batch))
+        row = {"scene": scene.name, "batch": batch, "kernels_us": by_kernel(enqueue)}
+        print(json.dumps(row), flush=True)
+    faulthandler.cancel_dump_traceback_later()
 
 
 def targets(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -489,13 +496,13 @@ def table(record: dict[str, Any]) -> str:
     lines += ["", *(f"- {line}" for line in targets(record["rows"]))]
     lines += [f"- {name}: left out for want of time" for name in record["left_out"]]
     lines += [f"- the rows ended early: {line}" for line in record["ended_early"]]
-    kernels = list(dict.fromkeys(name for row in record["rows"] for name in row["kernels_us"]))
+    kernels = list(dict.fromkeys(name for row in record["by_kernel"] for name in row["kernels_us"]))
     if kernels:
         lines += ["", "Kernel by kernel, on a stream, by PyTorch's profiler:", ""]
         lines += [f"| scene | batch | {' | '.join(kernels)} |", f"| --- | {' ---: |' * (len(kernels) + 1)}"]
-    for row in record["rows"]:
-        times = " | ".join(time_of(row["kernels_us"].get(name)) for name in kernels)
-        lines.append(f"| {row['scene']} | {row['batch']} | {times} |")
+        for row in record["by_kernel"]:
+            times = " | ".join(time_of(row["kernels_us"].get(name)) for name in kernels)
+            lines.append(f"| {row['scene']} | {row['batch']} | {times} |")
     return "\n".join([*lines, *outcome("Tests on the GPU", record["tests"])]) + "\n"
 
 
@@ -510,6 +517,7 @@ def benchmark(options: argparse.Namespace) -> bool:
     record = {
         **new_record(),
         "rows": [],
+        "by_kernel": [],
         "left_out": [],
         "ended_early": [],
         "tests": {"passed": True, "result": "not run", "details": []},
@@ -530,6 +538,8 @@ def benchmark(options: argparse.Namespace) -> bool:
         row = json.loads(line)
         if "left_out" in row:
             record["left_out"].append(row["left_out"])
+        elif "kernels_us" in row:
+            record["by_kernel"].append(row)
         else:
             record["rows"].append(row)
         save(options.out, record)

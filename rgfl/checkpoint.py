@@ -24,6 +24,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rgfl.errors import UserError
 from rgfl.nn.config import ModelConfig
 from rgfl.spec import DetectorSpec, SpecError
 
@@ -31,8 +32,6 @@ if TYPE_CHECKING:  # torch takes seconds to import: not for --help
     import torch
 
     from rgfl.nn.detector import Detector
-
-from rgfl.errors import UserError
 
 FORMAT = "rgfl-checkpoint 1"
 

@@ -34,9 +34,9 @@ Kind = type[int] | tuple[type[int], type[float]]
 
 def unfit_name(name: str) -> str:
     """What keeps a class name out of label files, or out of the names of files; empty if nothing does."""
-    if len(name.split()) != 1:
+    if name.split() != [name]:
         return f"{'has white space' if name.strip() else 'is empty'}; labelTxt needs it in one word"
-    if not name.isprintable():
+    if not name.replace("\u200c", "").replace("\u200d", "").isprintable():  # joiners: Persian, Hindi
         return "has characters that cannot be printed; files and terminals need it readable"
     if set(name) & set("/\\") or name in (".", ".."):
         return "has a slash or is a folder's name; Task1_<class>.txt could not be written"

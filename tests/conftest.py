@@ -49,7 +49,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 EXIT_STATUS = pytest.StashKey[int]()
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)  # pytest's own gives a report, after which no other is asked
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> None:
     """After an illegal address every call of CUDA fails, in later tests too: the first one is to blame."""
     torch = sys.modules.get("torch")

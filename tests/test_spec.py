@@ -147,3 +147,10 @@ def test_a_spec_fits_an_engines_name_in_bytes() -> None:
 def test_the_bytes_of_a_spec_do_not_change() -> None:
     """Digests stand in result files, and other languages read defaults that a file does not name."""
     assert DetectorSpec(classes=("ä",)).digest == "e280bef9ad7b"
+
+
+def test_names_of_every_script_are_taken_and_white_space_around_them_is_not() -> None:
+    for name in ("Flugzeug-größe", "飞机", "می\u200cدان"):  # the joiner is ordinary spelling in Persian
+        assert DetectorSpec.from_json(DetectorSpec(classes=(name,)).to_json()).classes == (name,)
+    with pytest.raises(SpecError, match="has white space"):
+        DetectorSpec(classes=("ship ",))

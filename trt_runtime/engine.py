@@ -353,9 +353,8 @@ class _Buffer:
     row_bytes: int
 
 
-Results = tuple[
-    NDArray[Any], ...
-]  # as tensorrt_api.nms_outputs, or OUTPUT_NAMES where NMS is still to be done
+# As tensorrt_api.nms_outputs, or OUTPUT_NAMES where NMS is still to be done.
+Results = tuple[NDArray[Any], ...]
 
 
 class EngineRunner(Runner):

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rgfl.errors import UserError
+
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
 # What a file of each of GDAL's drivers begins with: of those that are read here…
-from rgfl.errors import UserError
-
 DRIVERS = {
     "GTiff": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
     "JP2OpenJPEG": (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),

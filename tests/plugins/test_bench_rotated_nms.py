@@ -138,7 +138,8 @@ def test_a_row_is_measured_of_the_kernels_on_the_emulator(
     assert row["target_us"] == (60 if batch == 1 else None)
     assert row["ours_graph_us"] == pytest.approx(5)
     assert all(row[f"{name}_us"] is not None for name in ("ours", "host", "mask", "probiou"))
-    assert row["kernels_us"] == {"collect": 3.0, "suppress": 12.0}
+    enqueue, _ = benchmark.ours(*scene.tensors(batch))
+    assert benchmark.by_kernel(enqueue) == {"collect": 3.0, "suppress": 12.0}
     json.dumps(row)
 
 
@@ -156,7 +157,6 @@ def row(scene: Any, batch: int, **changed: Any) -> dict[str, Any]:
         "mask_us": 9000.0,
         "probiou_us": None,
         "target_us": scene.target_us if batch == 1 else None,
-        "kernels_us": {"collect": 3.0, "suppress": 12.5},
         **changed,
     }
 
@@ -172,6 +172,7 @@ def run(benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Call
             assert command[1:5] == [benchmark.__file__, "--rows", "--repeats", "1"]
             for scene, batch in itertools.product(benchmark.SCENES, (1, 8)):
                 yield json.dumps(measure(scene, batch))
+            yield json.dumps({"scene": "first", "batch": 1, "kernels_us": {"collect": 3.0}})
             yield from ending
 
         monkeypatch.setattr(benchmark, "run", lines)
@@ -219,10 +220,13 @@ def test_rows_that_would_begin_too_late_are_left_out_and_told(
     monkeypatch.setattr(benchmark.time, "monotonic", lambda: next(now))
     monkeypatch.setattr(benchmark, "compile_reference", lambda: None)
     monkeypatch.setattr(benchmark, "measure", lambda scene, batch, *_: row(scene, batch))
+    monkeypatch.setattr(benchmark, "ours", lambda *_: (None, None))
+    monkeypatch.setattr(benchmark, "by_kernel", lambda _: {"collect": 3.0})
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
     benchmark.measure_rows(argparse.Namespace(batch=None, repeats=1))
     said = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
-    assert len(said) == 8
-    assert [list(line) == ["left_out"] for line in said] == [False] * 2 + [True] * 6
+    assert [list(line) == ["left_out"] for line in said] == [False] * 2 + [True] * 6 + [False] * 2
+    assert all(line["kernels_us"] for line in said[-2:])
 
 
 def test_where_a_row_ends_the_process_the_tests_still_run_and_the_file_says_what_came(
@@ -354,6 +358,7 @@ def test_without_a_compiler_the_rest_is_measured(
         "gpu_state": {"before": {"driver": "580", "watts": 90.5}},
         "tests": {"result": "not run", "details": []},
         "rows": [row(benchmark.SCENES[0], 1, mask_us=None)],
+        "by_kernel": [{"scene": "first", "batch": 1, "kernels_us": {"collect": 3.0, "suppress": 12.5}}],
         "left_out": ["last, batch 8"],
         "ended_early": [],
     }
@@ -361,4 +366,4 @@ def test_without_a_compiler_the_rest_is_measured(
     assert "| 50.0 | 60.0 | 40.0 | no nvcc | out of memory | yes |" in text
     assert "- last, batch 8: left out for want of time" in text
     assert "GPU before: driver 580, watts 90.5" in text
-    assert "| deployed graph, 1024² | 1 | 3.0 | 12.5 |" in text
+    assert "| first | 1 | 3.0 | 12.5 |" in text
