@@ -95,6 +95,9 @@ def import_detector(path: Path | str, classes: Sequence[str] | None = None) -> I
                 "model of the original rgfl repository. Weights of a backbone go by --weights"
             )
     recipe = RECIPES[RECIPE]()
+    for name in ("head.reg.bias", "head.cls.bias"):
+        if renamed[name].ndim != 1:
+            raise CheckpointError(f"{path}: {name}: expected one axis, got {tuple(renamed[name].shape)}")
     channels, remainder = divmod(len(renamed["head.reg.bias"]), 5)
     if remainder:
         raise CheckpointError(
@@ -127,7 +130,10 @@ def _load(
 ) -> Detector:
     from rgfl.nn.detector import build_detector
 
-    detector = build_detector(config, spec)
+    try:
+        detector = build_detector(config, spec)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     wanted = detector.state_dict()
     missing = [key for key in wanted if key not in renamed and not key.endswith("num_batches_tracked")]
     shapes = [

@@ -246,7 +246,10 @@ class Training:
             return
         with of_this_version(self.out / "last.pt"):
             self.step, self.evaluated_at, self.best_map = last["step"], last["evaluated"], last["best"]
-            self.without_better = last.get("without_better", 0)
+            if "without_better" in last:
+                self.without_better = last["without_better"]
+            elif 0 < self.recipe.evaluation.eval_images < len(self.dataset.val):
+                self.best_map = -1.0  # older versions took the first images by name, which are others
             self.sums = last["sums"]
             self.model.load_state_dict(last["model"])
             self.ema_model.load_state_dict(last["weights"])
@@ -412,7 +415,7 @@ class Training:
         if halt:
             return 128 + halt if halt != TIME_IS_UP else 0
         said = f", mAP {100 * self.best_map:.1f}" if self.best_map >= 0 else ""
-        self.say(f"{self.step} steps done; detector: {self.out / 'best.pt'}{said}")
+        self.say(f"{self.step} of {self.total_steps} steps done; detector: {self.out / 'best.pt'}{said}")
         return 0
 
     def _steps(self) -> int:
@@ -492,7 +495,7 @@ class Training:
 
     def _end(self) -> int:
         """All steps are done, or better ones are not to be expected."""
-        if self._out_of_patience():
+        if self._out_of_patience() and self.step < self.total_steps:
             self.say(
                 f"no better mAP in {self.without_better} evaluations (--patience); the same command without "
                 "it goes on"

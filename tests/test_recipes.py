@@ -308,7 +308,7 @@ def test_the_tiles_that_fit_a_recipe(name, changes, flags):
     """Those of the defaults, clipped and of a tile's size, were another training, a quarter of it black."""
     recipe = RECIPES[name]().replace(**changes)
     command = f"python -m rgfl.dota.tiling --data '/a b' --out '/a b_tiles' {flags}"
-    link = "" if "val" in flags.split() else " && ln -s '/a b/val' '/a b_tiles/val'"
+    link = "" if "val" in flags.split() else " && ln -sfT '/a b/val' '/a b_tiles/val'"
     assert recipe.tiling_command(Path("/a b")) == command + link
 
 
@@ -375,7 +375,7 @@ def test_help_names_values_of_the_recipe_and_imports_no_torch():
         "over all processes and parts [8]",
         "--no-resume",
         "torchrun --nproc-per-node 8 -m rgfl.train",
-        "--splits train --size 1024 --cut whole --keep-empty ln -s /DIR/val",
+        "--splits train --size 1024 --cut whole --keep-empty ln -sfT /DIR/val",
         "on a CPU bit by bit",
     ):
         assert phrase in text
@@ -389,3 +389,19 @@ def test_result_fields_leave_out_what_does_not_change_the_result():
     parts = recipe.replace(accumulate=2, checkpoint_activations=True, compile=True)
     assert parts.result_fields() == recipe.result_fields()
     assert recipe.replace(seed=1).result_fields() != recipe.result_fields()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("epochs", float("inf")), ("eval_every", float("inf")), ("seed", 1 << 63), ("threads", 2000)],
+)
+def test_numbers_that_no_run_can_have_are_refused(field, value):
+    with pytest.raises(RecipeError, match=field.replace("_", "-")):
+        RECIPES["demo"]().replace(**{field: value})
+
+
+def test_the_tiling_command_fits_the_recipe():
+    command = RECIPES["demo"]().replace(min_visible=0.3).tiling_command(Path("/d"))
+    assert "--min-visible 0.3" in command
+    assert "--size 16384" in RECIPES["gfl_r50_dota_3x"]().replace(tile_size=16384).tiling_command(Path("/d"))
+    assert RECIPES["demo"]().tiling_command(Path("/"))

@@ -506,7 +506,7 @@ def test_time_is_up(data, tmp_path, capsys):
 def test_a_finished_run_says_so(data, whole, capsys):
     before = curve(whole)
     assert run(data, whole) == 0
-    assert "16 steps done; detector:" in capsys.readouterr().out
+    assert "16 of 16 steps done; detector:" in capsys.readouterr().out
     assert curve(whole) == before
 
 

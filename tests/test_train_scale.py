@@ -310,7 +310,7 @@ def test_torchrun_gives_the_losses_of_one_process(data, whole, tmp_path):
     assert (
         done.stdout.count("6 steps of 3 epochs on 2 × CPU (1 threads)") == 1
     )  # the first process alone speaks
-    assert done.stdout.count("6 steps done; detector:") == 1
+    assert done.stdout.count("6 of 6 steps done; detector:") == 1
     assert done.stdout.count("warning: ") == 1  # of the warm-up: no other way than at once is warned of
     assert "warning: --warmup-steps 3 in a run of 6 steps" in done.stdout
     assert "FutureWarning" not in done.stderr

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from rgfl.dota.labels import Objects
     from rgfl.trt_runtime.runners import Runner
 
+OUTPUTS = ("json", "submission", "mistakes")  # flags that name a file
 EXAMPLES = """\
 examples:
   python trt_runtime/eval_dota.py --model best.pt    --images val/images --labels val/labelTxt --json F.json
@@ -118,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
 def evaluate(arguments: argparse.Namespace) -> int:
     """The command behind `main`, with parsed arguments."""
     keep = [arguments.model] if arguments.model else []
-    for flag in ("json", "submission", "mistakes"):
+    for flag in OUTPUTS:
         if path := getattr(arguments, flag):
             keep.append(errors.new_file(path, f"--{flag}", keep))
     return evaluate_files(arguments) if arguments.task1 else evaluate_model(arguments)
@@ -192,6 +193,10 @@ def evaluate_model(arguments: argparse.Namespace) -> int:
         errors.picture_directory(arguments.draw, "--draw", images)
     if arguments.labels:
         errors.existing_directory(arguments.labels, "--labels")
+    read = [*images.values(), *(arguments.labels.glob("*.txt") if arguments.labels else ())]
+    for flag in OUTPUTS:
+        if path := getattr(arguments, flag):
+            errors.none_of(path, f"--{flag}", read)
     with _alone(arguments):
         return _evaluate_images(images, arguments)
 

@@ -275,6 +275,8 @@ def merge_task1(
             if (place := place_of(str(tile))) is None:
                 raise UserError(f"Task1_{name}.txt: {tile} is no tile's name, P0000__<scale>__<x>___<y>")
             image, scale, x, y = place
+            if scale <= 0:
+                raise UserError(f"Task1_{name}.txt: {tile}: expected a positive scale, got {scale:g}")
             rows = np.flatnonzero(images == tile)
             detections = Detections(boxes[rows], scores[rows], np.full(len(rows), label, np.int32))
             parts.setdefault(image, []).append(Part(detections, x / scale, y / scale, 1 / scale))

@@ -104,6 +104,11 @@ def test_mistakes_are_listed(
     assert eval_dota.main(list(map(str, command))) == 2
     assert "--mistakes needs --labels DIR" in capsys.readouterr().err
     command += ["--labels", tiny_scenes.labels, "--json", tmp_path / "all.json"]
+    label = next(tiny_scenes.labels.glob("*.txt"))
+    before = label.read_bytes()
+    assert eval_dota.main([*map(str, command), "--mistakes", str(label)]) == 2
+    assert "which this command reads" in capsys.readouterr().err
+    assert label.read_bytes() == before
     assert eval_dota.main(list(map(str, command))) == 0
     rows = list(csv.DictReader(out.open()))
     scores = [float(row["score"]) for row in rows if row["mistake"] != "missed"]
