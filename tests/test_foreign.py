@@ -202,6 +202,16 @@ def test_what_does_not_match_is_listed(state, tmp_path):
     assert "without names" in refused({**state, "bbox_head.gfl_cls.bias": torch.zeros(3)}, {})
 
 
+@pytest.mark.parametrize(
+    ("shape", "message"), [((5,), "reg_max: expected 1 or more"), ((), "expected one axis")]
+)
+def test_a_head_of_an_impossible_shape_is_one_line(shape, message, state, tmp_path, capsys):
+    path = write(tmp_path / "odd.pth", {**state, "bbox_head.gfl_reg.bias": torch.zeros(shape)})
+    assert foreign.main(["import", str(path), "--out", str(tmp_path / "out.pt")]) == 2
+    assert f"{path}: " in (told := capsys.readouterr().err)
+    assert message in told
+
+
 def test_classes_are_dota_s_where_the_file_is_silent(state, tmp_path):
     imported = foreign.import_detector(write(tmp_path / "x.pth", state, {}))
     assert imported.detector.spec.classes == CLASSES["1.0"]
