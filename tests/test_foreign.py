@@ -206,7 +206,8 @@ def test_what_does_not_match_is_listed(state, tmp_path):
     ("shape", "message"), [((5,), "reg_max: expected 1 or more"), ((), "expected one axis")]
 )
 def test_a_head_of_an_impossible_shape_is_one_line(shape, message, state, tmp_path, capsys):
-    path = write(tmp_path / "odd.pth", {**state, "bbox_head.gfl_reg.bias": torch.zeros(shape)})
+    odd = {key: value for key, value in state.items() if "integral" not in key}
+    path = write(tmp_path / "odd.pth", {**odd, "bbox_head.gfl_reg.bias": torch.zeros(shape)})
     assert foreign.main(["import", str(path), "--out", str(tmp_path / "out.pt")]) == 2
     assert f"{path}: " in (told := capsys.readouterr().err)
     assert message in told
