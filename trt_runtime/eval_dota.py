@@ -119,9 +119,8 @@ def main(argv: list[str] | None = None) -> int:
 def evaluate(arguments: argparse.Namespace) -> int:
     """The command behind `main`, with parsed arguments."""
     keep = [arguments.model] if arguments.model else []
-    for flag in OUTPUTS:
-        if path := getattr(arguments, flag):
-            keep.append(errors.new_file(path, f"--{flag}", keep))
+    for flag, path in _outputs(arguments):
+        keep.append(errors.new_file(path, f"--{flag}", keep))
     return evaluate_files(arguments) if arguments.task1 else evaluate_model(arguments)
 
 
@@ -194,9 +193,8 @@ def evaluate_model(arguments: argparse.Namespace) -> int:
     if arguments.labels:
         errors.existing_directory(arguments.labels, "--labels")
     read = [*images.values(), *(arguments.labels.glob("*.txt") if arguments.labels else ())]
-    for flag in OUTPUTS:
-        if path := getattr(arguments, flag):
-            errors.none_of(path, f"--{flag}", read)
+    for flag, path in _outputs(arguments):
+        errors.none_of(path, f"--{flag}", read)
     with _alone(arguments):
         return _evaluate_images(images, arguments)
 
@@ -376,22 +374,28 @@ def _detect(
 @contextlib.contextmanager
 def _alone(arguments: argparse.Namespace) -> Iterator[None]:
     """Of the commands that share a journal one at a time runs the block; FolderInUse for the others."""
-    if (journal := _journal(arguments)) is None:
+    journal = _journal(arguments)
+    if journal is None:
         yield
         return
-    flag, path = ("--json", arguments.json) if arguments.json else ("--submission", arguments.submission)
+    flag, path = next(_outputs(arguments))
     lock = journal.with_suffix(".lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock_file(lock, path, flag):
+    with lock_file(lock, path, f"--{flag}"):
         try:
             yield
         finally:
             lock.unlink(missing_ok=True)
 
 
+def _outputs(arguments: argparse.Namespace) -> Iterator[tuple[str, Path]]:
+    """Files that were asked for, by their flags."""
+    return ((flag, path) for flag in OUTPUTS if (path := getattr(arguments, flag)))
+
+
 def _journal(arguments: argparse.Namespace) -> Path | None:
-    """The file that holds what is found in finished images, until all is written."""
-    beside: Path | None = arguments.json or arguments.submission or arguments.mistakes
+    """The file that holds what is found in finished images, until all is written; beside the first output."""
+    beside = next((path for _, path in _outputs(arguments)), None)
     return beside and beside.with_name(f".{beside.name}.journal")
 
 

@@ -362,9 +362,12 @@ def test_weights_outside_of_the_model_are_part_of_it(case: Case, capsys: pytest.
     assert "images are done" not in again()
 
 
-def test_two_with_one_result_file_are_kept_apart(case: Case, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize("flag", ["json", "mistakes"])
+def test_two_with_one_result_file_are_kept_apart(
+    flag: str, case: Case, capsys: pytest.CaptureFixture
+) -> None:
     pytest.importorskip("fcntl", reason="this system has no POSIX locks")
-    out, lock = case.root / "F.json", case.root / ".F.json.lock"
+    out, lock = case.root / "F", case.root / ".F.lock"
     hold = (
         "import pathlib, sys; from rgfl.folder_lock import lock_file\n"
         "lock = lock_file(pathlib.Path(sys.argv[1]), None, '')\n"
@@ -375,11 +378,11 @@ def test_two_with_one_result_file_are_kept_apart(case: Case, capsys: pytest.Capt
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        error = case.fails(capsys, json=out)
+        error = case.fails(capsys, **{flag: out})
         other.kill()
-    assert error.startswith(f"eval_dota: error: --json {out}: process {other.pid} on ")
-    assert error.endswith(" writes into it; wait for its end, or give another --json")
-    assert not (case.root / ".F.json.journal").exists()
+    assert error.startswith(f"eval_dota: error: --{flag} {out}: process {other.pid} on ")
+    assert error.endswith(f" writes into it; wait for its end, or give another --{flag}")
+    assert not (case.root / ".F.journal").exists()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk is Linux's /dev/full here")
