@@ -44,15 +44,14 @@ COMPILER_PACKAGES = (
 HEADER_PACKAGES = ("kernel-lens==2.0.1",)
 FETCHED = HERE.parent / "build" / "plugin-compiler"
 
-# -z nodelete: TensorRT unloads plugin libraries that engines brought along when their registry goes, and CUDA
-# still holds this one's kernels.
 # --fmad=false: a fused multiply-add rounds once where the CPU rounds twice, and then a suppression that
 # sits on the threshold could fall differently.
+CODE_FLAGS = ("-std=c++17", "-O3", "--fmad=false")
+# -z nodelete: TensorRT unloads plugin libraries that engines brought along when their registry goes, and CUDA
+# still holds this one's kernels.
 FLAGS = (
+    *CODE_FLAGS,
     "-shared",
-    "-std=c++17",
-    "-O3",
-    "--fmad=false",
     "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra",
     "-Xlinker=--exclude-libs=ALL,-z,nodelete",
     "-cudart=static",

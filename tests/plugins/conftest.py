@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from plugin_libraries import PLUGINS, compile_cpp
+from plugin_libraries import PLUGINS, compile_cpp, compile_kernels, ptx_of_kernels
+from ptx import PtxError
 
 import rgfl.plugins
-from rgfl.plugins.build import BuildError, find_nvcc, find_tensorrt_include, is_current
+from rgfl.plugins.build import BuildError, Toolchain, find_nvcc, find_tensorrt_include, is_current
 
 sys.path.append(str(Path(__file__).parents[1] / "trt_runtime"))  # stand_ins.py
+
+KNOWN_RELEASE = "release 13.0"  # of nvcc, whose PTX the tests can translate
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +36,26 @@ def nvcc() -> Path:
         return find_nvcc()
     except BuildError as error:
         pytest.skip(f"no CUDA compiler; run `python -m rgfl.plugins.build --fetch`: {error}")
+
+
+@pytest.fixture(scope="session")
+def ptx_kernels(tmp_path_factory: pytest.TempPathFactory, nvcc: Path) -> Callable[[int], Path]:
+    """The kernels as nvcc compiles them for a generation of GPUs, translated for the CPU emulator."""
+
+    @functools.cache
+    def compiled(architecture: int) -> Path:
+        folder = tmp_path_factory.mktemp("ptx")
+        if architecture not in Toolchain(nvcc, folder).architectures():
+            pytest.skip(f"{nvcc} knows no compute capability {architecture / 10}")
+        ptx = ptx_of_kernels(folder, nvcc, architecture)
+        try:
+            return compile_kernels(folder, ptx=ptx)
+        except PtxError as error:
+            if KNOWN_RELEASE in ptx:
+                raise
+            pytest.skip(f"{nvcc} writes other instructions than {KNOWN_RELEASE}: {error}")
+
+    return compiled
 
 
 @pytest.fixture(scope="session")

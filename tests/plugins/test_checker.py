@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from plugin_libraries import PLUGINS, compile_kernels
+from plugin_libraries import PLUGINS, compile_kernels, ptx_of_kernels
+from ptx import PtxError, translate
 from test_rotated_nms import CASES, USUAL, Emulated
 
 
@@ -21,6 +22,7 @@ class Fault:
     finding: str
     max_detections: int = 300  # more than are kept
     case: str = "tied"
+    translated: bool = False  # seen in what nvcc makes of it
 
 
 FAULTS = {
@@ -93,18 +95,53 @@ FAULTS = {
     "rows that keep what they held": Fault(
         "rotated_nms_kernels.cuh", "problem.outputs.labels[row] = 0;", "", "output labels: .* not written"
     ),
+    "shared memory that is zero by chance": Fault(
+        "rotated_nms_kernels.cuh",
+        "tile.lost[warp] = ~lanes_before(clamp(within - warp * 32, 0, 32));",
+        "",
+        "suppress: .* not initialised, a read of shared memory",
+        translated=True,
+    ),
+    "one word of shared memory too many": Fault(
+        "rotated_nms_kernels.cuh",
+        "tile[thread] = mine;",
+        "tile[thread + 1] = mine;",
+        "sort: .* out of bounds, a write to shared memory",
+        translated=True,
+    ),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_the_checker_finds(tmp_path: Path, fault: str) -> None:
+def test_the_checker_finds(request: pytest.FixtureRequest, tmp_path: Path, fault: str) -> None:
     it = FAULTS[fault]
     shutil.copytree(PLUGINS / "cuda", tmp_path / "cuda")
     text = (tmp_path / "cuda" / it.file).read_text()
     assert text.count(it.right) == 1
     (tmp_path / "cuda" / it.file).write_text(text.replace(it.right, it.wrong))
-    emulated = Emulated(compile_kernels(tmp_path, sources=tmp_path / "cuda"))
+    ptx = None
+    if it.translated:
+        ptx = ptx_of_kernels(tmp_path, request.getfixturevalue("nvcc"), 75, tmp_path / "cuda")
+    emulated = Emulated(compile_kernels(tmp_path, tmp_path / "cuda", ptx))
     boxes, scores = CASES[it.case](1)
     settings = dataclasses.replace(USUAL, max_detections=it.max_detections)
     _, findings = emulated.checked(boxes, scores, settings, poison=0)
     assert re.search(it.finding, findings), findings
+
+
+KERNEL = """
+.visible .entry k(.param .align 8 .b8 p[16]) {
+.reg .f32 %f<3>;
+BODY
+}
+"""
+
+
+@pytest.mark.parametrize(
+    "instruction", ["add.f32 %f0, %f1, %f2;", "fma.rn.f32 %f0, %f1, %f2, %f0;", "div.full.f32 %f0, %f1, %f2;"]
+)
+def test_the_translation_refuses_roundings_that_are_not_the_cores(instruction: str) -> None:
+    """The first may be fused by ptxas."""
+    assert "run_k" in translate(KERNEL.replace("BODY", "add.rn.f32 %f0, %f1, %f2;"))
+    with pytest.raises(PtxError, match=instruction.split(".")[0]):
+        translate(KERNEL.replace("BODY", instruction))

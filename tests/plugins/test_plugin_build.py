@@ -225,7 +225,7 @@ def test_no_kernel_spills_registers(nvcc: Path, tmp_path: Path) -> None:
     """`suppress` is held to 64, so that four blocks fit a multiprocessor."""
     known = build.Toolchain(nvcc, tmp_path).architectures()
     for arch in [arch for arch in (75, 86, 90, 120) if arch in known]:
-        command = [nvcc, "-cubin", "-std=c++17", "-O3", "--fmad=false", "-Xptxas=-v", f"-arch=sm_{arch}"]
+        command = [nvcc, "-cubin", *build.CODE_FLAGS, "-Xptxas=-v", f"-arch=sm_{arch}"]
         command += [f"-I{build.HERE}", build.HERE / "cuda" / "rotated_nms.cu", "-o", tmp_path / "kernels"]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
         report = done.stdout + done.stderr

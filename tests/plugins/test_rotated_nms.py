@@ -1,8 +1,8 @@
 """The CUDA kernels keep exactly what the CPU core keeps.
 
-Each test runs twice: with the kernels emulated on the CPU (threads, warps and blocks in shuffled orders,
-see emulator/cuda_runtime.h; every access to memory checked, see emulator/checker.cpp), on any machine; and
-on the GPU where there is one.
+Each test runs with the kernels emulated on the CPU, on any machine (threads, warps and blocks in shuffled
+orders, see emulator/cuda_runtime.h; every access to memory checked, see emulator/checker.cpp), once as g++
+compiles them and twice as nvcc does (see emulator/ptx.py); and on the GPU where there is one.
 """
 
 from __future__ import annotations
@@ -157,10 +157,16 @@ class OnGpu:
         return Result(**{name: tensor.cpu().numpy() for name, tensor in out.items()})
 
 
-@pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
+# nvcc holds two compilers, one for GPUs up to Hopper and one from Blackwell on.
+@pytest.fixture(
+    params=["emulated", "PTX for 7.5", "PTX for 10.0", pytest.param("gpu", marks=pytest.mark.gpu)]
+)
 def nms(request: pytest.FixtureRequest) -> Emulated | OnGpu:
     if request.param == "emulated":
         return Emulated(request.getfixturevalue("emulated_kernels"))
+    if request.param.startswith("PTX"):
+        architecture = int(request.param.removeprefix("PTX for ").replace(".", ""))
+        return Emulated(request.getfixturevalue("ptx_kernels")(architecture))
     skip_without_gpu()
     return OnGpu(request.getfixturevalue("built_library"))
 

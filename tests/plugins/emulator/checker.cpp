@@ -9,7 +9,7 @@
 //   - launches follow each other;
 //   - volatile and atomic accesses are strong: they do not race with each other.
 // Memory is looked at in words of four bytes. What it does not see: an access further than `red_zone` beyond
-// an array, and of shared memory, which has no beginning here that is known, its bounds and first values.
+// an array, and of shared memory its bounds and first values, but in kernels translated from PTX (ptx.py).
 // It also counts a kernel's atomic additions, since a result does not show what it took.
 #include <cxxabi.h>
 #include <dlfcn.h>
@@ -118,6 +118,15 @@ void touch(Word& word, const Place& place, Access access, const std::string& nam
     word.touched[access.write][access.strong].add(place);
 }
 
+// The words of shared memory are a block's.
+void begin_block(const Place& place) {
+    if (shared_launch != place.launch || shared_block != place.block) {
+        shared_words.clear();
+        shared_launch = place.launch;
+        shared_block = place.block;
+    }
+}
+
 void look(const void* address, size_t bytes, Access access) {
     if (!watching.load(std::memory_order_relaxed)) {
         return;
@@ -154,17 +163,42 @@ void look(const void* address, size_t bytes, Access access) {
         }
         return;
     }
-    if (shared_launch != place.launch || shared_block != place.block) {
-        shared_words.clear();
-        shared_launch = place.launch;
-        shared_block = place.block;
-    }
+    begin_block(place);
     for (uintptr_t i = first / 4; i <= (last - 1) / 4; ++i) {
         touch(shared_words[i], place, access, "shared memory", 4 * i);
     }
 }
 
 }  // namespace
+
+void accessed(const void* memory, size_t bytes, bool write, bool strong) { look(memory, bytes, {write, strong}); }
+
+bool shared_accessed(const char* shared, size_t size, size_t begin, size_t bytes, bool write, bool strong) {
+    Place place{};
+    find_place(shared, place);
+    begin_block(place);
+    const std::string where = "shared memory + " + std::to_string(begin);
+    if (begin + bytes > size) {
+        report(place, write ? "out of bounds, a write to" : "out of bounds, a read of", where);
+        return false;
+    }
+    for (size_t i = begin / 4; i <= (begin + bytes - 1) / 4; ++i) {
+        Word& word = shared_words[i];
+        if (!write && !word.written) {
+            report(place, "not initialised, a read of", where);
+        }
+        word.written |= write;
+        touch(word, place, {write, strong}, "shared memory", 4 * i);
+    }
+    return true;
+}
+
+void added() {
+    Place place{};
+    if (watching && find_place(nullptr, place)) {
+        adds[(place.launch - first_launch) % 16] += 1;
+    }
+}
 
 void host_wrote(const void* memory, size_t bytes) {
     const auto first = reinterpret_cast<uintptr_t>(memory);
@@ -244,10 +278,7 @@ extern "C" void __tsan_write_range(void* address, size_t bytes) { emulator::look
 extern "C" int __tsan_atomic32_fetch_add(int* address, int value, int) {
     emulator::look(address, 4, {false, true});
     emulator::look(address, 4, {true, true});
-    emulator::Place place{};
-    if (emulator::watching && emulator::find_place(address, place)) {
-        emulator::adds[(place.launch - emulator::first_launch) % 16] += 1;
-    }
+    emulator::added();
     return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
 }
 extern "C" unsigned __tsan_atomic32_fetch_or(unsigned* address, unsigned value, int) {

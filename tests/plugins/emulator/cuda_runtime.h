@@ -33,8 +33,10 @@ extern thread_local dim3 threadIdx, blockIdx, gridDim;
 namespace emulator {
 
 void launch(dim3 grid, dim3 block, const void* address, const std::function<void()>& kernel);
-// Waits for the 32 lanes and returns what each brought; `orders` memory, too.
-const uint64_t* exchange(unsigned mask, uint64_t value, bool orders = false);
+enum class Meeting { shuffle, ballot, sync };  // of a warp's lanes; the last alone orders memory
+
+// Waits for the 32 lanes and returns what each brought.
+const uint64_t* exchange(unsigned mask, uint64_t value, Meeting meeting);
 // Waits for all threads of the block; whether any of them voted.
 bool barrier(bool vote);
 
@@ -97,11 +99,12 @@ inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t error) {
     return error == cudaSuccess ? "no error" : "invalid argument";
 }
-template <class... Parameters, class... Arguments>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
-                               Arguments&&... arguments) {
-    emulator::launch(config->gridDim, config->blockDim, reinterpret_cast<const void*>(kernel),
-                     [&] { kernel(arguments...); });
+template <class Parameter>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameter), const Parameter& argument) {
+    const void* address = reinterpret_cast<const void*>(kernel);
+    const auto* translation = emulator::translation(address, sizeof argument);
+    emulator::launch(config->gridDim, config->blockDim, address,
+                     [&] { translation == nullptr ? kernel(argument) : translation->run(&argument); });
     return cudaSuccess;
 }
 
@@ -109,7 +112,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
 
 template <class T>
 T __shfl_sync(unsigned mask, T value, int source) {
-    return emulator::from_bits<T>(emulator::exchange(mask, emulator::to_bits(value))[source & 31]);
+    return emulator::from_bits<T>(emulator::exchange(mask, emulator::to_bits(value), emulator::Meeting::shuffle)[source & 31]);
 }
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int flip) {
@@ -121,7 +124,7 @@ T __shfl_up_sync(unsigned mask, T value, int step) {
     return __shfl_sync(mask, value, lane < step ? lane : lane - step);
 }
 inline unsigned __ballot_sync(unsigned mask, bool vote) {
-    const uint64_t* votes = emulator::exchange(mask, vote);
+    const uint64_t* votes = emulator::exchange(mask, vote, emulator::Meeting::ballot);
     unsigned ballot = 0;
     for (int lane = 0; lane < 32; ++lane) {
         ballot |= static_cast<unsigned>(votes[lane]) << lane;
@@ -129,7 +132,7 @@ inline unsigned __ballot_sync(unsigned mask, bool vote) {
     return ballot;
 }
 inline bool __any_sync(unsigned mask, bool vote) { return __ballot_sync(mask, vote) != 0; }
-inline void __syncwarp(unsigned mask = 0xffffffffu) { emulator::exchange(mask, 0, true); }
+inline void __syncwarp(unsigned mask = 0xffffffffu) { emulator::exchange(mask, 0, emulator::Meeting::sync); }
 inline void __syncthreads() { emulator::barrier(false); }
 inline int __syncthreads_or(int vote) { return emulator::barrier(vote != 0); }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }

@@ -1,6 +1,8 @@
 // See cuda_runtime.h in this folder.
+#include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -27,6 +29,7 @@ constexpr auto longest = std::chrono::minutes(5);  // of a block; the tests' tak
 struct Warp {
     uint64_t slots[2][32];
     unsigned arrived = 0, meetings = 0, left = 0;
+    Meeting kind{};      // of the next meeting, as the first to arrive says
     unsigned syncs = 0;  // the meetings that order memory
 };
 
@@ -133,7 +136,7 @@ void launch(dim3 grid, dim3 threads, const void* address, const std::function<vo
     }
 }
 
-const uint64_t* exchange(unsigned mask, uint64_t value, bool orders) {
+const uint64_t* exchange(unsigned mask, uint64_t value, Meeting kind) {
     if (mask != 0xffffffffu) {
         fprintf(stderr, "emulator: only whole warps may meet, got mask %08x\n", mask);
         abort();
@@ -142,10 +145,15 @@ const uint64_t* exchange(unsigned mask, uint64_t value, bool orders) {
     const unsigned meeting = warp.meetings;
     uint64_t* slots = warp.slots[meeting % 2];
     slots[block->current % 32] = value;
+    if (warp.arrived != 0 && warp.kind != kind) {
+        fprintf(stderr, "emulator: some lanes are at a shuffle, ballot or sync, others at another of these\n");
+        abort();
+    }
+    warp.kind = kind;
     if (++warp.arrived == 32) {
         warp.arrived = 0;
         warp.meetings += 1;
-        warp.syncs += orders;
+        warp.syncs += kind == Meeting::sync;
     }
     while (warp.meetings == meeting) {
         if (warp.left != 0) {
@@ -192,6 +200,34 @@ bool find_place(const void* address, Place& place) {
              block->warps[warp].syncs,
              block->barriers};
     return true;
+}
+
+// ---- translated kernels -------------------------------------------------------------------------------
+
+static std::vector<Translation>& translations() {
+    static std::vector<Translation> all;
+    return all;
+}
+
+Translation::Translation(const char* name, void (*function)(const void*), size_t bytes)
+    : kernel(name), run(function), parameter_bytes(bytes) {
+    translations().push_back(*this);
+}
+
+const Translation* translation(const void* kernel, size_t parameter_bytes) {
+    if (translations().empty()) {
+        return nullptr;
+    }
+    Dl_info info{};
+    dladdr(kernel, &info);
+    for (const Translation& one : translations()) {
+        if (info.dli_sname != nullptr && strcmp(one.kernel, info.dli_sname) == 0 &&
+            one.parameter_bytes == parameter_bytes) {
+            return &one;
+        }
+    }
+    fprintf(stderr, "emulator: no translation of the kernel %s\n", info.dli_sname);
+    abort();
 }
 
 }  // namespace emulator
