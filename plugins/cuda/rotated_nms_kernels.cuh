@@ -2,9 +2,9 @@
 // what is here only divides the work.
 //
 //   collect    score > threshold: a list of candidates for every class of every image, in any order
-//   plan       numbers the lists' tiles of 256 through, so that the next kernels share them evenly, and puts
-//              them into the order in which they are decided
-//   sort       puts the candidates of each tile in order of rank
+//   plan       numbers the lists' tiles of 256 through, so that the next kernels share them evenly
+//   sort       puts the candidates of each tile in order of rank, and the tiles into the order in which they are
+//              decided
 //   merge      puts each list in order of rank: a candidate's place is the number of candidates, in all tiles of
 //              its list, that rank before it. From here on a tile is 256 neighbours in that order
 //   suppress   one block a tile: candidates lose to what earlier tiles keep, then to each other
@@ -276,23 +276,21 @@ __global__ void plan(Problem problem) {
     if (lane == 31) {
         problem.first_tile[problem.segments] = up_to_here;
     }
-    __syncwarp();
-
-    // The first tiles of all segments, then all second ones, and so on: those that a tile waits for are far ahead.
-    const int all = __shfl_sync(all_lanes, up_to_here, 31);
-    for (int round = 0, drawn = 0; drawn < all; ++round) {
-        for (int id = lane; id - lane < problem.segments; id += 32) {
-            const bool takes_part = id < problem.segments && tiles_of(problem.counts[id]) > round;
-            const unsigned parts = __ballot_sync(all_lanes, takes_part);
-            if (takes_part) {
-                problem.drawing_order[drawn + __popc(parts & lanes_before(lane))] = problem.first_tile[id] + round;
-            }
-            drawn += __popc(parts);
-        }
-    }
 }
 
 // ---- sort and merge -----------------------------------------------------------------------------------
+
+// How many tiles are decided before this one: first tiles of all segments, then all second ones, and so on. So
+// those that a tile waits for are far ahead. For a whole warp.
+__device__ __forceinline__ int draws_before(const Problem& problem, int32_t tile, int32_t segment) {
+    const int round = tile - problem.first_tile[segment];
+    int draws = 0;
+    for (int id = lane_id(); id < problem.segments; id += 32) {
+        const int tiles = problem.first_tile[id + 1] - problem.first_tile[id];
+        draws += smaller(tiles, round) + (id < segment && tiles > round);
+    }
+    return warp_sum(draws);
+}
 
 // Of a list of n, n² / 256 searches of 9 steps and no passes that wait for each other, as a radix sort
 // has. Which of the two is faster nobody has measured yet.
@@ -305,6 +303,12 @@ __global__ void __launch_bounds__(block_threads) sort(Problem problem) {
         Candidate* collected = problem.collected + segment.begin + begin;
         const Candidate mine = thread < count ? collected[thread] : 0;
         tile[thread] = mine;
+        if (warp_in_block() == 0) {
+            const int draw = draws_before(problem, number, segment.id);
+            if (thread == 0) {
+                problem.drawing_order[draw] = number;
+            }
+        }
         __syncthreads();
         int place = 0;
         for (int other = 0; other < count; ++other) {
