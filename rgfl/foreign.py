@@ -5,24 +5,21 @@
 Its files (mmcv's runner wrote them) hold the state of RGFL with a torchvision-style ResNet-50, a feature
 pyramid and the head RGFLHeadVanilla: the network of the recipe `rgfl_r50_dota_1x`, under other names.
 
-They are pickles, with whatever lay in the run's `meta`. Nothing of that is run: where torch's own safe
-reader refuses the file, every name in it that is not a tensor or a plain container becomes an inert
-stand-in, and the tensors beside it are read. What was passed over is listed.
+They are pickles: torch's safe reader (`weights_only`) reads them, and runs nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import pickle
 import re
 import sys
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from rgfl import checkpoint
 from rgfl.checkpoint import CheckpointError
@@ -60,11 +57,10 @@ CLASSIFIER = ("backbone.fc.weight", "backbone.fc.bias")
 
 @dataclass(frozen=True)
 class Imported:
-    """A detector made of a foreign file; `unused` keys have no place here, `stand_ins` were not run."""
+    """A detector made of a foreign file; `unused` keys have no place here."""
 
     detector: Detector
     unused: list[str]
-    stand_ins: list[str]
 
 
 def import_detector(path: Path | str, classes: Sequence[str] | None = None) -> Imported:
@@ -79,7 +75,7 @@ def import_detector(path: Path | str, classes: Sequence[str] | None = None) -> I
             shape), or class names that do not fit.
     """
     path = Path(path)
-    record, stand_ins = read_inert(path)
+    record = read_tensors(path)
     state = _state(path, record)
     renamed: dict[str, Tensor] = {}
     unused = []
@@ -107,7 +103,7 @@ def import_detector(path: Path | str, classes: Sequence[str] | None = None) -> I
     names = _classes(path, record, classes, len(renamed["head.cls.bias"]))
     spec = replace(recipe.spec(names), reg_max=channels - 1)
     _check_projections(path, config, state)
-    return Imported(_load(path, config, spec, renamed, unused), unused, stand_ins)
+    return Imported(_load(path, config, spec, renamed, unused), unused)
 
 
 def rename(key: str) -> str | None:
@@ -214,96 +210,33 @@ def _some(keys: Sequence[str]) -> str:
     return ", ".join(keys[:5]) + (", …" if len(keys) > 5 else "")
 
 
-# ---------------------------------------------------------------------------------------------
-# Reading without running
-
-
-class _Inert:
-    """What other names of a file become: it takes everything and does nothing."""
-
-    def __new__(cls, *_: object, **__: object) -> _Inert:
-        return object.__new__(cls)
-
-    def __init__(self, *_: object, **__: object) -> None:
-        pass
-
-    def __call__(self, *_: object, **__: object) -> _Inert:
-        return self
-
-    def _ignore(self, *_: object) -> None:
-        pass
-
-    __setstate__ = __setitem__ = append = extend = add = _ignore
-
-
-class _Call:
-    """One of torch's functions, of which a file can change nothing."""
-
-    __slots__ = ("_function",)
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._function(*arguments)
-
-    def __setstate__(self, _: object) -> None:
-        pass
-
-
-def read_inert(path: Path) -> tuple[Any, list[str]]:
-    """What a torch file holds, and the names in it that became stand-ins.
-
-    torch's `weights_only` reader comes first; a file that it refuses is read by an unpickler that knows
-    tensors, OrderedDict and nothing else.
+def read_tensors(path: Path) -> Any:
+    """What a torch file holds: tensors, plain values, and NumPy's numbers, which mmcv keeps in `meta`.
 
     Raises:
-        CheckpointError: no such file, or not one that torch wrote.
+        CheckpointError: no such file, not one that torch wrote, or one with other objects in it.
     """
     import torch
 
+    number = np.float64(0).__reduce__()[0]  # what makes NumPy's numbers, by its names in NumPy 1 and 2
+    numpy_names = [(number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    types = {type(np.dtype(kind)) for kind in (bool, np.int32, np.int64, np.float32, np.float64)}
     try:
-        data = path.read_bytes()
+        with torch.serialization.safe_globals([np.dtype, *types, *numpy_names]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-    try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), []
-    except pickle.UnpicklingError:
-        pass
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if found is None:
+            raise _unreadable(path, error) from error
+        raise CheckpointError(
+            f"{path}: holds {found[1]}, which is no tensor and could run code. If you trust the file, keep "
+            "its tensors alone: "
+            "torch.save({'state_dict': torch.load(FILE, weights_only=False)['state_dict']}, NEW)"
+        ) from error
     except Exception as error:  # zip, storage and version errors of torch have no common type
         raise _unreadable(path, error) from error
-    rebuild: dict[tuple[str, str], Callable[..., Any]] = {
-        ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-        ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
-    }
-    containers: dict[tuple[str, str], type] = {
-        ("collections", "OrderedDict"): OrderedDict,
-        ("torch", "Size"): torch.Size,
-        ("torch.storage", "UntypedStorage"): torch.UntypedStorage,
-    }
-    stand_ins: dict[str, None] = {}
-
-    class Unpickler(pickle.Unpickler):
-        def find_class(self, module: str, name: str) -> Any:
-            if (function := rebuild.get((module, name))) is not None:
-                return _Call(function)
-            if (plain := containers.get((module, name))) is not None:
-                return plain
-            stand_ins[f"{module}.{name}"] = None
-            return type("Inert", (_Inert,), {})  # a new one each time: a file cannot leave traces on it
-
-    def load(file: Any, **arguments: Any) -> Any:
-        return Unpickler(file, **arguments).load()
-
-    reader = SimpleNamespace(
-        Unpickler=Unpickler, load=load, __name__="inert", UnpicklingError=pickle.UnpicklingError
-    )
-    try:
-        # Not weights_only: the unpickler is ours, and knows less than that one does.
-        record = torch.load(io.BytesIO(data), map_location="cpu", weights_only=False, pickle_module=reader)
-    except Exception as error:
-        raise _unreadable(path, error) from error
-    return record, list(stand_ins)
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
@@ -353,8 +286,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
         return 130
-    if imported.stand_ins:
-        print(f"not read, since it would run code: {_some(imported.stand_ins)}")
     if imported.unused:
         print(f"{len(imported.unused)} keys without a place here: {_some(imported.unused)}")
     spec = detector.spec
