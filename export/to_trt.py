@@ -335,9 +335,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--calib", type=Path, metavar="DIR", help="images to calibrate INT8 on; not for a quantised file"
     )
-    parser.add_argument(
-        "--keep-fp32", default="", metavar="GLOB,…", help="nodes that stay FP32 in spite of it"
-    )
+    parser.add_argument("--keep-fp32", default="", metavar="GLOB,…", help="nodes to keep in FP32, by name")
     parser.add_argument(
         "--out", type=Path, metavar="MODEL.engine", help="default: beside the model, by precision"
     )

@@ -533,12 +533,20 @@ def main(argv: list[str] | None = None) -> int:
     points.add_argument("--score-tolerance", type=float, metavar="X", help=f"default: {SCORE_TOLERANCE:g}")
     after = parser.add_argument_group("after NMS")
     after.add_argument("--detections", action="store_true", help="compare detections, by matching")
-    after.add_argument("--match-iou", type=float, metavar="IOU", help=f"at least; default: {MATCH_IOU}")
     after.add_argument(
-        "--min-score", type=float, metavar="S", help=f"must be matched above it; default: {MIN_SCORE}"
+        "--match-iou", type=float, metavar="IOU", help=f"least IoU of a match; default: {MATCH_IOU}"
     )
     after.add_argument(
-        "--min-matched", type=float, metavar="SHARE", help=f"of each model's; default: {MIN_MATCHED}"
+        "--min-score",
+        type=float,
+        metavar="S",
+        help=f"detections above this score must be matched; default: {MIN_SCORE}",
+    )
+    after.add_argument(
+        "--min-matched",
+        type=float,
+        metavar="SHARE",
+        help=f"least share of each model's detections with a match; default: {MIN_MATCHED}",
     )
     after.add_argument("--tiles", type=int, metavar="N", help=f"at most; default: {TILES}")
     arguments = parser.parse_args(argv)

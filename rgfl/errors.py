@@ -112,7 +112,7 @@ def new_file(path: Path, flag: str, keep: Iterable[Path] = ()) -> Path:
 
 
 def none_of(path: Path, flag: str, keep: Iterable[Path]) -> Path:
-    """`path`, under which none of the files `keep` lies: not by another spelling, nor through a link."""
+    """Return `path`; an error if it is one of `keep`, by any spelling or through a link."""
     for other in keep:
         linked = path.exists() and other.exists() and path.samefile(other)
         if linked or os.path.realpath(path) == os.path.realpath(other):
@@ -124,7 +124,7 @@ def none_of(path: Path, flag: str, keep: Iterable[Path]) -> Path:
 
 
 def cache_file(path: Path, flag: str, keep: Iterable[Path] = ()) -> Path:
-    """`path`, which can be read, or a file can be written under it; none of `keep`."""
+    """Return `path` if it is a file or can become one; an error if it is one of `keep`."""
     return none_of(path, flag, keep) if path.is_file() else new_file(path, flag, keep)
 
 
@@ -138,7 +138,7 @@ def write_cache(path: Path, data: bytes, cost: str) -> None:
 
 
 def new_directory(path: Path, flag: str) -> Path:
-    """`path`, which is a directory or can become one."""
+    """Return `path` if it is a directory or can become one."""
     for folder in (path, *path.parents):
         if folder.exists():
             if not folder.is_dir():

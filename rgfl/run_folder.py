@@ -30,10 +30,6 @@ from rgfl.run_log import read_records
 from rgfl.spec import DetectorSpec
 from rgfl.training_error import TrainingError
 
-# Fields that recipes had once, with the value that is the rule now: a run with it goes on.
-RETIRED = {"merge_iou": 0.1}
-# Fields that recipes had not always, with the value that was the rule.
-ADDED = {"repeat_below": 0.0}
 # Fields that only say how to evaluate and how often. (No evaluation at all needs no val/: other data.)
 FREE = ("test_batch", "eval_every")
 
@@ -48,8 +44,8 @@ def read_last(out: Path, recipe: Recipe, dataset: Dataset) -> dict[str, Any] | N
     if not path.is_file():
         if best.is_file():
             raise TrainingError(
-                f"{best}: without a last.pt beside it this run cannot go on; give another --out (--start "
-                f"{best} begins there with its weights), or --no-resume, which begins anew and replaces it"
+                f"{best} is there, but no last.pt to continue from: start a new run from its weights with "
+                f"--out NEW --start {best}, or replace it with --no-resume"
             )
         return None
     record = checkpoint.load(path)
@@ -60,10 +56,7 @@ def read_last(out: Path, recipe: Recipe, dataset: Dataset) -> dict[str, Any] | N
         )
     here = recipe.result_fields()
     with of_this_version(path):
-        known = state["recipe"].items()
-        there = ADDED | {name: value for name, value in known if (name, value) not in RETIRED.items()}
-        if "empty_tiles" in there:  # random windows were of every image
-            there["empty_share"] = float(there.pop("empty_tiles") or there["windows"] == "random")
+        there = dict(state["recipe"])
         there |= {name: here[name] for name in FREE if here[name] and there[name]}
         data, weights, config = state["data"], record["weights"], ModelConfig(**record["model"])
     if changed := [name for name in {**here, **there} if here.get(name) != there.get(name)]:

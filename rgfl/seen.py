@@ -133,7 +133,7 @@ def _sample(picture: Picture, verdicts: Verdicts) -> _Scene:
 def _false(
     detection: int, verdicts: Verdicts, pictures: Mapping[str, Picture], classes: Sequence[str]
 ) -> _Scene:
-    """A false positive: what it is about, and why it is none."""
+    """A false positive: the nearest object, and why it does not match."""
     matching, about = verdicts.matching, int(verdicts.about_D[detection])
     fate, iou = int(verdicts.fate_D[detection]), float(verdicts.iou_D[detection])
     came = f"{classes[matching.labels_D[detection]]} {matching.scores_D[detection]:.2f}"

@@ -17,7 +17,7 @@ def reason(halt: int) -> str:
 class Stop:
     """Whether to stop after this step: a signal (a second one stops at once), or the time is up.
 
-    SIGHUP is none where the run was started to outlive its terminal (nohup).
+    SIGHUP is ignored where the run was started to outlive its terminal (nohup).
     """
 
     def __init__(self, max_minutes: float, started: float) -> None:

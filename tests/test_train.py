@@ -321,41 +321,6 @@ def test_a_start_anew_that_is_killed_is_not_the_run_before(data, tmp_path, capsy
     assert (tmp_path / "best.pt").read_bytes() == before
 
 
-def test_a_run_goes_on_from_fields_that_recipes_have_no_more(data, tmp_path, capsys):
-    assert run(data, tmp_path, "--max-minutes", "1e-7") == 0
-    record = checkpoint.load(tmp_path / "last.pt")
-    record["training"]["recipe"]["merge_iou"] = 0.1
-    torch.save(record, tmp_path / "last.pt")
-    assert run(data, tmp_path, "--max-minutes", "1e-7") == 0
-    record["training"]["recipe"]["merge_iou"] = 0.3
-    torch.save(record, tmp_path / "last.pt")
-    assert run(data, tmp_path) == 2
-    assert "is of another recipe (merge_iou was 0.3 and is None)" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("old", "flags", "told"),
-    [
-        (False, [], "empty_share was 1.0 and is 0.25"),  # all images gave windows
-        (False, ["--empty-share", "1"], ""),
-        (False, ["--empty-share", "0", "--windows", "grid", "--stride", "128"], ""),
-        (True, ["--empty-share", "1", "--windows", "grid", "--stride", "128"], ""),
-    ],
-)
-def test_a_run_goes_on_that_began_before_fields_were_added(data, tmp_path, capsys, old, flags, told):
-    flags = [*flags, "--max-minutes", "1e-7"]
-    assert run(data, tmp_path, *flags) == 0
-    record = checkpoint.load(tmp_path / "last.pt")
-    fields = record["training"]["recipe"]
-    for name in ("empty_share", "repeat_below"):
-        del fields[name]
-    fields["empty_tiles"] = old
-    del record["training"]["without_better"]
-    torch.save(record, tmp_path / "last.pt")
-    assert run(data, tmp_path, *flags) == (2 if told else 0)
-    assert told in capsys.readouterr().err
-
-
 def test_how_to_evaluate_may_change_on_the_way(data, whole, tmp_path, capsys):
     """Memory that is too short for --test-batch was advised to lower it, and that was another recipe."""
     assert run(data, tmp_path, "--test-batch", "4", "--max-minutes", "1e-7") == 0

@@ -73,9 +73,7 @@ def test_a_best_without_a_last_is_not_overwritten(data, out, capsys):
     (out / "last.pt").unlink()
     log = (out / "log.jsonl").read_bytes()
     assert run(data, out, *SHORT) == 2
-    told = (
-        f"{out / 'best.pt'}: without a last.pt beside it this run cannot go on; give another --out (--start"
-    )
+    told = f"{out / 'best.pt'} is there, but no last.pt to continue from: start a new run from its weights"
     assert error_of(capsys).startswith(told)
     assert (out / "log.jsonl").read_bytes() == log
     assert run(data, out, *SHORT, "--no-resume") == 0

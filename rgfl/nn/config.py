@@ -30,7 +30,7 @@ class ModelConfig:
     angle_bins: int = 18  # bins of the circular angle distribution over π (gfl only)
     quality: bool = False  # GFLv2's quality predictor (gfl only)
     anchor_scale: float = 8.0  # ATSS anchor side in strides (the published row: 4)
-    square_ratio: float = 1.2  # sides' ratio up to which a box is described by the nearer of its two angles
+    square_ratio: float = 1.2  # w/h up to which a box counts as square: θ or θ + π/2, whichever is nearer
     atss_topk: int = 9  # nearest anchors per level that ATSS considers
     cls_loss_weight: float = 1.0  # focal loss (integral) or Quality Focal Loss (gfl)
     iou_loss_weight: float = 2.0  # rotated-IoU loss (the published row: 1)
