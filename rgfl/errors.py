@@ -40,7 +40,7 @@ EXTRAS = {
 }
 
 
-def run(program: str, command: Callable[[], int]) -> int:
+def run(program: str, command: Callable[[], int], interrupted: str = "interrupted") -> int:
     """Exit status of `command`; 2 and one line where the user can put it right, 130 on Ctrl-C.
 
     SIGTERM ends it like sys.exit, so that temporary files are removed.
@@ -50,7 +50,7 @@ def run(program: str, command: Callable[[], int]) -> int:
         with _termination_exits():
             return command()
     except KeyboardInterrupt:
-        print(f"\n{program}: interrupted", file=sys.stderr)
+        print(f"\n{program}: {interrupted}", file=sys.stderr)
         return 130
     except ModuleNotFoundError as error:
         name = (error.name or "").partition(".")[0]

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,10 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rgfl import checkpoint
+from rgfl import checkpoint, errors
 from rgfl.checkpoint import CheckpointError
 from rgfl.dota.labels import CLASSES, read_classes
-from rgfl.errors import UserError
 from rgfl.nn.config import ModelConfig
 from rgfl.recipes import RECIPES
 from rgfl.spec import DetectorSpec
@@ -266,26 +264,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="1.0, 1.5, 2.0, a file of names, or a,b,c, in the model's order [the file's own]",
     )
     options = parser.parse_args(arguments)
-    try:
-        if options.out.suffix != ".pt":
-            raise CheckpointError(f"--out {options.out}: expected a name that ends in .pt")
-        if options.out.is_dir():
-            raise CheckpointError(f"--out {options.out}: expected a file, this is a directory")
-        if options.out.exists() and options.file.exists() and options.out.samefile(options.file):
-            raise CheckpointError(f"--out {options.out}: is the file itself; name another")
-        names = read_classes(options.classes) if options.classes else None
-        imported = import_detector(options.file, names)
-        detector = imported.detector
-        checkpoint.save(options.out, detector.spec, detector.config, detector.state_dict())
-    except (UserError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
-        print(f"error: this needs {error.name}: pip install 'rgfl[train]'", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
+    return errors.run("import", lambda: convert(options), interrupted="interrupted; nothing was written")
+
+
+def convert(options: argparse.Namespace) -> int:
+    """What `import` does."""
+    if options.out.suffix != ".pt":
+        raise CheckpointError(f"--out {options.out}: expected a name that ends in .pt")
+    errors.new_file(options.out, "--out", keep=[options.file])
+    names = read_classes(options.classes) if options.classes else None
+    imported = import_detector(options.file, names)
+    detector = imported.detector
+    checkpoint.save(options.out, detector.spec, detector.config, detector.state_dict())
     if imported.unused:
         print(f"{len(imported.unused)} keys without a place here: {_some(imported.unused)}")
     spec = detector.spec

@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rgfl import atomic
+from rgfl import atomic, errors
 from rgfl.chart import Line, chart
 from rgfl.curves import scores_and_curves
 from rgfl.dota.average_precision import Result
@@ -486,25 +486,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.images is not None and arguments.images < 0:
         parser.error(f"--images: expected 0 (all) or more, got {arguments.images}")
+    return errors.run("page", lambda: draw_again(arguments), interrupted="interrupted; the page is as it was")
+
+
+def draw_again(arguments: argparse.Namespace) -> int:
+    """What the command does."""
+    read_log(arguments.run)
+    if not os.access(arguments.run, os.W_OK):
+        raise PageError(f"{arguments.run / PAGE}: the folder cannot be written to")
     evaluation = None
-    try:
-        read_log(arguments.run)
-        if not os.access(arguments.run, os.W_OK):
-            raise PageError(f"{arguments.run / PAGE}: the folder cannot be written to")
-        if arguments.data:
-            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see rgfl/train.py
-            weights = arguments.weights or arguments.run / "best.pt"
-            evaluation = look(arguments.run, arguments.data, weights, arguments.images, arguments.device)
-        print(write(arguments.run, evaluation))
-    except KeyboardInterrupt:
-        print("interrupted; the page is as it was", file=sys.stderr)
-        return 130
-    except ModuleNotFoundError as error:
-        print(f"error: --data needs {error.name}: pip install 'rgfl[train]'", file=sys.stderr)
-        return 2
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if arguments.data:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see rgfl/train.py
+        weights = arguments.weights or arguments.run / "best.pt"
+        evaluation = look(arguments.run, arguments.data, weights, arguments.images, arguments.device)
+    print(write(arguments.run, evaluation))
     return 0
 
 

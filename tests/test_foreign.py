@@ -158,7 +158,7 @@ def test_hostile_files_end_in_one_line_and_run_nothing(state, tmp_path, capsys):
     for name in "abcdefgh":
         assert foreign.main(["import", str(tmp_path / f"{name}.pth"), "--out", str(tmp_path / "o.pt")]) == 2
         shown = capsys.readouterr().err
-        assert shown.startswith(f"error: {tmp_path / name}.pth: ")
+        assert shown.startswith(f"import: error: {tmp_path / name}.pth: ")
         assert shown.count("\n") == 1
     assert f"holds {os.system.__module__}.system, which is no tensor" in shown
     assert not trace.exists()
@@ -228,7 +228,7 @@ def test_ctrl_c_is_one_line(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(foreign, "import_detector", interrupted)
     assert foreign.main(["import", "a.pth", "--out", str(tmp_path / "o.pt")]) == 130
-    assert capsys.readouterr().err == "interrupted; nothing was written\n"
+    assert capsys.readouterr().err == "\nimport: interrupted; nothing was written\n"
 
 
 def test_help_needs_no_torch():
@@ -245,4 +245,4 @@ def test_help_needs_no_torch():
     assert "best.pt" in done.stdout
     done = run([sys.executable, "-c", code.format("'a.pth', '--out', 'o.pt'")])
     assert done.returncode == 2
-    assert done.stderr == "error: this needs torch: pip install 'rgfl[train]'\n"
+    assert done.stderr == "import: error: torch is not installed: pip install 'rgfl[train]'\n"

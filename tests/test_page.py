@@ -231,7 +231,7 @@ def test_wrong_kinds_of_values_are_one_line(tmp_path, capsys, kind, fields):
     change_log(tmp_path, kind, **fields)
     assert page.main([str(tmp_path)]) == 2
     message = capsys.readouterr().err
-    assert message.startswith(f"error: {tmp_path / 'log.jsonl'}: not what rgfl.train writes (")
+    assert message.startswith(f"page: error: {tmp_path / 'log.jsonl'}: not what rgfl.train writes (")
     assert message.count("\n") == 1
 
 
@@ -505,7 +505,8 @@ def test_the_command_evaluates_and_draws(tmp_path, tiny_checkpoint, tiny_scenes,
 def test_a_folder_without_a_log_is_told_in_one_line(tmp_path, capsys):
     assert page.main([str(tmp_path)]) == 2
     assert capsys.readouterr().err == (
-        f"error: {tmp_path / 'log.jsonl'}: no such file; expected the folder of a training (its --out)\n"
+        f"page: error: {tmp_path / 'log.jsonl'}: no such file; "
+        "expected the folder of a training (its --out)\n"
     )
     make_log(tmp_path)
     assert page.main([str(tmp_path), "--data", str(tmp_path)]) == 2
@@ -517,7 +518,9 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_an_evaluation(tmp_pat
     monkeypatch.setattr("os.access", lambda *_: False)
     monkeypatch.setattr(page, "look", lambda *_: pytest.fail("evaluated first"))
     assert page.main([str(tmp_path), "--data", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == (f"error: {tmp_path / 'page.html'}: the folder cannot be written to\n")
+    assert capsys.readouterr().err == (
+        f"page: error: {tmp_path / 'page.html'}: the folder cannot be written to\n"
+    )
 
 
 def test_ctrl_c_is_one_line(tmp_path, capsys, monkeypatch):
@@ -527,7 +530,7 @@ def test_ctrl_c_is_one_line(tmp_path, capsys, monkeypatch):
     make_log(tmp_path)
     monkeypatch.setattr(page, "look", interrupted)
     assert page.main([str(tmp_path), "--data", str(tmp_path)]) == 130
-    assert capsys.readouterr().err == "interrupted; the page is as it was\n"
+    assert capsys.readouterr().err == "\npage: interrupted; the page is as it was\n"
     assert not (tmp_path / "page.html").exists()
 
 

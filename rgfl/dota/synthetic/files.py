@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
-from rgfl import atomic
+from rgfl import atomic, errors
 from rgfl.boxes import to_quads
 from rgfl.dota import labels
 from rgfl.dota.synthetic.picture import Scene, render
@@ -191,29 +191,30 @@ def main(arguments: Iterable[str] | None = None) -> int:
     add("--progress", action=argparse.BooleanOptionalAction, default=True, help="show a progress bar")
     args = parser.parse_args(None if arguments is None else list(arguments))
     classes = args.classes or (EASY_CLASSES if args.difficulty == "easy" else CLASSES)
-    try:
-        settings = Settings(
-            seed=args.seed,
-            size=args.size,
-            large_size=args.large_size,
-            density=args.objects,
-            difficulty=args.difficulty,
-            classes=classes,
-            jpeg=args.jpeg,
-        )
-        written = generate(
-            args.out,
-            train=args.train,
-            val=args.val,
-            large=args.large,
-            settings=settings,
-            workers=args.workers,
-            progress=args.progress,
-        )
-    except (SyntheticError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, f"{parser.prog}: stopped; the same command goes on from here\n")
+    return errors.run(
+        "synthetic", lambda: _draw(args, classes), interrupted="stopped; the same command goes on from here"
+    )
+
+
+def _draw(args: argparse.Namespace, classes: tuple[str, ...]) -> int:
+    settings = Settings(
+        seed=args.seed,
+        size=args.size,
+        large_size=args.large_size,
+        density=args.objects,
+        difficulty=args.difficulty,
+        classes=classes,
+        jpeg=args.jpeg,
+    )
+    written = generate(
+        args.out,
+        train=args.train,
+        val=args.val,
+        large=args.large,
+        settings=settings,
+        workers=args.workers,
+        progress=args.progress,
+    )
     found = {split: len([*Path(args.out, split, "labelTxt").glob("*.txt")]) for split in SPLITS}
     scenes = ", ".join(f"{count} {split}" for split, count in found.items() if count)
     print(f"{args.out}: {scenes or 'no'} scenes of {len(classes)} classes, {written} written now")
