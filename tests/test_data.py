@@ -137,13 +137,15 @@ def test_a_missing_folder_is_named(folder, missing):
 def test_labels_of_an_archive_are_found(folder):
     (folder / "train/labelTxt-v1.0").mkdir()
     (folder / "train/labelTxt").rename(folder / "train/labelTxt-v1.0/labelTxt")
-    with pytest.raises(DataError, match=r": labelTxt-v1.0/labelTxt/ \(3 files\); choose one: ln -s"):
+    with pytest.raises(
+        DataError, match=r": labelTxt-v1.0/labelTxt/ \(3 files\); DOTA as .*convert --from dota"
+    ):
         read_dataset(folder)
     (folder / "train/labelTxt").symlink_to("labelTxt-v1.0/labelTxt")
     assert len(read_dataset(folder).train) == 3
     (folder / "data.yaml").touch()  # DOTA's layout beside YOLO's
     (folder / "val/labelTxt").rename(folder / "val/labels")
-    with pytest.raises(DataError, match=r"found in .*/val: labels/ \(1 files\); choose one: ln -s"):
+    with pytest.raises(DataError, match=r"found in .*/val: labels/ \(1 files\); to take them: ln -s"):
         read_dataset(folder)
 
 

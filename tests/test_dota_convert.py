@@ -10,9 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
+from rgfl.data import read_dataset
 from rgfl.dota import convert as module
 from rgfl.dota.convert import main
-from rgfl.dota.formats import dataset, hrsc_dior
+from rgfl.dota.formats import dataset, dota, hrsc_dior
 from rgfl.dota.formats.dataset import ConvertError, parse_xml
 from rgfl.dota.formats.hrsc_dior import parse_hrsc
 from rgfl.dota.formats.items import placed, with_val
@@ -174,8 +175,9 @@ def test_foreign_folders_and_other_settings_are_refused(yolo, tmp_path, capsys):
     assert run("--from", "yolo-obb", "--data", yolo, "--out", tmp_path / "o", "--classes", others) == 2
     assert "another --to or other classes" in capsys.readouterr().err
     assert run("--from", "yolo-obb", "--data", yolo, "--out", yolo) == 2
-    with pytest.raises(SystemExit):
-        run("--from", "dota", "--data", yolo, "--out", out)
+    for flags in (("--from", "yolo-obb", "--to", "yolo-obb"), ("--from", "yolo-obb", "--version", "1.0")):
+        with pytest.raises(SystemExit):
+            run(*flags, "--data", yolo, "--out", out)
 
 
 def test_images_are_links_or_copies(yolo, tmp_path):
@@ -224,11 +226,136 @@ def test_dota_labels_are_searched_for_names_only_without_a_list(tmp_path, monkey
     image(data / "train/images/P1.png")
     text(data / "train/labelTxt/P1.txt", "0 0 4 0 4 4 0 4 ship 0\n")
     searched = []
-    monkeypatch.setattr(module, "find_classes", lambda folder: searched.append(folder) or ("ship",))
+    monkeypatch.setattr(dota, "find_classes", lambda folder: searched.append(folder) or ("ship",))
     if listed:
         text(data / "classes.txt", "plane\nship\n")
     assert module.read_dota(data).classes == (("plane", "ship") if listed else ("ship",))
     assert searched == ([] if listed else [data / "train/labelTxt"])
+
+
+# ---------------------------------------------------------------------------------------------
+# DOTA as its archives unpack
+
+V1 = "0 0 4.50 0 4 4 0 4 ship 1\n1 1 9 1 9 9 1 9 plane 0\n"
+V1_5 = f"{V1}0 0 9 0 9 9 0 9 container-crane\n"
+ORIENTED = {
+    "1.0": "labelTxt-v1.0/labelTxt",
+    "1.5": "labelTxt-v1.5/DOTA-v1.5_{split}",
+    "2.0": "labelTxt-v2.0/DOTA-v2.0_{split}",
+}
+HORIZONTAL = {
+    "1.0": "labelTxt-v1.0/{Split}_Task2_gt/{split}set_reclabelTxt",
+    "1.5": "labelTxt-v1.5/DOTA-v1.5_{split}_hbb",
+    "2.0": "labelTxt-v2.0/DOTA-v2.0_{split}_hbb",
+}
+
+
+def published(data, *versions, places=("images/part1/images", "images/part2/images")):
+    """P0 and P1 in train, P2 and P3 in val, P4 and P5 in test; one in each place."""
+    for number, (split, place) in enumerate((s, p) for s in ("train", "val", "test") for p in places):
+        image(data / split / place / f"P{number}.png", value=number)
+        text(data / split / f"meta/P{number}.txt", "gsd:null\n")
+        for version in versions if split != "test" else ():
+            for kind, content in ((ORIENTED, V1 if version == "1.0" else V1_5), (HORIZONTAL, "no label\n")):
+                folder = data / split / kind[version].format(split=split, Split=split.capitalize())
+                text(folder / f"P{number}.txt", f"imagesource:GoogleEarth\ngsd:null\n{content}")
+    return data
+
+
+@pytest.mark.parametrize(
+    ("versions", "version"), [(["1.0", "1.5"], "1.0"), (["1.0", "1.5"], "1.5"), (["2.0"], "")]
+)
+@pytest.mark.parametrize("first", ["images/part1/images", "part1/images", "images/images", "images"])
+def test_dota_as_published(versions, version, first, tmp_path, capsys):
+    places = (first, first.replace("part1", "part2").replace("images/images", "images"))
+    data, out = published(tmp_path / "DOTA", *versions, places=places[: len(set(places))]), tmp_path / "out"
+    count = len(set(places))
+    flags = ("--version", version) if version else ()
+    assert run("--from", "dota", *flags, "--data", data, "--out", out) == 0
+    said = capsys.readouterr().out
+    objects = 2 * count * (2 if version == "1.0" else 3)
+    classes = read_classes(version or "2.0")
+    assert f"{3 * count} images, {objects} objects of {len(classes)} classes, {2 * count} difficult" in said
+    assert f"{count} images without labels, of a test set" in said
+    for number in range(3 * count):
+        split = ("train", "val", "test")[number // count]
+        [source] = data.rglob(f"P{number}.png")
+        assert os.path.samefile(source, out / split / f"images/P{number}.png")
+    assert sorted(path.name for path in (out / "test").iterdir()) == ["images"]
+    assert read_dataset(out).classes == classes
+    lines = (out / "train/labelTxt/P0.txt").read_text().splitlines()
+    assert lines[:2] == ["0.0 0.0 4.5 0.0 4.0 4.0 0.0 4.0 ship 1", "1.0 1.0 9.0 1.0 9.0 9.0 1.0 9.0 plane 0"]
+    # A kill before the last image: the same command goes on, and an image without labels is whole.
+    (out / "train/labelTxt/P0.txt").unlink()
+    before = (out / "test/images" / f"P{2 * count}.png").stat().st_ctime_ns
+    assert run("--from", "dota", *flags, "--data", data, "--out", out) == 0
+    assert (out / "train/labelTxt/P0.txt").is_file()
+    assert (out / "test/images" / f"P{2 * count}.png").stat().st_ctime_ns == before
+
+
+def test_which_labels_of_dota(tmp_path):
+    data = published(tmp_path / "DOTA", "1.0", "1.5")
+    several = r"train: expected one folder of labels, got labelTxt-v1.0/labelTxt/, labelTxt-v1.5/.*_train/; "
+    with pytest.raises(ConvertError, match=f"{several}choose by --version"):
+        dota.read_dota(data)
+    none = (
+        r"train: no oriented labels; expected labelTxt-v2.0/ …, found labelTxt-v1.0/Train_Task2_gt/\S+, lab"
+    )
+    with pytest.raises(ConvertError, match=none):
+        dota.read_dota(data, version="2.0")
+    (data / "train/labelTxt").symlink_to("labelTxt-v1.5/DOTA-v1.5_train")  # as one would put it in order
+    assert dota.read_dota(data, version="1.5").classes == read_classes("1.5")
+    (data / "val/labelTxt").symlink_to("labelTxt-v1.0/labelTxt")
+    with pytest.raises(
+        ConvertError, match=r"labels of one version in all splits, got .*; choose by --version"
+    ):
+        dota.read_dota(data)
+    (data / "val/labelTxt").unlink()
+    (data / "train/labelTxt").unlink()
+    shutil.rmtree(data / "train/labelTxt-v1.0")
+    shutil.rmtree(data / "val/labelTxt-v1.0")
+    assert dota.read_dota(data).classes == read_classes("1.5")
+    assert dota.read_dota(data, ["ship"]).classes == ("ship",)
+    (data / "train/labelTxt-v1.5").rename(tmp_path / "task2-v1.5")
+    elsewhere = tmp_path / "task2-v1.5/DOTA-v1.5_train"
+    (data / "train/labelTxt").symlink_to(elsewhere)  # of a link only the folder's own name counts
+    assert dota.read_dota(data).items[2].label == data / "train/labelTxt/P0.txt"
+    assert [item.split for item in dota.read_dota(data / "val").items] == ["", ""]
+    shutil.rmtree(data / "val/labelTxt-v1.5/DOTA-v1.5_val")
+    text(data / "val/labelTxt-v1.5/DOTA-v1.5_val.zip", "")
+    with pytest.raises(ConvertError, match=r"found labelTxt-v1.5/\S+_hbb/, meta/; \S+_val.zip is not"):
+        dota.read_dota(data)
+
+
+def test_images_of_dota_that_are_missing_twice_there_or_of_a_later_version(tmp_path, capsys):
+    data = published(tmp_path / "DOTA", "1.0")
+    image(data / "train/images/part4/images/P9.png")
+    shutil.rmtree(data / "test/images")
+    text(data / "test/images/part1.zip", "")
+    assert run("--from", "dota", "--data", data, "--out", tmp_path / "out") == 0
+    shown = capsys.readouterr()
+    assert "4 images, 8 objects of 15 classes, 4 difficult; 1 images left out" in shown.out
+    assert f"warning: {data}/test: no images, left out; {data}/test/images/part1.zip is not" in shown.err
+    text(data / "train/images/part2.zip", "")
+    shutil.rmtree(data / "train/images/part2")
+    with pytest.raises(
+        ConvertError, match=r"P1.txt: no image .* for 1 of 2 .*; unpack all .*part2.zip is not"
+    ):
+        dota.read_dota(data)
+    image(data / "train/images/part2/images/P1.png")
+    image(data / "train/images/P1.png")
+    with pytest.raises(ConvertError, match=r"P1.png: .*P1.png has the same name; remove one of the two"):
+        dota.read_dota(data)
+
+
+def test_a_test_set_of_dota_is_not_divided(tmp_path):
+    data, out = published(tmp_path / "DOTA", "1.0", places=("images",)), tmp_path / "out"
+    shutil.rmtree(data / "val")
+    image(data / "train/images/P7.png")
+    text(data / "train/labelTxt-v1.0/labelTxt/P7.txt", V1)
+    assert run("--from", "dota", "--data", data, "--out", out, "--val-share", "0.5") == 0
+    counts = [len(list((out / split / "images").iterdir())) for split in ("train", "val", "test")]
+    assert counts == [1, 1, 1]
 
 
 # ---------------------------------------------------------------------------------------------

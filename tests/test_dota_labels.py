@@ -644,18 +644,21 @@ def test_coordinates_that_are_shares_of_the_sides_are_told(tmp_path):
 
 
 def test_labels_elsewhere_are_named(tmp_path):
-    """As DOTA's archives unpack."""
-    for name in ("labelTxt-v1.0/labelTxt", "labelTxt-v1.5/DOTA-v1.5_train"):
-        (tmp_path / name).mkdir(parents=True)
-        written(tmp_path / name, "", "P0001.txt")
+    """As DOTA's archives unpack; horizontal labels would be learned without a word."""
+    train, horizontal = tmp_path / "train", ("labelTxt-v1.0/Train_Task2_gt/trainset_reclabelTxt", "l-hbb")
+    for name in ("labelTxt-v1.0/labelTxt", "labelTxt-v1.5/DOTA-v1.5_train", *horizontal):
+        (train / name).mkdir(parents=True)
+        written(train / name, "", "P0001.txt")
     with pytest.raises(FileNotFoundError) as error:
-        labels.read_label_folder(tmp_path / "labelTxt", ["plane"])
+        labels.read_label_folder(train / "labelTxt", ["plane"])
     assert str(error.value).endswith(
-        f"; found in {tmp_path}: labelTxt-v1.0/labelTxt/ (1 files), labelTxt-v1.5/DOTA-v1.5_train/ (1 files)"
-        f"; choose one: ln -s labelTxt-v1.0/labelTxt {tmp_path}/labelTxt"
+        f"; found in {train}: labelTxt-v1.0/labelTxt/ (1 files), labelTxt-v1.5/DOTA-v1.5_train/ (1 files)"
+        f"; DOTA as published: python -m rgfl.dota.convert --from dota --data {tmp_path} --out DIR"
     )
-    (tmp_path / "labelTxt").symlink_to("labelTxt-v1.0/labelTxt")
-    assert list(labels.read_label_folder(tmp_path / "labelTxt", ["plane"])) == ["P0001"]
+    (tmp_path / "val/labels").mkdir(parents=True)
+    written(tmp_path / "val/labels", "", "P0001.txt")
+    with pytest.raises(FileNotFoundError, match=f"; to take them: ln -s labels {tmp_path}/val/labelTxt$"):
+        labels.read_label_folder(tmp_path / "val/labelTxt", ["plane"])
 
 
 def test_archives_that_are_not_unpacked_are_named(tmp_path):

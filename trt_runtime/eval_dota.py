@@ -52,6 +52,8 @@ examples:
   python trt_runtime/eval_dota.py --task1 results --labels val/labelTxt --version 1.5
   python trt_runtime/eval_dota.py --task1 results --labels val/labelTxt --classes plane,ship
 
+A model does not hold the --test-stride of its training: give the same as --stride here.
+
 With --json F (or --submission F, --mistakes F), what is found in finished images is kept in .F.journal beside
 it until all is written: after a kill, or once an image that could not be read is mended, the same command
 goes on. Times in the JSON are then those of the images that were left. Two such commands at once: the second
@@ -130,7 +132,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 def evaluate_files(arguments: argparse.Namespace) -> int:
     """Score Task 1 files; neither torch nor a model is loaded."""
     from rgfl.dota import average_precision
-    from rgfl.dota.labels import CLASSES, read_classes, read_task1, version_of
+    from rgfl.dota.labels import CLASSES, read_classes, read_task1, task1_names, version_of
     from rgfl.trt_runtime import machine
 
     unset: dict[str, Any] = {"images": None, "submission": None, "mistakes": None, "draw": None, "limit": 0}
@@ -152,6 +154,13 @@ def evaluate_files(arguments: argparse.Namespace) -> int:
     hint = "name the classes with --classes or --version, or skip other labels with --ignore-unknown"
     truth = read_truth(arguments, classes, hint)
     task1 = read_task1(arguments.task1, classes, images=truth)
+    if not (arguments.classes or arguments.version):
+        later = task1_names(arguments.task1).intersection(CLASSES["2.0"]).difference(classes)
+        if later:  # another version has another rule for difficult objects
+            raise errors.InputError(
+                f"--task1 {arguments.task1}: Task1_{min(later)}.txt is there: "
+                f"--version {version_of(list(later))}? --version 1.0 leaves it out"
+            )
     version = arguments.version or version_of(classes)
     result = average_precision.evaluate(task1, truth, classes, version=version)
     files: dict[Path, Callable[[], str]] = {}
@@ -239,6 +248,8 @@ def _evaluate_images(images: dict[str, Path], arguments: argparse.Namespace) -> 
         text = f"{total} detections in {len(found)} images; without --labels there is nothing to score"
     else:
         text = result.table()
+    scales = ", ".join(f"{scale:g}" for scale in arguments.scales)
+    text += f"\n* tiles at stride {settings['stride']}, scales {scales}"
     files: dict[Path, Callable[[], str]] = {}
     if arguments.json:
         record: dict[str, Any] = result.record() if result else {"images": len(found)}
@@ -508,9 +519,11 @@ def _deliver(text: str, files: Mapping[Path, Callable[[], str]], journal: Path |
 def _write_submission(
     found: Mapping[str, Detections], classes: tuple[str, ...], arguments: argparse.Namespace
 ) -> str:
-    from rgfl.dota.labels import CLASSES, version_of, write_submission
+    from rgfl.dota.labels import CLASSES, TEST_IMAGES, version_of, write_submission
+    from rgfl.dota.tiling import are_tiles
 
-    official = CLASSES[arguments.version or version_of(classes)]
+    version = arguments.version or version_of(classes)
+    official = CLASSES[version]
     missing = tuple(name for name in official if name not in classes)
     if not set(classes) < set(official):  # other classes are no submission to DOTA's server
         missing = ()
@@ -518,6 +531,15 @@ def _write_submission(
     said = f"submission: {arguments.submission}, {len(classes)} classes, {len(found)} images"
     if missing:
         said += f"\neval_dota: note: empty files for what the model does not know: {', '.join(missing)}"
+    wrong = []
+    if are_tiles(found):
+        wrong.append("the images are tiles, by their names")
+    if arguments.limit:
+        wrong.append(f"--limit {arguments.limit} leaves images out")
+    if set(classes) == set(official) and len(found) not in TEST_IMAGES[version]:
+        wrong.append(f"DOTA-v{version}'s test set has {' or '.join(map(str, TEST_IMAGES[version]))} images")
+    if wrong:
+        said += f"\neval_dota: note: not what the server scores: {'; '.join(wrong)}"
     return said
 
 

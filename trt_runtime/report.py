@@ -63,10 +63,10 @@ def merge(
     speeds = [row for benchmark in benchmarks for row in benchmark["results"]]
     rows = []
     for evaluation in evaluations:
-        model = evaluation["model"]
+        model = _model(evaluation)
         own = [speed for speed in speeds if _same(speed["model"], model) and _scales(evaluation) == [1.0]]
         rows += [Row(model, evaluation, speed) for speed in own] or [Row(model, evaluation, None)]
-    scored = [evaluation["model"] for evaluation in evaluations if _scales(evaluation) == [1.0]]
+    scored = [_model(evaluation) for evaluation in evaluations if _scales(evaluation) == [1.0]]
     rows += [
         Row(speed["model"], None, speed)
         for speed in speeds
@@ -74,6 +74,15 @@ def merge(
     ]
     run = {row.model["sha256"] for row in rows}
     return rows + [Row(engine, None, None) for engine in engines if engine["sha256"] not in run]
+
+
+def _model(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """What was evaluated; of Task 1 files little more than where they were is known."""
+    if "source" not in evaluation:
+        return evaluation["model"]
+    source = evaluation["source"]
+    facts = {"file": source, "sha256": source, "backend": "Task 1 files", "precision": "–"}
+    return {**facts, "bytes": None, "spec_digest": None}
 
 
 def _same(first: dict[str, Any], second: dict[str, Any]) -> bool:
@@ -102,7 +111,8 @@ def markdown(rows: list[Row], benchmarks: list[dict[str, Any]]) -> str:
             latency = row.speed["latency_ms"]
             speed = [str(row.speed["batch"]), f"{latency['p50']:.1f}", f"{latency['p90']:.1f}"]
             speed.append(f"{row.speed['images_per_second']:.2f}")
-        cells = [row.name, row.model["precision"], *score, *speed, f"{row.model['bytes'] / 1e6:.1f}"]
+        size = "–" if row.model["bytes"] is None else f"{row.model['bytes'] / 1e6:.1f}"
+        cells = [row.name, row.model["precision"], *score, *speed, size]
         lines.append(f"| {' | '.join(map(_text, cells))} |")
     notes = []
     scores = [row.score for row in rows if row.score]
@@ -118,7 +128,7 @@ def markdown(rows: list[Row], benchmarks: list[dict[str, Any]]) -> str:
         )
     if any(row.built_only for row in rows):
         notes.append("Engines without AP and latency were built here and not run: that takes an NVIDIA GPU.")
-    digests = dict.fromkeys(row.model["spec_digest"] for row in rows)
+    digests = dict.fromkeys(filter(None, (row.model["spec_digest"] for row in rows)))
     if len(digests) > 1:
         notes.append(f"The models carry different specs: {', '.join(digests)}.")
     for benchmark in benchmarks:
@@ -211,7 +221,7 @@ def report(arguments: argparse.Namespace) -> int:
     keep.append(errors.new_file(arguments.out, "--out", keep))
     if arguments.plot:
         errors.new_file(arguments.plot, "--plot", keep)
-    evaluations = [_read(path, "eval_dota.py --model", _evaluation) for path in arguments.eval]
+    evaluations = [_read(path, "eval_dota.py", _evaluation) for path in arguments.eval]
     benchmarks = [_read(path, "bench.py", _benchmark) for path in arguments.bench]
     rows = merge(evaluations, benchmarks, [_engine(path) for path in arguments.engine])
     if arguments.plot:

@@ -1,10 +1,13 @@
 """Other data sets' labels to DOTA's labelTxt, and back to YOLO-OBB.
 
     python -m rgfl.dota.convert --from FORMAT --data DIR --out DIR
+    python -m rgfl.dota.convert --from dota --version 1.5 --data DIR --out DIR
     python -m rgfl.dota.convert --from dota --to yolo-obb --data DIR --out DIR
 
 What each format says, and what becomes of it here, in pixels with y down (rgfl/boxes.py):
 
+    dota      DOTA as its archives unpack: the parts of images are put together, the oriented labels of one
+              version taken, images of a test set written without labels. Its classes are the version's.
     yolo-obb  `class x1 y1 … x4 y4`, corners as shares of width and height; class numbers index the
               names of data.yaml, or the lines of classes.txt. Images without a label file have no objects.
               Folders are read with all that they hold. --polygons takes outlines of other than four points.
@@ -53,29 +56,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
-
 from rgfl import atomic
 from rgfl.dota.formats.coco import read_coco
 from rgfl.dota.formats.cvat import read_cvat
-from rgfl.dota.formats.dataset import (
-    SPLITS,
-    ConvertError,
-    Dataset,
-    Item,
-    Size,
-    read_name_file,
-    read_names,
-)
+from rgfl.dota.formats.dataset import SPLITS, ConvertError, Dataset, Item, read_names
+from rgfl.dota.formats.dota import read_dota
 from rgfl.dota.formats.hrsc_dior import read_dior, read_hrsc
 from rgfl.dota.formats.items import Placed, placed, with_val
 from rgfl.dota.formats.labelme import read_labelme
 from rgfl.dota.formats.rolabelimg import read_rolabelimg
 from rgfl.dota.formats.yolo import read_yolo, seen_objects, yolo_text
-from rgfl.dota.images import IMAGE_SUFFIXES, find_images, image_size
+from rgfl.dota.images import IMAGE_SUFFIXES, image_size
 from rgfl.dota.journal import failure, follow, read_journal, stamp
-from rgfl.dota.labels import Objects, find_classes, in_order, read_labels, write_labels
-from rgfl.dota.nearby import nearby
+from rgfl.dota.labels import CLASSES, write_labels
 from rgfl.errors import UserError, told
 from rgfl.folder_lock import LOCK, lock_folder
 from rgfl.processes import usable_cores
@@ -107,50 +100,6 @@ class Converted:
     unseen: int = 0
     flat: int = 0
     cut_away: int = 0
-
-
-# ---------------------------------------------------------------------------------------------
-# DOTA
-
-
-def read_dota(data: Path, classes: Sequence[str] | None = None) -> Dataset:
-    """DOTA's own layout: images/ and labelTxt/, in train/, val/ … or in `data` itself."""
-    if not data.is_dir():
-        raise ConvertError(f"--data {data}: no such folder")
-    splits = {folder.name: folder for folder in sorted(data.iterdir()) if (folder / "labelTxt").is_dir()}
-    if (data / "labelTxt").is_dir():
-        splits = {"": data}
-    if not splits:
-        raise ConvertError(f"{data}: expected labelTxt/ and images/, in it or in train/, val/ …")
-    occurring: set[str] = set()
-    if classes is None and (listed := data / "classes.txt").is_file():
-        classes = read_name_file(listed)
-    else:
-        occurring = {name for folder in splits.values() for name in find_classes(folder / "labelTxt")}
-    names = in_order(occurring) if classes is None else tuple(classes)
-    known = (*names, *sorted(occurring.difference(names)))  # the others get label −1
-    items = []
-    for split, folder in splits.items():
-        images = find_images(folder / "images")
-        for stem, image in images.items():
-            label = folder / "labelTxt" / f"{stem}.txt"
-            if not label.is_file():
-                raise ConvertError(f"{label}: missing; an image without objects needs an empty file")
-            items.append(Item(split, image, label))
-        labels = sorted(path for path in (folder / "labelTxt").glob("*.txt") if path.name[0] != ".")
-        if others := [path for path in labels if path.stem not in images]:
-            raise ConvertError(
-                f"{others[0]}: no image of this name in {folder / 'images'}, as for {len(others)} of "
-                f"{len(labels)} label files{nearby(folder / 'images', IMAGE_SUFFIXES)}"
-            )
-
-    def read(item: Item, _: Size) -> Objects:
-        assert item.label is not None
-        found = read_labels(item.label, known)
-        labels = np.where(found.labels < len(names), found.labels, -1)
-        return Objects(found.quads, labels, found.difficult)
-
-    return Dataset(names, items, read)
 
 
 READERS: dict[str, Callable[[Path, Sequence[str] | None], Dataset]] = {
@@ -249,15 +198,18 @@ def _convert_image(place: Placed, dataset: Dataset, out: Path, to: Target, link:
 
     objects = dataset.read(item, size)
     counts = dict.fromkeys(Converted.__dataclass_fields__, 0)
-    if objects is None:
+    if objects is None and not item.bare:
         counts["unlabelled"] = 1
         return entry | counts
+    image, label = _files(place.key, item.image.suffix, out, to)
+    image.parent.mkdir(parents=True, exist_ok=True)
+    _place_image(item.image, image, link)
+    counts |= {"images": 1, "renamed": int(place.name != item.image.stem)}
+    if objects is None:
+        return entry | counts
+    label.parent.mkdir(parents=True, exist_ok=True)
     counts["others"] = int((objects.labels < 0).sum())
     objects = objects[objects.labels >= 0]
-    image, label = _files(place.key, item.image.suffix, out, to)
-    for folder in (image.parent, label.parent):
-        folder.mkdir(parents=True, exist_ok=True)
-    _place_image(item.image, image, link)
     if to == "yolo-obb":
         width, height = size()
         objects, left_out = seen_objects(objects, width, height)
@@ -265,12 +217,7 @@ def _convert_image(place: Placed, dataset: Dataset, out: Path, to: Target, link:
         atomic.write_text(label, yolo_text(objects, width, height))
     else:
         write_labels(label, objects, dataset.classes)
-    counts |= {
-        "images": 1,
-        "objects": len(objects),
-        "difficult": int((objects.difficult > 0).sum()),
-        "renamed": int(place.name != item.image.stem),
-    }
+    counts |= {"objects": len(objects), "difficult": int((objects.difficult > 0).sum())}
     return entry | counts
 
 
@@ -333,8 +280,9 @@ def _open_journal(
             for path in _files(entry["image"], entry["suffix"], out, to):
                 path.unlink(missing_ok=True)
         for entry in fresh:
-            files = _files(entry["image"], entry["suffix"], out, to)
-            if entry["unlabelled"] or all(path.is_file() for path in files):
+            image, label = _files(entry["image"], entry["suffix"], out, to)
+            whole = image.is_file() and (by_key[entry["image"]].item.bare or label.is_file())
+            if entry["unlabelled"] or whole:
                 done[entry["image"]] = entry
     atomic.write_text(journal, "".join(json.dumps(entry) + "\n" for entry in (head, *done.values())))
     return done
@@ -354,7 +302,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `python -m rgfl.dota.convert`; 0, or 2 after an error message."""
     parser = argparse.ArgumentParser(
         prog="python -m rgfl.dota.convert",
-        description="Convert the labels of other data sets to DOTA's labelTxt, or DOTA's to YOLO-OBB. "
+        description="Convert the labels of other data sets to DOTA's labelTxt, or DOTA's to YOLO-OBB; or put "
+        "DOTA as published in order. "
         "A killed run takes up where it left off.",
     )
     parser.add_argument(
@@ -381,6 +330,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="another choice of --val-share [0]")
     parser.add_argument(
+        "--version",
+        choices=tuple(CLASSES),
+        help="of dota: take this version's labels [those that are there]",
+    )
+    parser.add_argument(
         "--polygons",
         action="store_true",
         help="of yolo-obb: take polygons of other than four points, as of segmentation, by the rectangle of "
@@ -395,15 +349,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cores = usable_cores()
     parser.add_argument("--workers", type=int, default=cores, metavar="N", help=f"threads [{cores}]")
     options = parser.parse_args(arguments)
-    if options.source == options.to and options.val_share is None:
-        parser.error(f"--from {options.source} --to {options.to}: nothing to convert")
+    if options.source == options.to == "yolo-obb" and options.val_share is None:
+        parser.error("--from yolo-obb --to yolo-obb: nothing to convert")
+    if options.version and options.source != "dota":
+        parser.error(f"--version: is for --from dota, got {options.source}")
     if options.polygons and options.source != "yolo-obb":
         parser.error(f"--polygons: is for --from yolo-obb, got {options.source}")
     try:
         if options.out.resolve() == options.data.resolve():
             raise ConvertError("--out: must not be the folder of --data")
         classes = read_names(options.classes) if options.classes else None
-        reader = partial(read_yolo, polygons=True) if options.polygons else READERS[options.source]
+        reader = READERS[options.source]
+        if options.version:
+            reader = partial(read_dota, version=options.version)
+        elif options.polygons:
+            reader = partial(read_yolo, polygons=True)
         dataset = reader(options.data, classes)
         for note in dataset.notes:
             print(f"warning: {note}", file=sys.stderr)
@@ -430,6 +390,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _summary(done: Converted, dataset: Dataset) -> list[str]:
     """What to tell at the end; of what was not as it should be, only what there was."""
     counts = {
+        "images without labels, of a test set": sum(item.bare for item in dataset.items),
         "images left out, which nobody annotated": done.unlabelled,
         "images renamed, for white space or equal names": done.renamed,
         "objects reach out of their image, and are cut at its border": done.outside,

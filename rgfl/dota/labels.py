@@ -59,6 +59,8 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "1.5": (*_V1_0, "container-crane"),
     "2.0": (*_V1_0, "container-crane", "airport", "helipad"),
 }
+# Images of each version's test sets; those of v2.0 are test-dev and test-challenge.
+TEST_IMAGES = {"1.0": (937,), "1.5": (937,), "2.0": (2792, 6053)}
 _DIFFICULT = {"0": 0, "1": 1, "2": 2}
 DIFFICULT_CUT = 2  # what tiling writes; the evaluation of full images takes it for 1
 HORIZONTAL_QUADS = 50  # from so many on, all of them along the axes is no chance
@@ -557,6 +559,17 @@ def read_task1(
         if images is not None and (unknown := set(found[name].images).difference(images)):
             _fail_image(path, unknown, images)
     return found
+
+
+def task1_names(directory: Path | str) -> set[str]:
+    """Classes of which a folder, or a zip that `read_task1` has read, holds a `Task1_<class>.txt`."""
+    directory = Path(directory)
+    if directory.is_file():
+        with zipfile.ZipFile(directory) as entries:
+            files = [PurePosixPath(name).name for name in entries.namelist()]
+    else:
+        files = [path.name for path in directory.iterdir()]
+    return {file[6:-4] for file in files if file.startswith("Task1_") and file.endswith(".txt")}
 
 
 def _unpack(archive: Path, folder: Path, names: Collection[str]) -> None:

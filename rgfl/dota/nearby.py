@@ -4,6 +4,7 @@ other data sets are laid out in other ways."""
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,33 +12,45 @@ DEPTH = 3  # train/labelTxt-v1.5/DOTA-v1.5_train, images/part1/images
 ARCHIVES = (".zip", ".tar.gz", ".tgz")
 NAMED = 3  # folders in a message at most
 CONVERT = "python -m rgfl.dota.convert"
+# DOTA's folders of horizontal labels (Train_Task2_gt/trainset_reclabelTxt, DOTA-v1.5_train_hbb) and of none
+NOT_ORIENTED = re.compile(r"hbb|task2|reclabel|\bmeta\b", re.IGNORECASE)
+VERSION = re.compile(r"v(1\.0|1\.5|2\.0)", re.IGNORECASE)
 
 
 def nearby(folder: Path, suffixes: Sequence[str]) -> str:
     """The end of an error message about a `folder` that is missing or holds no file with one of `suffixes`.
 
-    Names folders below it, or below the one that it should be in, that do hold some, with the command that
-    puts the first in its place; and archives. Empty where there is nothing of the kind.
+    Names folders below it, or below the one that it should be in, that do hold some (of labels: oriented
+    ones), with the command that puts them in its place; and an archive. Empty where there is nothing of the
+    kind.
     """
     root = folder if folder.is_dir() else folder.parent
-    if not root.is_dir():
-        return ""
-    found, archives = [], []
+    found = []
     for place, files in _folders(root, DEPTH):
-        if count := sum(file.lower().endswith(tuple(suffixes)) for file in files):
+        count = sum(file.lower().endswith(tuple(suffixes)) for file in files)
+        if count and place != folder and not NOT_ORIENTED.search(str(place.relative_to(root))):
             found.append((place, count))
-        archives += [str(place / file) for file in files if file.lower().endswith(ARCHIVES)]
-    found = [(place, count) for place, count in found if place != folder]
     hint = ""
     if found:
         named = ", ".join(f"{place.relative_to(root)}/ ({count} files)" for place, count in found[:NAMED])
         more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
         hint = f"; found in {root}: {named}{more}"
-        if not folder.exists():
-            hint += f"; choose one: ln -s {os.path.relpath(found[0][0], folder.parent)} {folder}"
-    if archives:
-        hint += f"; {archives[0]} is not unpacked"
-    return hint
+        only = found[0][0]
+        if len(found) == 1 and not folder.exists() and not VERSION.search(str(only.relative_to(root))):
+            hint += f"; to take them: ln -s {os.path.relpath(only, folder.parent)} {folder}"
+        elif folder.name in ("images", "labelTxt"):
+            split = folder.parent
+            data = split.parent if split.name.startswith(("train", "val", "test")) else split
+            hint += f"; DOTA as published: {CONVERT} --from dota --data {data} --out DIR"
+    return hint + packed(root)
+
+
+def packed(root: Path) -> str:
+    """The end of an error message about what is missing in `root`: an archive below it; else empty."""
+    for place, files in _folders(root, DEPTH):
+        if archives := [file for file in files if file.lower().endswith(ARCHIVES)]:
+            return f"; {place / archives[0]} is not unpacked"
+    return ""
 
 
 def other_layout(root: Path) -> str:

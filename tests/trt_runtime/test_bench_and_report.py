@@ -13,12 +13,25 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from benchmark_scripts import imported
 from stand_ins import write_engine
 
 from rgfl.export import to_trt
 from rgfl.trt_runtime import bench, report, tensorrt_api
 from rgfl.trt_runtime import machine as hardware
 from rgfl.trt_runtime.runners import load_runner
+
+
+def test_the_host_is_timed_beside_an_engine_that_answers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with imported("bench_host") as script:
+        monkeypatch.setattr(script, "REPEAT", 1)
+        row = script.of_detect(script.InstantRunner(5), (1024, 1100), 2)
+        assert sum(row[stage] for stage in (*script.STAGES, "merge")) == pytest.approx(row["whole"])
+        assert min(row.values()) > 0
+        text = script.markdown(
+            {"date": "2026-01-01", "boxes": 5, "ms": {"x": row}, **hardware.circumstances()}
+        )
+        assert "| x | – |" in text
 
 
 def test_bench_measures_every_model_and_batch(
@@ -279,6 +292,16 @@ def test_several_scales_are_named_and_have_no_speed(files: dict[str, str], tmp_p
     assert second.startswith("| a.onnx (ONNX Runtime) | fp32 | – |")
 
 
+def test_result_files_of_any_detector_are_rows(files: dict[str, str], tmp_path: Path) -> None:
+    record = json.loads(Path(files["b"]).read_text())
+    del record["model"]
+    path, out = write(tmp_path / "s.json", record | {"source": "theirs/s2anet"}), tmp_path / "report.md"
+    assert report.main(["--eval", files["a"], "--eval", path, "--out", str(out)]) == 0
+    row = "| theirs/s2anet (Task 1 files) | – | 50.00 | 25.00 | 16.67 | -25.00 | -8.33 | – | – | – | – | – |"
+    assert out.read_text().splitlines()[3] == row
+    assert "different specs" not in out.read_text()
+
+
 def test_engines_that_were_only_built_are_rows_that_say_so(
     files: dict[str, str], tiny_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -317,10 +340,10 @@ def test_report_says_what_is_wrong(
         (["--eval", str(tmp_path / "none.json")], "none.json: No such file"),
         (["--eval", str(broken)], "no JSON"),
         (["--eval", str(deep)], "no JSON"),
-        (["--eval", without("a", "map")], "eval_dota.py --model --json writes (KeyError: 'map')"),
+        (["--eval", without("a", "map")], "eval_dota.py --json writes (KeyError: 'map')"),
         (["--eval", without("a", "model", "bytes")], "--json writes (KeyError: 'bytes')"),
         (["--bench", without("bench", "date")], "bench.py --json writes (KeyError: 'date')"),
-        (["--eval", files["bench"]], "eval_dota.py --model --json writes"),
+        (["--eval", files["bench"]], "eval_dota.py --json writes"),
         (["--eval", files["b"], "--plot", str(tmp_path / "p.png")], "both evaluated and timed"),
         (["--eval", files["a"], "--plot", str(tmp_path / "p")], "ends in .png, .svg or .pdf"),
         (["--eval", files["a"], "--plot", str(tmp_path / "p.xyz")], "ends in .png, .svg or .pdf"),

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rgfl.detections import Detections
 from rgfl.dota import labels
 from rgfl.trt_runtime import eval_dota, pipeline
 from rgfl.trt_runtime.pipeline import Scene
@@ -124,11 +125,44 @@ def test_without_labels_there_is_only_a_submission(
     command = ["--model", tiny_onnx, "--images", tiny_scenes.images, "--submission", tmp_path / "s.zip"]
     command += ["--limit", 2, "--json", tmp_path / "s.json"]
     assert eval_dota.main(list(map(str, command))) == 0
-    assert "nothing to score" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "nothing to score\n* tiles at stride 103, scales 1\n" in said
+    assert "note: not what the server scores: --limit 2 leaves images out\n" in said
     assert zipfile.is_zipfile(tmp_path / "s.zip")
     record = json.loads((tmp_path / "s.json").read_text())
     assert record["images"] == 2
     assert "map" not in record
+
+
+@pytest.mark.parametrize(
+    ("names", "classes", "notes"),
+    [
+        (["P0001__1__0___0", "P0001__1__824___0"], ["plane"], "the images are tiles, by their names\n"),
+        (["P0001"], labels.CLASSES["1.5"], "DOTA-v1.5's test set has 937 images\n"),
+        (["P0001"], labels.CLASSES["2.0"], "DOTA-v2.0's test set has 2792 or 6053 images\n"),
+        ([f"P{number}" for number in range(937)], labels.CLASSES["1.0"], ""),
+        (["a"], ["plane", "boat"], ""),
+    ],
+)
+def test_what_the_server_does_not_take_is_told(names, classes, notes, tmp_path: Path) -> None:
+    nothing = Detections(np.zeros((0, 5)), np.zeros(0), np.zeros(0, int))
+    arguments = SimpleNamespace(submission=tmp_path / "s.zip", version=None, limit=0)
+    said = eval_dota._write_submission(dict.fromkeys(names, nothing), tuple(classes), arguments)
+    assert (f"{said}\n".partition("note: not what the server scores: ")[2]) == notes
+
+
+def test_files_of_a_later_version_are_not_passed_over(case: Case, capsys: pytest.CaptureFixture) -> None:
+    """v1.5's files were scored by the rule of v1.0 for difficult objects."""
+    nothing = {"P0001": Detections(np.zeros((0, 5)), np.zeros(0), np.zeros(0, int))}
+    labels.write_task1(case.root / "t", nothing, labels.CLASSES["1.5"])
+    labels.write_submission(case.root / "t.zip", nothing, labels.CLASSES["2.0"])
+    with (case.labels / "P0003.txt").open("a") as file:
+        file.write("1 1 9 1 9 9 1 9 container-crane 0\n")
+    for name, file, version in (("t", "container-crane", "1.5"), ("t.zip", "airport", "2.0")):
+        command = ["--task1", case.root / name, "--labels", case.labels, "--ignore-unknown"]
+        assert eval_dota.main(list(map(str, command))) == 2
+        assert f"Task1_{file}.txt is there: --version {version}? " in capsys.readouterr().err
+        assert eval_dota.main(list(map(str, [*command, "--version", "1.0"]))) == 0
 
 
 def test_scoring_files_needs_no_torch(tiny_scenes: SimpleNamespace, tmp_path: Path) -> None:

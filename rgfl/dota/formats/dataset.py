@@ -27,12 +27,14 @@ class Item:
         split: "" where the data set has none.
         label: None: no objects.
         annotated: False: known to be left out, as nobody looked at it.
+        bare: an image of a test set, to be written without labels.
     """
 
     split: str
     image: Path
     label: Path | None
     annotated: bool = True
+    bare: bool = False
 
 
 Size = Callable[[], tuple[int, int]]  # (width, height) of the image, looked up when asked for

@@ -68,7 +68,11 @@ def with_val(places: Sequence[Placed], share: float, seed: int = 0) -> list[Plac
     if not 0 < share < 1:
         raise ConvertError(f"--val-share: expected a share between 0 and 1, got {share:g}")
     splits = sorted({place.split for place in places})
-    left_out = [replace(place, split="train") for place in places if not place.item.annotated]
+    left_out = [
+        place if place.item.bare else replace(place, split="train")
+        for place in places
+        if not place.item.annotated
+    ]
     places = [place for place in places if place.item.annotated]
     train = [place for place in places if place.split == ("train" if "train" in splits else "")]
     images = {place.item.image for place in train}  # a val that repeats train is none

@@ -1,0 +1,152 @@
+"""DOTA itself: as its archives unpack, or as the trainer takes it, images/ and labelTxt/ in each split."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rgfl.dota.formats.dataset import ConvertError, Dataset, Item, Size, read_name_file
+from rgfl.dota.images import find_images, subfolders, with_subfolders
+from rgfl.dota.labels import CLASSES, Objects, find_classes, in_order, read_labels
+from rgfl.dota.nearby import NOT_ORIENTED, VERSION, packed
+
+TESTS = ("test", "test-dev", "test-challenge")  # published without labels
+
+
+def read_dota(data: Path, classes: Sequence[str] | None = None, *, version: str | None = None) -> Dataset:
+    """DOTA in train/, val/, test/ …, or in `data` itself.
+
+    Images are those of images/ with the folders in it (part1/images …), or of the split's other folders.
+    Labels are those in labelTxt/, else in the one folder whose path names a version (labelTxt-v1.0/labelTxt,
+    labelTxt-v1.5/DOTA-v1.5_train …) and does not say that its boxes are horizontal.
+
+    Args:
+        classes: those to take; None: of classes.txt, of the version of the labels, else all that occur.
+        version: whose labels to take where there are those of several.
+    """
+    splits = _splits(data)
+    labels = {split: _label_folder(folder, version) for split, folder in splits.items()}
+    versions = {_version(folder, splits[split]) for split, folder in labels.items() if folder}
+    if len(versions) > 1:
+        shown = ", ".join(str(folder) for folder in labels.values() if folder)
+        raise ConvertError(
+            f"{data}: expected labels of one version in all splits, got {shown}; choose by --version"
+        )
+    official = CLASSES.get(version or next(iter(versions), ""))
+    occurring: set[str] = set()
+    if classes is None and (listed := data / "classes.txt").is_file():
+        classes = read_name_file(listed)
+    elif classes is None and official:
+        classes = official
+    else:
+        occurring = {name for folder in labels.values() if folder for name in find_classes(folder)}
+    names = in_order(occurring) if classes is None else tuple(classes)
+    known = (*names, *sorted(occurring.difference(names)))  # the others get label −1
+    items: list[Item] = []
+    notes = []
+    for split, folder in splits.items():
+        images = _images(folder)
+        if label_folder := labels[split]:
+            items += _labelled(split, images, label_folder, folder, whole=not official)
+        elif images:
+            items += [Item(split, image, None, annotated=False, bare=True) for image in images.values()]
+        else:
+            notes.append(f"{folder}: no images, left out{packed(folder)}")
+
+    def read(item: Item, _: Size) -> Objects | None:
+        if item.label is None:
+            return None
+        found = read_labels(item.label, known)
+        labels = np.where(found.labels < len(names), found.labels, -1)
+        return Objects(found.quads, labels, found.difficult)
+
+    return Dataset(names, items, read, tuple(notes))
+
+
+def _splits(data: Path) -> dict[str, Path]:
+    if not data.is_dir():
+        raise ConvertError(f"--data {data}: no such folder")
+    if (data / "labelTxt").is_dir():
+        return {"": data}
+    found = {
+        path.name: path
+        for path in subfolders(data)
+        if path.name in ("train", "val", *TESTS) or (path / "labelTxt").is_dir()
+    }
+    return found or {"": data}
+
+
+def _label_folder(split: Path, version: str | None) -> Path | None:
+    """Where the oriented labels of a split are; None for a test set, which has none."""
+    below = with_subfolders(split, passed=lambda path: path.name == "images")
+    found = [folder for folder in below if _text_files(folder)]
+    oriented = [folder for folder in found if not NOT_ORIENTED.search(_within(folder, split))]
+    if version:
+        choice = [folder for folder in oriented if _version(folder, split) == version]
+    elif (plain := split / "labelTxt") in oriented:
+        choice = [plain]
+    else:
+        choice = [folder for folder in oriented if _version(folder, split)]
+        choice = choice or [folder for folder in oriented if "labeltxt" in _within(folder, split).lower()]
+    if len(choice) == 1:
+        return choice[0]
+    if choice:
+        shown = ", ".join(f"{_within(folder, split)}/" for folder in choice)
+        todo = "put the others away" if version or not _version(choice[0], split) else "choose by --version"
+        raise ConvertError(f"{split}: expected one folder of labels, got {shown}; {todo}")
+    if split.name in TESTS:
+        return None
+    expected = f"labelTxt-v{version}/ …" if version else "labelTxt/ or, as published, labelTxt-v1.0/ …"
+    shown = ", ".join(f"{_within(folder, split)}/" for folder in found) or "no .txt file"
+    raise ConvertError(f"{split}: no oriented labels; expected {expected}, found {shown}{packed(split)}")
+
+
+def _version(folder: Path, split: Path) -> str:
+    """The version that the folder's path below the split names; "" if it names none."""
+    named = VERSION.search(_within(folder, split))
+    return named[1] if named else ""
+
+
+def _within(folder: Path, split: Path) -> str:
+    """The path below the split of what a link leads to; beyond the split its name."""
+    place, root = Path(os.path.realpath(folder)), Path(os.path.realpath(split))
+    return place.relative_to(root).as_posix() if place.is_relative_to(root) else place.name
+
+
+def _text_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.txt") if not path.name.startswith("."))
+
+
+def _images(split: Path) -> dict[str, Path]:
+    """All images of a split by stem, whatever parts they come in."""
+    root = split / "images"
+    found: dict[str, Path] = {}
+    for folder in with_subfolders(root if root.is_dir() else split):
+        for stem, image in find_images(folder).items():
+            if (other := found.setdefault(stem, image)) is not image:
+                raise ConvertError(f"{image}: {other} has the same name; remove one of the two")
+    return found
+
+
+def _labelled(
+    split: str, images: dict[str, Path], labels: Path, folder: Path, *, whole: bool
+) -> Iterable[Item]:
+    """Items of the images with their label files.
+
+    Args:
+        whole: every image must have one; else images without are left out, as those of later versions.
+    """
+    files = {path.stem: path for path in _text_files(labels)}
+    if others := [path for stem, path in files.items() if stem not in images]:
+        raise ConvertError(
+            f"{others[0]}: no image of this name in {folder / 'images'}, as for {len(others)} of "
+            f"{len(files)} label files; unpack all parts of the images, v1.0's for v2.0 too{packed(folder)}"
+        )
+    for stem, image in images.items():
+        label = files.get(stem)
+        if label is None and whole:
+            raise ConvertError(f"{labels / stem}.txt: missing; an image without objects needs an empty file")
+        yield Item(split, image, label, annotated=label is not None)
