@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from rgfl import train
-from rgfl.recipes import RECIPES, Recipe
+from rgfl.recipes import Recipe
 
 # All that a variant changes of the base recipe. Both modes name each field in which their papers differ, so
 # that the base recipe's own mode decides nothing.
@@ -218,7 +218,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="variants:\n" + "\n".join(f"  {name:<14}{text}" for name, (text, _) in VARIANTS.items()),
     )
-    parser.add_argument("--recipe", choices=list(RECIPES), required=True, help="what all variants share")
+    parser.add_argument(
+        "--recipe", required=True, metavar="NAME", help="what all variants share, as rgfl.train takes it"
+    )
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="holds train/ and val/")
     parser.add_argument("--out", type=Path, required=True, metavar="RUNS", help="folder of the trainings")
     parser.add_argument(

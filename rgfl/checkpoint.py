@@ -5,6 +5,7 @@ A checkpoint is one file of plain containers and tensors:
     format    "rgfl-checkpoint 1"
     spec      the DetectorSpec's JSON
     model     the ModelConfig as a dict
+    parts     {part: its name} of those of one's own, without which it cannot be built: rgfl/nn/parts.py
     weights   state of the detector: what evaluation and export use (the running mean, if there is one)
     result    AP of these weights on the validation images, or {}
     training  last.pt only: everything that an exact resume needs; see rgfl/loop.py
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from rgfl.errors import UserError
 from rgfl.nn.config import ModelConfig
+from rgfl.nn.parts import PARTS
 from rgfl.spec import DetectorSpec, SpecError
 
 if TYPE_CHECKING:  # torch takes seconds to import: not for --help
@@ -62,6 +64,7 @@ def save(
         "format": FORMAT,
         "spec": spec.to_json(),
         "model": dataclasses.asdict(model),
+        "parts": PARTS.names(),
         "weights": weights,
         "result": result or {},
     }
@@ -82,8 +85,8 @@ def save(
         raise
 
 
-def load(path: Path | str, map_location: str | torch.device = "cpu") -> dict[str, Any]:
-    """The record of a checkpoint, as `save` wrote it, format and backbone's name checked.
+def load(path: Path | str) -> dict[str, Any]:
+    """The record of a checkpoint, as `save` wrote it, on the CPU, format and backbone's name checked.
 
     Raises:
         CheckpointError: no such file, not a checkpoint, cut off, damaged, foreign, or of another version.
@@ -110,7 +113,7 @@ def load(path: Path | str, map_location: str | torch.device = "cpu") -> dict[str
     try:
         with warnings.catch_warnings():  # torch asks for a bug report on every foreign pickle
             warnings.simplefilter("ignore")
-            record = torch.load(io.BytesIO(data), map_location=map_location, weights_only=True)
+            record = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f" ({found[1]})" if found else ""
@@ -139,6 +142,8 @@ def load(path: Path | str, map_location: str | torch.device = "cpu") -> dict[str
         )
     # Nor is anything fetched or opened for the weights: they are here.
     record["model"] = {**model, "pretrained": False, "weights": ""}
+    parts = record.get("parts")
+    record["parts"] = parts if isinstance(parts, dict) else {}
     return record
 
 
@@ -151,22 +156,30 @@ def _is_damaged(archive: bytes) -> bool:
         return True
 
 
-def load_detector(path: Path | str, map_location: str | torch.device = "cpu") -> Detector:
-    """The detector of a checkpoint, in eval mode.
+def load_detector(path: Path | str) -> Detector:
+    """The detector of a checkpoint, on the CPU, in eval mode.
 
     Raises:
-        CheckpointError: as `load`, or weights that do not fit the model that the file describes.
+        CheckpointError: as `load`, other parts than `PARTS` has now, or weights that do not fit the model
+            that the file describes.
     """
     from rgfl.nn.detector import build_detector
 
-    record = load(path, map_location)
+    record = load(path)
+    for part in ("neck", "head"):  # without weights of its own, another would load and detect otherwise
+        there, here = record["parts"].get(part), PARTS.names().get(part)
+        if there != here:
+            raise CheckpointError(
+                f"{path}: trained with {part} {there or 'of rgfl'}, and here it is {here or 'that of rgfl'}; "
+                f"set rgfl.nn.parts.PARTS.{part} to the former first, as CONTRIBUTING.md shows"
+            )
     try:
         detector = build_detector(ModelConfig(**record["model"]), DetectorSpec.from_json(record["spec"]))
         detector.load_state_dict(record["weights"])
     except (SpecError, TypeError, ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{path}: not what this version of rgfl trains: {reason}") from error
-    return detector.to(map_location).eval()
+    return detector.eval()
 
 
 def start_from(detector: Detector, path: Path | str) -> tuple[list[str], DetectorSpec]:

@@ -32,6 +32,7 @@ from rgfl import checkpoint, page
 from rgfl.data import Batch, Loader, Tiles, batches, read_dataset, steps_per_epoch
 from rgfl.detections import Detections
 from rgfl.devices import choose_device, device_name, expect_own_gpu, mixed_precision, peak_memory_mb
+from rgfl.dota.labels import version_of
 from rgfl.errors import UserError
 from rgfl.nn.backbone import WeightsError
 from rgfl.nn.batchnorm import statistics_kept, synchronise, training_batchnorms
@@ -215,7 +216,10 @@ class Training:
         except ValueError as error:
             raise TrainingError(f"the model cannot be built: {error}") from error
         if not begins:
-            return []
+            if not (config.pretrained or config.weights):
+                return []
+            seen = dataclasses.replace(self.spec, **self.model.backbone.normalisation())
+            return _seen_otherwise(f"backbone {config.backbone}", seen, self.spec)
         anew, before = checkpoint.start_from(self.model, begins)
         more = f", and {len(anew) - 4} more" if len(anew) > 4 else ""
         said = f"; begin anew: {', '.join(anew[:4])}{more}" if anew else ""
@@ -246,10 +250,7 @@ class Training:
             return
         with of_this_version(self.out / "last.pt"):
             self.step, self.evaluated_at, self.best_map = last["step"], last["evaluated"], last["best"]
-            if "without_better" in last:
-                self.without_better = last["without_better"]
-            elif 0 < self.recipe.evaluation.eval_images < len(self.dataset.val):
-                self.best_map = -1.0  # older versions took the first images by name, which are others
+            self.without_better = last["without_better"]
             self.sums = last["sums"]
             self.model.load_state_dict(last["model"])
             self.ema_model.load_state_dict(last["weights"])
@@ -285,7 +286,7 @@ class Training:
             *recipe.warnings(),
             *schedule_warnings(self.total_steps, self.steps_per_epoch, recipe.schedule),
         ]
-        if self.evaluating and (absent := without_truth(self.val, self.spec)):
+        if self.evaluating and (absent := without_truth(self.val, self.spec, self.dataset.left_out)):
             warnings.append(
                 f"val has no object of {', '.join(absent)} (difficult ones do not count): by DOTA's rule "
                 "their AP is 0, which pulls the means down; --classes a,b --ignore-unknown leaves classes out"
@@ -371,7 +372,11 @@ class Training:
             )
         if dataset.left_out:
             counts = ", ".join(f"{count:,} {name}" for name, count in dataset.left_out.items())
-            self.say(f"left out, as their classes are not asked for: {counts}")
+            version = version_of([*dataset.classes, *dataset.left_out])
+            self.say(
+                f"left out, as their classes are not asked for: {counts}. AP is by DOTA {version}'s rule for "
+                f"difficult objects (eval_dota --version {version})"
+            )
         for line in more:
             self.say(line)
         if self.step:
@@ -534,8 +539,9 @@ class Training:
         limit = recipe.schedule.clip_norm or math.inf
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit, foreach=True)
 
-        # Read before the scaler moves it. (FP16's scaler waits for the gradients: it skips what overflows.)
-        mending = self.scaler.is_enabled() and self.scaler.get_scale() >= LEAST_SCALE
+        # Before the scaler moves it, and without the wait of `get_scale`. (FP16's scaler itself waits for the
+        # gradients: it skips what overflows.)
+        factor = self.scaler.scale(torch.ones_like(norm))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema:
@@ -545,8 +551,9 @@ class Training:
         # What is not finite has then spoilt the weights, and the run ends here: these are never saved.
         # Gradients, and so their norm, are those of the whole batch already; of the losses each process has
         # its share, times their number.
-        values = ranks.mean(torch.stack([*totals.values(), norm])).tolist()
+        *values, scale = ranks.mean(torch.stack([*totals.values(), norm, factor])).tolist()
         shown = dict(zip([*totals, "grad_norm"], values, strict=True))
+        mending = self.scaler.is_enabled() and scale >= LEAST_SCALE
         _check_finite(self.step, shown, rate, batch.names, mending, self.amp == torch.float16, ranks)
         self.step += 1
         return shown
@@ -612,7 +619,8 @@ class Training:
         measured: Evaluation | None = None
         with self.ranks.together(ERRORS):
             if self.ranks.first:
-                measured = Evaluation(self.step, score(found, self.val, self.spec), self.val, found)
+                result = score(found, self.val, self.spec, self.dataset.left_out)
+                measured = Evaluation(self.step, result, self.val, found)
         values = self.ranks.gather(_means(measured))[0]
         self.without_better += 1
         if values["map"] > self.best_map:
@@ -709,8 +717,13 @@ class Training:
 
 
 def _seen_otherwise(path: str, before: DetectorSpec, now: DetectorSpec) -> list[str]:
-    """A warning if a checkpoint to start from was trained on other input values than this detector gets."""
-    names = [name for name in ("mean", "std", "pad_value") if getattr(before, name) != getattr(now, name)]
+    """A warning if what to start from was trained on other input values than this detector gets."""
+    names = [
+        name
+        for name in ("mean", "std", "pad_value")
+        # EfficientNet-Lite saw 127.5 ± 127.5, and its recipe says 127 ± 128.
+        if any(abs(a - b) >= 1 for a, b in zip(getattr(before, name), getattr(now, name), strict=True))
+    ]
     if not names:
         return []
     flags = " ".join(

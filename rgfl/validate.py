@@ -68,16 +68,23 @@ def evenly(pictures: Sequence[Picture], count: int) -> list[Picture]:
     return [pictures[index * len(pictures) // count] for index in range(count)]
 
 
-def score(found: dict[str, Detections], pictures: Sequence[Picture], spec: DetectorSpec) -> Result:
-    """AP of what was found in all these images."""
+def score(
+    found: dict[str, Detections],
+    pictures: Sequence[Picture],
+    spec: DetectorSpec,
+    left_out: Iterable[str] = (),
+) -> Result:
+    """AP of what was found in all these images; what of the labels is left out tells DOTA's version, too."""
     truth = {picture.name: picture.objects for picture in pictures}
     ordered = {name: found[name] for name in truth}  # equal scores are ranked by the images' order
-    return evaluate_detections(ordered, truth, spec.classes, version=version_of(spec.classes))
+    version = version_of([*spec.classes, *left_out])
+    return evaluate_detections(ordered, truth, spec.classes, version=version)
 
 
-def without_truth(pictures: Sequence[Picture], spec: DetectorSpec) -> list[str]:
+def without_truth(pictures: Sequence[Picture], spec: DetectorSpec, left_out: Iterable[str] = ()) -> list[str]:
     """Classes of which these images hold no object that counts: AP 0 whatever is found."""
-    counts = score({picture.name: Detections.empty() for picture in pictures}, pictures, spec).counts
+    nothing = {picture.name: Detections.empty() for picture in pictures}
+    counts = score(nothing, pictures, spec, left_out).counts
     return [name for name, count in counts.items() if not count["ground_truth"]]
 
 

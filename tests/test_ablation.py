@@ -104,6 +104,7 @@ def test_wrong_flags_are_told_before_any_work(ablation, tmp_path, capsys):
     command = ["--recipe", "demo", "--data", str(tmp_path), "--out", str(tmp_path / "runs")]
     for flags, message in (
         (["--variants", "gfl,glf"], "--variants: 'glf' is none of integral, gfl"),
+        (["--recipe", "no.py:mine"], "--recipe no.py:mine: no file"),
         (["--seeds", "0"], "--seeds: expected 1 or more, got 0"),
         (["--", "--lr", "-1"], "--lr: expected a positive number, got -1"),
     ):

@@ -15,6 +15,8 @@ from rgfl import checkpoint
 from rgfl.checkpoint import CheckpointError, load_detector, save
 from rgfl.nn.config import ModelConfig
 from rgfl.nn.detector import build_detector
+from rgfl.nn.neck import FeaturePyramid
+from rgfl.nn.parts import PARTS
 from rgfl.spec import DetectorSpec
 
 CONFIG = ModelConfig(
@@ -113,6 +115,31 @@ def test_one_line_that_says_what_came(path, tmp_path):
     broken["weights"].pop("head.cls.weight")
     torch.save(broken, file)
     assert "head.cls.weight" in refused(file)
+
+
+class Neck(FeaturePyramid):
+    """Of the same weights, so that either loads into the other."""
+
+
+def test_a_detector_with_a_part_of_one_s_own_comes_back_with_that_alone(path, detector, monkeypatch):
+    own = path.with_name("own.pt")
+    monkeypatch.setattr(PARTS, "neck", Neck)
+    monkeypatch.setattr(PARTS, "losses", lambda: {})  # which no detection needs
+    save(own, SPEC, CONFIG, detector.state_dict())
+    assert type(load_detector(own).neck) is Neck
+    name = f"{__name__}.Neck"
+    with pytest.raises(CheckpointError, match=rf"trained with neck of rgfl, and here it is {name}; set"):
+        load_detector(path)
+    monkeypatch.undo()
+    assert type(load_detector(path).neck) is FeaturePyramid
+    with pytest.raises(
+        CheckpointError,
+        match=rf"own.pt: trained with neck {name}, and here it is that of rgfl; set rgfl.nn.parts.PARTS.neck",
+    ):
+        load_detector(own)
+    for parts in (None, []):  # before there were any, and foreign
+        torch.save(checkpoint.load(path) | {"parts": parts}, path)
+        assert load_detector(path)
 
 
 class Evil:

@@ -17,6 +17,7 @@ from rgfl.recipes import (
     RecipeError,
     ScheduleConfig,
     add_flags,
+    find_recipe,
     learning_rate,
     schedule_warnings,
 )
@@ -312,6 +313,34 @@ def test_the_tiles_that_fit_a_recipe(name, changes, flags):
     assert recipe.tiling_command(Path("/a b")) == command + link
 
 
+def test_a_recipe_of_one_s_own_comes_from_its_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "beside.py").write_text("EPOCHS = 3\n")
+    (tmp_path / "own_recipes.py").write_text(
+        "import dataclasses\nfrom beside import EPOCHS\nfrom rgfl.recipes import ModelConfig, demo\n"
+        "def short(): return demo().replace(epochs=EPOCHS)\nready = short()\nnumber = 3\n"
+        "@dataclasses.dataclass(frozen=True)\nclass Mine(ModelConfig):\n    tau: float = 1.0\n"
+        "def subclassed(): return dataclasses.replace(demo(), model=Mine())\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for name in ("short", "ready"):
+        recipe, _ = parse(["--recipe", f"own_recipes.py:{name}", "--data", "d", "--out", "o", "--lr", "1"])
+        assert (recipe.name, recipe.schedule.epochs, recipe.schedule.lr) == (name, 3, 1)
+    for text, message in (
+        ("dmeo", "--recipe dmeo: expected one of rgfl_r50_dota_1x, .*, demo, or FILE.py:NAME"),
+        ("own_recipes.py", "expected one of .* or FILE.py:NAME"),
+        ("none.py:short", f"--recipe none.py:short: no file {tmp_path / 'none.py'}"),
+        ("own_recipes.py:shrot", "no recipe 'shrot' in .*own_recipes.py: a Recipe, or a function"),
+        ("own_recipes.py:number", "no recipe 'number' in "),
+        ("own_recipes.py:subclassed", "model: expected ModelConfig, got Mine: no checkpoint keeps fields of"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            find_recipe(text)
+    (tmp_path / "json.py").write_text("")
+    with pytest.raises(RecipeError, match="Python has another module 'json'; rename the file"):
+        find_recipe("json.py:short")
+
+
 def test_unknown_field_is_refused():
     with pytest.raises(RecipeError, match="unknown field 'learning_rate'"):
         RECIPES["demo"]().replace(learning_rate=1)
@@ -351,6 +380,7 @@ def test_flags_replace_fields():
         (["--scale", "1"], "argument --scale: expected 2 numbers with commas, got '1'"),
         (["--lr", "0"], "--lr: expected a positive number, got 0"),
         (["--epoch", "3"], "unrecognized arguments: --epoch"),
+        (["--recipe", "dmeo"], "rgfl.train: error: --recipe dmeo: expected one of"),
     ],
 )
 def test_wrong_flags_end_with_one_line(flags, message, capsys):

@@ -1,5 +1,6 @@
 """Runs from end to end with a tiny model: what they leave, how they stop, and that they resume exactly."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import timm
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_training import CLASSES, PATIENCE, TINY, curve, make_data, records, run, running
@@ -23,7 +25,10 @@ from rgfl import checkpoint, loop, page
 from rgfl import data as rgfl_data
 from rgfl.data import Tiles
 from rgfl.dota.labels import LabelWarning
+from rgfl.nn.backbone import Backbone
 from rgfl.nn.detector import Detector
+from rgfl.nn.parts import PARTS
+from rgfl.recipes import RECIPES
 from rgfl.run_folder import RunFolder
 
 
@@ -109,12 +114,28 @@ def test_classes_that_are_not_asked_for_are_left_out_and_told(data, tmp_path, ca
     assert page.main([str(tmp_path), "--data", str(data), "--device", "cpu"]) == 0  # it leaves them out too
     planes = sum(path.read_text().count(" plane 0") for path in data.glob("*/labelTxt/*.txt"))
     told = capsys.readouterr().out
-    assert f"left out, as their classes are not asked for: {planes} plane\n" in told
+    assert f"left out, as their classes are not asked for: {planes} plane. AP is by DOTA 1.0's rule" in told
     assert records(tmp_path, "run")[0]["left_out"] == {"plane": planes}
     assert "on 2 full images in" in told
     assert records(tmp_path, "eval")[0]["classes"].keys() == {"ship"}
     assert run(data, tmp_path, "--epochs", "0.5", "--eval-every", "0.5") == 2
     assert "was trained on other images, labels or classes" in capsys.readouterr().err
+
+
+def test_a_class_that_is_left_out_tells_the_version_and_so_what_difficult_objects_count_for(
+    data, tmp_path, capsys
+):
+    train = shutil.copytree(data, tmp_path / "data")
+    for label in (train / "val" / "labelTxt").glob("*.txt"):
+        label.write_text(label.read_text().replace(" 0", " 1"))
+    label = train / "train" / "labelTxt" / "0.txt"
+    label.write_text(label.read_text() + "\n10 10 30 10 30 30 10 30 container-crane 0\n")
+    flags = ["--classes", "plane,ship", "--ignore-unknown", "--epochs", "0.25", "--eval-every", "0.25"]
+    assert run(train, tmp_path / "out", *flags) == 0
+    told = capsys.readouterr().out
+    assert "1 container-crane. AP is by DOTA 1.5's rule for difficult objects (eval_dota --ver" in told
+    assert "val has no object" not in told  # difficult ones count
+    assert sum(records(tmp_path / "out", "eval")[0]["objects"].values()) == 4
 
 
 def test_what_the_labels_hold_is_told_at_the_start(data, tmp_path, capsys):
@@ -214,6 +235,47 @@ def test_a_start_from_weights_that_saw_other_values_is_warned_of(data, whole, tm
     assert run(data, tmp_path / "other", *flags, *other) == 0
     told = "was trained with --mean 127,127,127 --std 128,128,128 --pad-value 0,0,0: without them its weights"
     assert f"warning: {whole / 'best.pt'} {told}" in capsys.readouterr().out
+
+
+def test_a_backbone_whose_weights_saw_other_values_is_warned_of(data, tmp_path, capsys):
+    torch.save(timm.create_model("test_efficientnet").state_dict(), tmp_path / "backbone.pth")
+    flags = ["--epochs", "0.25", "--eval-every", "0", "--weights", str(tmp_path / "backbone.pth")]
+    assert run(data, tmp_path / "grey", *flags) == 0
+    imagenet = "--mean 123.675,116.28,103.53 --std 58.395,57.12,57.375"
+    told = f"warning: backbone test_efficientnet was trained with {imagenet}: without them its weights"
+    assert told in capsys.readouterr().out
+    assert run(data, tmp_path / "same", *flags, *imagenet.split()) == 0
+    assert run(data, tmp_path / "none", *flags[:4]) == 0  # no weights
+    assert "was trained with" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["gfl_lite", "gfl_r50_dota_1x"])  # the others have the same backbones
+def test_a_recipe_has_the_values_that_its_backbone_saw(name):
+    recipe = RECIPES[name]().replace(pretrained=False, weights="")
+    spec = recipe.spec(CLASSES)
+    seen = Backbone(recipe.model, [8, 16, 32]).normalisation()
+    assert loop._seen_otherwise("", dataclasses.replace(spec, **seen), spec) == []
+
+
+def test_the_example_of_a_neck_of_one_s_own_trains_and_goes_on(data, tmp_path, capsys, monkeypatch):
+    guide = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"^```python\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+    (tmp_path / "my_neck.py").write_text(code)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(PARTS, "neck", None)  # and so back to it afterwards
+    out, own = tmp_path / "out", ["--recipe", f"{tmp_path / 'my_neck.py'}:smooth", "--epochs", "1"]
+    assert run(data, out, *own, "--workers", "1") == 0
+    assert run(data, out, *own) == 0
+    assert "at step 4 of 4" in capsys.readouterr().out
+    assert type(checkpoint.load_detector(out / "best.pt").neck).__name__ == "Smooth"
+    assert records(out, "run")[0]["neck"] == "my_neck.Smooth"
+    PARTS.neck = None
+    with pytest.raises(checkpoint.CheckpointError, match=r"best.pt: trained with neck my_neck.Smooth,"):
+        checkpoint.load_detector(out / "best.pt")
+    del sys.modules["my_neck"]
+    (tmp_path / "my_neck.py").write_text(code.replace("PARTS.neck = Smooth", ""))
+    assert run(data, out, *own) == 2
+    assert "neck was 'my_neck.Smooth' and is None): give the same flags" in capsys.readouterr().err
 
 
 def test_the_detector_of_a_run_is_slim_and_finds_through_its_spec(whole):

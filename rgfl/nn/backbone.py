@@ -56,19 +56,21 @@ class Backbone(nn.Module):
         download = config.pretrained and not config.weights
         # timm's Swin takes the size it was trained at, unless told to make its masks as they are needed.
         anysize: dict[str, Any] = {}
-        if name.startswith("swin_"):
+        if name.startswith(("swin_", "swinv2_")):
             anysize = {"strict_img_size": False, "dynamic_img_size": True}
+        hint = ""
         try:
             with torch.device("meta"):
                 reductions = feature_info(timm.create_model(name, features_only=True, **anysize)).reduction()
+            if not set(strides) <= set(reductions):
+                raise ValueError(f"it has them at {sorted(set(reductions))}; choose another")
             indices = tuple(reductions.index(stride) for stride in strides)
+            if download:
+                hint = "; without network: --weights FILE, --no-pretrained, or --recipe gfl_lite"
             self.net = timm.create_model(
                 name, features_only=True, pretrained=download, out_indices=indices, **anysize
             )
         except (RuntimeError, ValueError, OSError) as error:
-            hint = ""
-            if download:
-                hint = "; without network: --weights FILE, --no-pretrained, or --recipe gfl_lite"
             raise WeightsError(
                 f"backbone {name!r} with features at strides {list(strides)}: {error}{hint}"
             ) from error
@@ -93,6 +95,11 @@ class Backbone(nn.Module):
         if self._channels_last:
             return [feature.permute(0, 3, 1, 2).contiguous() for feature in features]
         return features
+
+    def normalisation(self) -> dict[str, Any]:
+        """The spec's `mean` and `std`, grey levels, with which timm's weights of this name were trained."""
+        trained: Any = self.net.pretrained_cfg
+        return {name: tuple(255 * value for value in trained[name]) for name in ("mean", "std")}
 
     def checkpoint_activations(self) -> None:
         """Keep the stages' inputs for the backward pass where timm's network can, else the images alone."""
@@ -143,7 +150,8 @@ def _modules_through_stage(net: nn.Module, stages: int) -> list[nn.Module]:
     stride = 2 ** (stages + 1)
     if stride not in ends:
         raise ValueError(
-            f"frozen_stages: {stages} would end at stride {stride}, the backbone has {sorted(ends)}"
+            f"frozen_stages: {stages} would end at stride {stride}, the backbone has {sorted(ends)}; "
+            "give --frozen-stages 0"
         )
     end, inside = ends[stride], False
     through: list[nn.Module] = []
@@ -157,7 +165,9 @@ def _modules_through_stage(net: nn.Module, stages: int) -> list[nn.Module]:
         if has_state:
             through.append(module)
     if not inside:
-        raise ValueError(f"frozen_stages: module {end!r} was not found in the backbone")
+        raise ValueError(
+            f"frozen_stages: module {end!r} was not found in the backbone; give --frozen-stages 0"
+        )
     return through
 
 
@@ -219,6 +229,10 @@ def load_weights(net: nn.Module, weights: str, name: str) -> None:
     wanted = net.state_dict()
     if "_conv_stem.weight" in state:
         if not name.startswith("tf_"):
+            if not timm.is_model(f"tf_{name}"):
+                raise WeightsError(
+                    f"weights: {path.name} is of an EfficientNet; give --weights '' or a file of {name!r}"
+                )
             raise WeightsError(
                 f"weights: {path.name} was trained with TensorFlow's SAME padding; use backbone 'tf_{name}' "
                 f"instead of {name!r}"

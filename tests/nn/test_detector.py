@@ -11,14 +11,18 @@ from rgfl.nn.assign import distances
 from rgfl.nn.config import ModelConfig
 from rgfl.nn.decode import Raw
 from rgfl.nn.detector import Detector, build_detector
+from rgfl.nn.head import Head
 from rgfl.nn.loss import (
     EMPTY,
     circular_distribution_focal_loss,
+    detection_losses,
     distribution_focal_loss,
     focal_loss,
     nearest_description,
     quality_focal_loss,
 )
+from rgfl.nn.neck import FeaturePyramid
+from rgfl.nn.parts import PARTS
 from rgfl.spec import DetectorSpec
 
 SPEC = DetectorSpec(classes=("a", "b", "c"), image_size=(128, 128), angle_bins=18)
@@ -210,6 +214,30 @@ def test_batch_norm_is_one_a_level_and_convolutions_are_shared() -> None:
 def test_contradictions_are_refused(change: dict, word: str) -> None:
     with pytest.raises(ValueError, match=word):
         build_detector(dataclasses.replace(TINY, **change), SPEC)
+
+
+def test_parts_of_one_s_own_are_taken_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Neck(FeaturePyramid):
+        pass
+
+    class OwnHead(Head):
+        pass
+
+    def doubled(*arguments: object) -> dict[str, torch.Tensor]:
+        return {name: 2 * value for name, value in detection_losses(*arguments).items()}  # type: ignore[arg-type]
+
+    images = torch.randn(2, 3, 128, 128)
+    before = losses(build("gfl"), build("gfl")(images), BOXES, LABELS)
+    assert PARTS.names() == {}
+    for name, part in {"neck": Neck, "head": OwnHead, "losses": doubled}.items():
+        monkeypatch.setattr(PARTS, name, part)
+        assert PARTS.names()[name] == f"{__name__}.{part.__qualname__}"
+    detector = build("gfl")
+    assert (type(detector.neck), type(detector.head)) == (Neck, OwnHead)
+    for name, value in losses(detector, detector(images), BOXES, LABELS).items():
+        torch.testing.assert_close(value, 2 * before[name])
+    with pytest.raises(AttributeError):
+        PARTS.nekc = Neck  # type: ignore[attr-defined]
 
 
 def test_odd_image_sizes_are_refused() -> None:
