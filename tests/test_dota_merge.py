@@ -80,6 +80,22 @@ def test_batches_give_identical_records_and_progress_is_told(scene):
     assert [done for done, _ in told] == list(range(4, 25, 4))
 
 
+def test_tiles_that_are_not_stacked_are_views_of_the_image():
+    image, seen = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8), []
+
+    def infer(tiles):
+        seen.append(tiles)
+        return [Detections.empty() for _ in tiles]
+
+    detect(image, infer, size=128, stride=64, batch=3)
+    detect(image, infer, size=128, stride=64, batch=3, stack=False)
+    whole, views = seen[:3], seen[3:]
+    assert all(np.shares_memory(tile, image) for tiles in views for tile in tiles)
+    for stacked, tiles in zip(whole, views, strict=True):
+        assert np.array_equal(stacked, tiles)
+        assert not np.shares_memory(stacked, image)
+
+
 def test_without_a_stride_tiles_overlap_as_the_published_ones(scene):
     sizes = []
     detect(scene, scene.infer, size=128, progress=lambda *now: sizes.append(now))

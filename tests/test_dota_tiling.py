@@ -110,6 +110,13 @@ def test_crop_reads_only_its_window(tmp_path):
     assert crop(Scene(), 0, 0, 64).flags.owndata
 
 
+def test_crop_without_a_copy_is_a_view_where_nothing_is_padded():
+    image = np.zeros((80, 90, 3), np.uint8)
+    assert np.shares_memory(crop(image, 10, 16, 64, copy=False), image)
+    assert not np.shares_memory(crop(image, 30, 16, 64, copy=False), image)
+    assert not np.shares_memory(crop(image, 10, 16, 64), image)
+
+
 @pytest.mark.parametrize(
     ("image", "x", "message"),
     [

@@ -156,6 +156,13 @@ def test_a_png_without_a_header_is_one_line(tmp_path):
         read_image(written(tmp_path, b"\x89PNG\r\n\x1a\n" + bytes(4) + b"IEND" + bytes(4), "a.png"))
 
 
+@pytest.mark.parametrize("height", [1, 64, 65, 200])
+def test_every_row_of_a_png_is_rgb(tmp_path, height):
+    pixels = noise(3, size=(height, 7))
+    data = cv2.imencode(".png", pixels[:, :, ::-1])[1].tobytes()
+    np.testing.assert_array_equal(read_image(written(tmp_path, data, "a.png")), pixels)
+
+
 def test_geotiff_prints_nothing(tmp_path, capfd):
     """OpenCV warned of each of their tags, for every tile that is read in training."""
     for samples in (1, 3, 4):

@@ -33,7 +33,7 @@ from rgfl.spec import DetectorSpec, SpecError
 from rgfl.trt_runtime import tensorrt_api
 from rgfl.trt_runtime.cuda_calls import Cuda, CudaError, host_view
 from rgfl.trt_runtime.device_arrays import DeviceArray, borrow, is_on_device
-from rgfl.trt_runtime.runners import INPUT_NAME, OUTPUT_NAMES, Runner, normalised
+from rgfl.trt_runtime.runners import INPUT_NAME, OUTPUT_NAMES, Runner, Tiles, normalised
 from rgfl.trt_runtime.tensorrt_api import Api, Gpu, Plan
 
 OPTIONAL_OUTPUT = "uncertainty"  # of export/to_onnx.py --uncertainty; carried, not read
@@ -313,7 +313,7 @@ class Feed:
     """
 
     runner: EngineRunner
-    waiting: deque[NDArray[Any] | DeviceArray]
+    waiting: deque[Tiles | DeviceArray]
     parts: deque[_Part] = field(default_factory=deque)
 
     def advance(self) -> None:
@@ -532,14 +532,18 @@ class EngineRunner(Runner):
     # --- to the device
 
     def prepare(self, tiles: Any) -> Feed:
-        """Start the copy of tiles (B, H, W, 3) to the device; those that lie there stay where they are."""
-        whole: NDArray[Any] | DeviceArray
+        """Start the copy of tiles (B, H, W, 3), or a list of B, to the device; those that lie there stay.
+
+        What does not fit into one run is read while it is inferred: it must not change before.
+        """
+        whole: Tiles | DeviceArray
         if is_on_device(tiles):
             whole = self._borrowed(tiles)
+        elif self._input.dtype == "uint8":
+            self._check(tiles)
+            whole = tiles
         else:
-            whole = self._checked(tiles)
-            if self._input.dtype != "uint8":
-                whole = normalised(whole, self.spec)
+            whole = normalised(self._checked(tiles), self.spec)
         greatest = self.engine.batch[2]
         starts = range(0, len(whole), greatest)
         feed = Feed(self, deque(whole[start : start + greatest] for start in starts))
@@ -555,7 +559,7 @@ class EngineRunner(Runner):
             )
         return array
 
-    def _send(self, tiles: NDArray[Any] | DeviceArray) -> _Part:
+    def _send(self, tiles: Tiles | DeviceArray) -> _Part:
         """Enqueue the copy of one part; of borrowed memory only an event, which says that it is ready."""
         cuda, copies = self._cuda, self._copies
         with self._sending:
@@ -569,10 +573,11 @@ class EngineRunner(Runner):
             part = _Part(len(tiles), slot.device, slot.arrived, slot)
             try:
                 cuda.wait_on_host(slot.arrived)  # an abandoned feed may still be copying out of it
-                host_view(slot.host, tiles.shape, tiles.dtype)[:] = tiles
+                pinned = host_view(slot.host, (len(tiles), *self._input.shape[1:]), self._input.dtype)
+                np.stack(tiles, out=pinned)
                 cuda.wait(copies, slot.free)
                 cuda.record(slot.started, copies)
-                cuda.copy(slot.device, slot.host, tiles.nbytes, copies)
+                cuda.copy(slot.device, slot.host, pinned.nbytes, copies)
                 cuda.record(slot.arrived, copies)
             except BaseException:
                 self._give_back(part)

@@ -1,11 +1,14 @@
-"""Detection over large scenes: reading and cutting, the network, and NMS run side by side.
+"""Detection over large scenes: reading and cutting, the network, NMS and writing run side by side.
 
     python trt_runtime/pipeline.py --model model.onnx --images scenes/ --out found/
 
-Tiles of several scenes share a batch, so small images fill it too. Memory is bounded: the reader
-stops when two batches wait, and a scene's pixels are let go when the next scene is asked for. Of large
-scenes two are held at a time: the one that is inferred or drawn, and the one that is being read. The result
-is that of rgfl.dota.merge.detect.
+Tiles of several scenes share a batch, so small images fill it too. Decoding an image takes longer than
+inferring it on a GPU, and so does drawing it: several are decoded, and several written, at a time.
+
+Memory is bounded: what is read ahead, and what waits to be written, stays below `AHEAD` each, the reader
+stops when two batches wait, and a scene's pixels are let go when the next scene is asked for. Of scenes that
+are larger three are held at a time: one is read, one inferred, one drawn. The result is that of
+rgfl.dota.merge.detect.
 """
 
 from __future__ import annotations
@@ -20,17 +23,19 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rgfl import atomic, errors
 from rgfl.detections import Detections
+from rgfl.processes import usable_cores
 
 if TYPE_CHECKING:
     from rgfl.dota.merge import Place
@@ -38,6 +43,11 @@ if TYPE_CHECKING:
     from rgfl.trt_runtime.runners import Runner
 
 WAITING_BATCHES = 2  # prepared and not yet inferred
+WAITING_RESULTS = 8  # batches inferred: merging a large scene takes as long as some of them
+AHEAD = 1 << 28  # bytes of pixels: of images that are read before their turn, and of those to be drawn
+
+Item = TypeVar("Item")
+Done = TypeVar("Done")
 
 EXAMPLES = """\
 examples:
@@ -93,6 +103,10 @@ class Scene:
     parts: list[Any] = field(default_factory=list)
 
 
+# Of each tile: the scene, and the square of it that the tile shows.
+_Owners = list[tuple[Scene, "Place"]]
+
+
 def stream(
     runner: Runner,
     images: Mapping[str, Path],
@@ -124,36 +138,35 @@ def stream(
         raise errors.InputError(f"--stride {stride}: expected 0…{size}, the side of the model's tile")
     timing = timing if timing is not None else Timing()
     started = time.perf_counter()
-    batches = _batches(runner, images, stride, scales, batch, timing, unreadable)
-    finishing: deque[tuple[_Batch, Future[list[Detections]]]] = deque()
 
-    def finished(leave: int) -> Iterator[Scene]:
-        """Scenes completed by the batches in NMS, but for the last `leave` of these."""
-        while len(finishing) > leave:
-            done, future = finishing.popleft()
-            for (scene, place), found in zip(done.owners, future.result(), strict=True):
-                scene.parts.append(Part.at(place, size, found))
-                if len(scene.parts) == scene.windows:
-                    merging = time.perf_counter()
-                    scene.detections = merge(scene.parts)
-                    scene.parts = []
-                    timing.merge += time.perf_counter() - merging
-                    timing.images += 1
-                    timing.total = time.perf_counter() - started
-                    yield scene
-                    scene.image = np.empty((0, 0, 3), np.uint8)  # whoever still holds the scene
-
-    try:
-        with _ahead(batches, WAITING_BATCHES) as ready, ThreadPoolExecutor(1, "rgfl-nms") as pool:
+    def inferred() -> Generator[tuple[_Owners, Any], None, None]:
+        batches = _batches(runner, images, stride, scales, batch, timing, unreadable)
+        with _ahead(batches, WAITING_BATCHES, "rgfl-reader") as ready:
             for item in ready:
                 inferring = time.perf_counter()
                 outputs = runner.infer(item.feed)
                 timing.network += time.perf_counter() - inferring
-                timing.tiles += len(item.owners)
                 item.feed = None
-                finishing.append((item, pool.submit(_finish, runner, outputs, timing)))
-                yield from finished(leave=1)
-            yield from finished(leave=0)
+                yield item.owners, outputs
+
+    try:
+        with _ahead(inferred(), WAITING_RESULTS, "rgfl-network") as results:
+            for owners, outputs in results:
+                finishing = time.perf_counter()
+                found = runner.finish(outputs)
+                timing.nms += time.perf_counter() - finishing
+                timing.tiles += len(owners)
+                for (scene, place), record in zip(owners, found, strict=True):
+                    scene.parts.append(Part.at(place, size, record))
+                    if len(scene.parts) == scene.windows:
+                        merging = time.perf_counter()
+                        scene.detections = merge(scene.parts)
+                        scene.parts = []
+                        timing.merge += time.perf_counter() - merging
+                        timing.images += 1
+                        timing.total = time.perf_counter() - started
+                        yield scene
+                        scene.image = np.empty((0, 0, 3), np.uint8)  # whoever still holds the scene
     finally:
         timing.total = time.perf_counter() - started
 
@@ -161,7 +174,7 @@ def stream(
 @dataclass
 class _Batch:
     feed: Any  # what runner.prepare made of the tiles
-    owners: list[tuple[Scene, Place]]  # of each tile: the scene, and the square of it that the tile shows
+    owners: _Owners
 
 
 def _batches(
@@ -172,85 +185,115 @@ def _batches(
     batch: int,
     timing: Timing,
     unreadable: dict[str, str] | None,
-) -> Iterator[_Batch]:
+) -> Generator[_Batch, None, None]:
     """The tiles of all images, in order, prepared `batch` at a time."""
-    from rgfl.dota.images import ImageError, read_image
+    from rgfl.dota.images import ImageError, image_size, read_image
     from rgfl.dota.merge import places_at_scales, tile_at
 
     size = runner.spec.tile_side
     tiles: list[NDArray[np.uint8]] = []
-    owners: list[tuple[Scene, Place]] = []
+    owners: _Owners = []
+
+    def jobs() -> Iterator[tuple[int, Callable[[], tuple[NDArray[np.uint8], float]]]]:
+        for path in images.values():
+            height = width = 0
+            with contextlib.suppress(ImageError, OSError):  # which reading tells
+                height, width = image_size(path)
+            yield 3 * height * width, partial(read, path)
+
+    def read(path: Path) -> tuple[NDArray[np.uint8], float]:
+        """Pixels, and how long they took."""
+        reading = time.perf_counter()
+        return read_image(path), time.perf_counter() - reading
 
     def prepared() -> _Batch:
         preparing = time.perf_counter()
-        ready = _Batch(runner.prepare(np.stack(tiles)), owners.copy())
+        ready = _Batch(runner.prepare(tiles.copy()), owners.copy())
         timing.prepare += time.perf_counter() - preparing
         tiles.clear()
         owners.clear()
         return ready
 
-    for name, path in images.items():
-        reading = time.perf_counter()
-        try:
-            scene = Scene(name, read_image(path))
-        except (ImageError, OSError) as error:
-            if unreadable is None:
-                raise
-            unreadable[name] = errors.one_line(error)
-            continue
-        timing.read += time.perf_counter() - reading
-        places = places_at_scales(*scene.image.shape[:2], size=size, stride=stride, scales=scales)
-        scene.windows = len(places)
-        for place in places:
-            tiles.append(tile_at(scene.image, place, size, runner.spec.pad_value))
-            owners.append((scene, place))
-            if len(tiles) == batch:
-                yield prepared()
+    with contextlib.closing(_side_by_side(jobs(), "rgfl-decoder")) as pixels:
+        for name, future in zip(images, pixels, strict=True):
+            try:
+                image, seconds = future.result()
+            except (ImageError, OSError) as error:
+                if unreadable is None:
+                    raise
+                unreadable[name] = errors.one_line(error)
+                continue
+            timing.read += seconds
+            scene = Scene(name, image)
+            del image, future  # only the scene holds its pixels
+            places = places_at_scales(*scene.image.shape[:2], size=size, stride=stride, scales=scales)
+            scene.windows = len(places)
+            for place in places:
+                tiles.append(tile_at(scene.image, place, size, runner.spec.pad_value))
+                owners.append((scene, place))
+                if len(tiles) == batch:
+                    yield prepared()
     if tiles:
         yield prepared()
 
 
+def _side_by_side(
+    jobs: Iterable[tuple[int, Callable[[], Done]]], name: str
+) -> Generator[Future[Done], None, None]:
+    """What comes of the jobs, in order: one on each core, and one more for each that waits.
+
+    Args:
+        jobs: each with the bytes of its pixels, together below `AHEAD`; asked for when there is room.
+        name: of the threads.
+    """
+    cores = usable_cores()
+    waiting: deque[tuple[int, Future[Done]]] = deque()
+    with ThreadPoolExecutor(cores, name) as pool:
+        for size, job in jobs:
+            room = AHEAD - size
+            while waiting and (len(waiting) == 2 * cores or sum(held for held, _ in waiting) > room):
+                yield waiting.popleft()[1]
+            waiting.append((size, pool.submit(job)))
+            del job  # it may hold pixels
+        while waiting:
+            yield waiting.popleft()[1]
+
+
 @contextlib.contextmanager
-def _ahead(items: Iterator[_Batch], count: int) -> Iterator[Iterator[_Batch]]:
-    """The items, made by a thread of its own, up to `count` of them before they are asked for."""
-    waiting: queue.Queue[_Batch | Exception | None] = queue.Queue(count)
+def _ahead(items: Generator[Item, None, None], count: int, name: str) -> Iterator[Iterator[Item]]:
+    """The items, made by a thread of this name, up to `count` of them before they are asked for."""
+    waiting: queue.Queue[Item | Exception | None] = queue.Queue(count)
     stop = threading.Event()
 
-    def put(item: _Batch | Exception | None) -> None:
+    def put(item: Item | Exception | None) -> None:
         while not stop.is_set():
             with contextlib.suppress(queue.Full):
                 return waiting.put(item, timeout=0.1)
 
     def work() -> None:
         try:
-            for item in items:
-                put(item)
-                if stop.is_set():
-                    return
+            with contextlib.closing(items):
+                for item in items:
+                    put(item)
+                    if stop.is_set():
+                        return
             put(None)
         except Exception as error:  # raised again where the items are asked for
             put(error)
 
-    def received() -> Iterator[_Batch]:
+    def received() -> Iterator[Item]:
         while (item := waiting.get()) is not None:
             if isinstance(item, Exception):
                 raise item
             yield item
 
-    thread = threading.Thread(target=work, name="rgfl-reader", daemon=True)
+    thread = threading.Thread(target=work, name=name, daemon=True)
     thread.start()
     try:
         yield received()
     finally:
         stop.set()
         thread.join()
-
-
-def _finish(runner: Runner, outputs: Any, timing: Timing) -> list[Detections]:
-    started = time.perf_counter()
-    found = runner.finish(outputs)
-    timing.nms += time.perf_counter() - started
-    return found
 
 
 # --- output ------------------------------------------------------------------------------------------------
@@ -266,20 +309,20 @@ def geojson(
     """
     from rgfl.boxes import to_quads
 
-    quads = to_quads(detections.boxes.astype(np.float64)).reshape(-1, 4, 2)
+    boxes = detections.boxes.astype(np.float64)
+    quads = to_quads(boxes).reshape(-1, 4, 2)
     rings = quads.round(3) if place is None else place.rings(quads)
     features = []
-    for ring, box, score, label in zip(
+    for ring, (cx, cy, width, height), angle, score, label in zip(
         rings.tolist(),
-        detections.boxes.tolist(),
-        detections.scores.tolist(),
+        boxes[:, :4].round(3).tolist(),
+        boxes[:, 4].round(5).tolist(),
+        detections.scores.astype(np.float64).round(4).tolist(),
         detections.labels.tolist(),
         strict=True,
     ):
-        cx, cy, width, height, angle = box
-        properties = {"class": classes[label], "score": round(score, 4)}
         sides = {"cx": cx, "cy": cy, "width": width, "height": height}
-        properties |= {key: round(value, 3) for key, value in sides.items()} | {"angle": round(angle, 5)}
+        properties = {"class": classes[label], "score": score, **sides, "angle": angle}
         polygon = {"type": "Polygon", "coordinates": [[*ring, ring[0]]]}
         features.append({"type": "Feature", "geometry": polygon, "properties": properties})
     pixels = "pixels of the image, x right, y down; angle in radians, clockwise"
@@ -534,21 +577,31 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
             unreadable=unreadable,
         )
         remove_results(arguments.out, scenes, arguments.pictures)
-        for scene in tqdm(done, total=len(scenes), unit="scene"):
-            found[scene.name] = scene.detections
-            shown = scene.detections[scene.detections.scores >= score]
-            file = arguments.out / "geojson" / f"{scene.name}.geojson"
+
+        def write(name: str, shown: Detections) -> None:
+            file = arguments.out / "geojson" / f"{name}.geojson"
             file.parent.mkdir(parents=True, exist_ok=True)
-            atomic.write_text(file, json.dumps(geojson(scene.name, shown, classes)))
-            if (place := places.get(scene.name)) is not None:
-                collection = geojson(scene.name, shown, classes, place)
-                file = arguments.out / "geojson" / f"{scene.name}.world.geojson"
+            atomic.write_text(file, json.dumps(geojson(name, shown, classes)))
+            if (place := places.get(name)) is not None:
+                collection = geojson(name, shown, classes, place)
+                file = arguments.out / "geojson" / f"{name}.world.geojson"
                 atomic.write_text(file, json.dumps(collection))
-            numbers = np.bincount(shown.labels, minlength=len(classes)).tolist()
-            counts[scene.name] = {name: n for name, n in zip(classes, numbers, strict=True) if n}
-            if arguments.pictures:
-                picture = draw.picture(scene.image, shown, classes, min_score=score)
-                draw.save(picture, pictures / f"{scene.name}.jpg")
+
+        def draw_picture(name: str, shown: Detections, image: NDArray[np.uint8]) -> None:
+            draw.save(draw.picture(image, shown, classes, min_score=score), pictures / f"{name}.jpg")
+
+        def writing() -> Iterator[tuple[int, Callable[[], None]]]:
+            for scene in tqdm(done, total=len(scenes), unit="scene"):
+                found[scene.name] = scene.detections
+                shown = scene.detections[scene.detections.scores >= score]
+                numbers = np.bincount(shown.labels, minlength=len(classes)).tolist()
+                counts[scene.name] = {name: n for name, n in zip(classes, numbers, strict=True) if n}
+                yield 0, partial(write, scene.name, shown)
+                if arguments.pictures:
+                    yield scene.image.nbytes, partial(draw_picture, scene.name, shown, scene.image)
+
+        for written in _side_by_side(writing(), "rgfl-writer"):
+            written.result()
         if not found:
             more = f" (and {len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
             raise errors.InputError(next(iter(unreadable.values())) + more)

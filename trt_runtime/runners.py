@@ -32,6 +32,8 @@ from rgfl.errors import ModelError, one_line
 from rgfl.spec import METADATA_KEY, DetectorSpec, SpecError
 from rgfl.trt_runtime.machine import file_facts, has_vnni, physical_cores
 
+# (B, H, W, 3), or B arrays (H, W, 3), such as views of a scene.
+Tiles = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
 Device = Literal["auto", "cpu", "cuda"]
 Kind = Literal["torch", "onnx", "engine"]
 
@@ -74,8 +76,8 @@ class Runner(ABC):
         return f"{self.path.name} ({self.backend})"
 
     @abstractmethod
-    def prepare(self, tiles: NDArray[np.uint8]) -> Any:
-        """What the network takes, from tiles (B, H, W, 3)."""
+    def prepare(self, tiles: Any) -> Any:
+        """What the network takes, from `Tiles`."""
 
     @abstractmethod
     def infer(self, feed: Any) -> Any:
@@ -94,7 +96,7 @@ class Runner(ABC):
             )
         return select(boxes, scores, self.spec)
 
-    def __call__(self, tiles: NDArray[np.uint8]) -> list[Detections]:
+    def __call__(self, tiles: Tiles) -> list[Detections]:
         return self.finish(self.infer(self.prepare(tiles)))
 
     def detect(
@@ -129,6 +131,7 @@ class Runner(ABC):
             pad_value=self.spec.pad_value,
             scales=scales,
             batch=batch,
+            stack=False,
         )
         return found if score is None else found[found.scores >= score]
 
@@ -162,16 +165,22 @@ class Runner(ABC):
     ) -> None:
         self.close()
 
-    def _checked(self, tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def _checked(self, tiles: Tiles) -> NDArray[np.uint8]:
+        """The tiles as one array."""
+        self._check(tiles)
+        return np.ascontiguousarray(tiles)
+
+    def _check(self, tiles: Tiles) -> None:
         if self._closed:
             raise ValueError(f"{self.path.name}: this runner is closed; use it inside its with block")
         expected = (*self.spec.image_size, 3)
-        if tiles.dtype != np.uint8 or tiles.ndim != 4 or tiles.shape[1:] != expected or len(tiles) == 0:
-            raise ValueError(
-                f"{self.path.name} takes uint8 tiles (B, {expected[0]}, {expected[1]}, 3), B ≥ 1; "
-                f"got {tiles.dtype} {tiles.shape}"
-            )
-        return np.ascontiguousarray(tiles)
+        arrays = [tiles] if isinstance(tiles, np.ndarray) else [tile[None] for tile in tiles]
+        for array in arrays or [np.empty(0, np.uint8)]:
+            if array.dtype != np.uint8 or array.shape[1:] != expected or len(array) == 0:
+                raise ValueError(
+                    f"{self.path.name} takes uint8 tiles (B, {expected[0]}, {expected[1]}, 3), B ≥ 1; "
+                    f"got {array.dtype} {array.shape}"
+                )
 
 
 class TorchRunner(Runner):
@@ -197,10 +206,10 @@ class TorchRunner(Runner):
         # All other rows are compared with this one, and TensorFloat-32 keeps ten bits.
         torch.backends.cudnn.allow_tf32 = False
         try:
-            detector = load_detector(path, map_location=self.device)
+            detector = load_detector(path)
         except CheckpointError as error:
             raise ModelError(str(error)) from error
-        self._detector = detector.to(self.device).eval()
+        self._detector = detector.to(self.device)
         super().__init__(path, detector.spec, reason)
 
     def prepare(self, tiles: NDArray[np.uint8]) -> Any:
@@ -310,11 +319,9 @@ class OnnxRunner(Runner):
             )
         return inputs[INPUT_NAME] == "tensor(uint8)"
 
-    def prepare(self, tiles: NDArray[np.uint8]) -> NDArray:
-        tiles = self._checked(tiles)
-        if self._takes_uint8:
-            return tiles
-        return normalised(tiles, self.spec)
+    def prepare(self, tiles: Tiles) -> NDArray:
+        array = self._checked(tiles)
+        return array if self._takes_uint8 else normalised(array, self.spec)
 
     def infer(self, feed: NDArray) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         try:

@@ -204,7 +204,11 @@ def _decode(path: Path, data: bytearray, flags: int) -> NDArray[Any]:
         raise ImageError(
             f"{path}: not an image that OpenCV reads, or a damaged one (it begins with {bytes(data[:8])!r})"
         )
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image))
+    # In place OpenCV copies what it is given before it begins: a few rows stay in the cache.
+    for top in range(0, len(image), 64):
+        rows = image[top : top + 64]
+        cv2.cvtColor(rows, cv2.COLOR_BGR2RGB, dst=rows)
+    return np.asarray(image)
 
 
 def _warn_if_dark(path: Path, bright: int, bits: int) -> None:

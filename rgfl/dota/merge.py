@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from rgfl import geometry
 from rgfl.boxes import from_quads
-from rgfl.detections import Detections, Infer
+from rgfl.detections import Detections
 from rgfl.dota.labels import Task1Class, read_classes, read_task1, write_task1
 from rgfl.dota.pairs import in_ranges
 from rgfl.dota.tiling import crop, default_stride, place_of, windows
@@ -102,8 +102,11 @@ def places_at_scales(
 def tile_at(
     image: Any, place: Place, size: int, pad_value: int | Sequence[int] = (0, 0, 0)
 ) -> NDArray[np.uint8]:
-    """The tile (size, size, 3) that shows `place`, resized to it; `pad_value` lies outside the image."""
-    tile = crop(image, place.x, place.y, place.side, pad_value)
+    """The tile (size, size, 3) that shows `place`, resized to it; `pad_value` lies outside the image.
+
+    A view of `image` where nothing need be padded or resized.
+    """
+    tile = crop(image, place.x, place.y, place.side, pad_value, copy=False)
     if place.side == size:
         return tile
     interpolation = cv2.INTER_AREA if place.side > size else cv2.INTER_CUBIC
@@ -112,7 +115,7 @@ def tile_at(
 
 def detect(
     image: Any,
-    infer: Infer,
+    infer: Callable[[Any], list[Detections]],
     *,
     size: int = 1024,
     stride: int = 0,
@@ -120,6 +123,7 @@ def detect(
     iou_threshold: float = MERGE_IOU,
     scales: Sequence[float] = (1.0,),
     batch: int = 1,
+    stack: bool = True,
     progress: Progress | None = None,
 ) -> Detections:
     """Run `infer` over all windows of an image, at every scale, and merge.
@@ -133,6 +137,8 @@ def detect(
         iou_threshold: NMS drops a box above this rotated IoU with a better one of its class.
         scales: factors; at 0.5 a tile shows twice as many pixels of the image each way. The source
             window is whole pixels, so the true factor may differ by half a pixel in `size`.
+        stack: without it `infer` takes a list of B tiles (size, size, 3), views of the image where they can
+            be, to copy them itself to where they are needed.
         progress: called with (tiles done, tiles) after each batch.
 
     Raises:
@@ -144,8 +150,8 @@ def detect(
     parts: list[Part] = []
     for start in range(0, len(places), batch):
         chunk = places[start : start + batch]
-        tiles = np.stack([tile_at(image, place, size, pad_value) for place in chunk])
-        found = infer(tiles)
+        tiles = [tile_at(image, place, size, pad_value) for place in chunk]
+        found = infer(np.stack(tiles) if stack else tiles)
         if len(found) != len(chunk):
             raise ValueError(f"infer: expected {len(chunk)} records for as many tiles, got {len(found)}")
         parts += [Part.at(place, size, record) for place, record in zip(chunk, found, strict=True)]
@@ -241,15 +247,15 @@ def _touching(
     labels: NDArray[np.int32],
 ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     """Index pairs of boxes of one class whose upright hulls meet: a sweep over their left edges."""
-    left, right = x - half_x, x + half_x
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        rows = rows[np.argsort(left[rows], kind="stable")]
-        after = np.arange(1, len(rows) + 1)
-        for first, second in in_ranges(after, np.searchsorted(left[rows], right[rows], side="right")):
-            a, b = rows[first], rows[second]
-            meet = np.abs(y[a] - y[b]) <= half_y[a] + half_y[b]
-            yield a[meet], b[meet]
+    edges, places = np.unique(np.concatenate([x - half_x, x + half_x]), return_inverse=True)
+    # Whole numbers that rise with the class, then with the edge: all classes are one sweep.
+    left, right = places.reshape(2, -1) + labels.astype(np.int64) * len(edges)
+    rows = np.argsort(left, kind="stable")
+    after = np.arange(1, len(rows) + 1)
+    for first, second in in_ranges(after, np.searchsorted(left[rows], right[rows], side="right")):
+        a, b = rows[first], rows[second]
+        meet = np.abs(y[a] - y[b]) <= half_y[a] + half_y[b]
+        yield a[meet], b[meet]
 
 
 # ------------------------------------------------------------------------------------- Task 1 files of tiles

@@ -180,12 +180,19 @@ def default_stride(size: int) -> int:
 
 
 def crop(
-    image: Any, x: int, y: int, size: int, pad_value: int | Sequence[int] = (0, 0, 0)
+    image: Any,
+    x: int,
+    y: int,
+    size: int,
+    pad_value: int | Sequence[int] = (0, 0, 0),
+    *,
+    copy: bool = True,
 ) -> NDArray[np.uint8]:
     """The window at (x, y) as a new (size, size, 3) array, padded where it leaves the image.
 
     `image` is whatever has a shape (H, W, 3) and gives uint8 pixels when sliced: an array, an
-    np.memmap, a raster reader. Only the window is read.
+    np.memmap, a raster reader. Only the window is read. Without `copy` one that lies inside is what slicing
+    gives: a view of an array.
     """
     height, width = image.shape[:2]
     left, top, right, bottom = max(x, 0), max(y, 0), min(x + size, width), min(y + size, height)
@@ -197,7 +204,7 @@ def crop(
             f"expected uint8 pixels (H, W, 3), got {pixels.dtype} {pixels.shape}; read_image gives these"
         )
     if pixels.shape[:2] == (size, size):
-        return pixels.copy()
+        return pixels.copy() if copy else pixels
     tile = np.empty((size, size, 3), np.uint8)
     tile[:] = pad_value
     tile[top - y : bottom - y, left - x : right - x] = pixels

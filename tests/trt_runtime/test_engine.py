@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 import threading
+import tracemalloc
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -152,6 +153,25 @@ def test_a_missing_wait_is_caught(
         (found,) = runner.finish(tuple(runner._copied_results(1)))  # type: ignore[arg-type]
         (expected,) = reference(TILES[1:2])
     assert right == np.array_equal(found.boxes, expected.boxes)
+
+
+def test_views_of_a_scene_go_straight_to_pinned_memory(
+    machine: Callable[..., Any], reference: Runner, tiny_onnx: Path, tmp_path: Path
+) -> None:
+    """Memory that is new for each call costs more than all that is done on it: the system clears it."""
+    machine("random")
+    scene = patterned_tiles((300, 290), 1)[0]
+    with open_runner(write_engine(tmp_path / "m.engine", tiny_onnx)) as runner:
+        assert_equal([runner.detect(scene, batch=6)], [reference.detect(scene)])  # more than one run takes
+        views = [scene[y : y + 128, 20:148] for y in (0, 60, 120)]
+        runner.prepare(views).release()  # makes the buffers
+        tracemalloc.start()
+        try:
+            runner.prepare(views).release()
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < views[0].nbytes
 
 
 def test_the_pipeline_gives_the_same(

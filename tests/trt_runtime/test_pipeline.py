@@ -27,7 +27,7 @@ from rgfl.errors import InputError
 from rgfl.spec import DetectorSpec
 from rgfl.trt_runtime import georeference, pipeline
 from rgfl.trt_runtime.pipeline import stream
-from rgfl.trt_runtime.runners import Runner, load_runner
+from rgfl.trt_runtime.runners import Runner, Tiles, load_runner
 
 
 class BrightSpots(Runner):
@@ -40,9 +40,9 @@ class BrightSpots(Runner):
         self.seen: list[int] = []
         self.prepared = 0
 
-    def prepare(self, tiles: np.ndarray) -> np.ndarray:
+    def prepare(self, tiles: Tiles) -> np.ndarray:
         self.prepared += 1
-        return tiles.sum(axis=3)
+        return np.stack(tiles).sum(axis=3)
 
     def infer(self, feed: np.ndarray) -> Any:
         self.seen.append(len(feed))
@@ -112,39 +112,85 @@ def test_a_real_model_gives_the_same_as_detect(tiny_onnx: Path, tiny_scenes: Sim
 
 
 def test_the_reader_waits_for_the_network(tmp_path: Path) -> None:
-    images = write_scenes(tmp_path, [(128, 128)] * 12)
+    images = write_scenes(tmp_path, [(128, 128)] * 20)
     runner = BrightSpots()
     scenes = stream(runner, images)
     next(scenes)
     time.sleep(0.3)
-    # in the queue, one that waits to enter it, one in NMS, one merged
-    assert runner.prepared <= pipeline.WAITING_BATCHES + 4
+    # in the queues, one that waits to enter each, one merged
+    assert runner.prepared <= pipeline.WAITING_BATCHES + pipeline.WAITING_RESULTS + 3
     scenes.close()  # type: ignore[attr-defined]
-    assert "rgfl-reader" not in {thread.name for thread in threading.enumerate()}
+    assert not any(thread.name.startswith("rgfl-") for thread in threading.enumerate())
 
 
 def test_the_pixels_of_one_scene_are_held_while_the_next_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A scene of 20,000 × 20,000 pixels is 1.2 GB, and three lay side by side."""
+    monkeypatch.setattr(pipeline, "AHEAD", 400 * 400 * 3)
     images = write_scenes(tmp_path, [(400, 400)] * 4)
     seen: list[weakref.ref] = []
     held = []
 
-    class Pixels(np.ndarray):
-        pass
-
     def counted(path: Path) -> np.ndarray:
         gc.collect()
         held.append(sum(one() is not None for one in seen))
-        pixels = read_image(path).view(Pixels)
+        pixels = np.array(read_image(path))
         seen.append(weakref.ref(pixels))
         return pixels
 
     monkeypatch.setattr("rgfl.dota.images.read_image", counted)
     for scene in stream(BrightSpots(), images, stride=100):
         assert scene.image.shape == (400, 400, 3)
-    assert held == [0, 1, 1, 1]
+    assert len(held) == 4
+    assert max(held) <= 1
+
+
+def test_images_are_decoded_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = write_scenes(tmp_path, [(128, 128)] * 4)
+    together = threading.Barrier(2)
+
+    def in_pairs(path: Path) -> np.ndarray:
+        together.wait(timeout=20)
+        return read_image(path)
+
+    monkeypatch.setattr("rgfl.dota.images.read_image", in_pairs)
+    monkeypatch.setattr(pipeline, "usable_cores", lambda: 2)
+    assert [scene.name for scene in stream(BrightSpots(), images)] == list(images)
+
+
+def test_pictures_are_drawn_side_by_side(
+    tiny_onnx: Path, tiny_scenes: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together, plain = threading.Barrier(3), draw.picture
+
+    def in_threes(*given: Any, **named: Any) -> np.ndarray:
+        together.wait(timeout=20)
+        return plain(*given, **named)
+
+    monkeypatch.setattr(draw, "picture", in_threes)
+    monkeypatch.setattr(pipeline, "usable_cores", lambda: 3)
+    images = [str(tiny_scenes.images / f"{name}.png") for name in tiny_scenes.names[:3]]
+    out = tmp_path / "found"
+    assert pipeline.main(["--model", str(tiny_onnx), "--images", *images, "--out", str(out)]) == 0
+    assert len(list((out / "pictures").iterdir())) == 3
+
+
+@pytest.mark.parametrize(("size", "at_once"), [(pipeline.AHEAD, 1), (pipeline.AHEAD // 3, 3), (0, 4)])
+def test_what_is_done_side_by_side_holds_no_more_than_it_may(
+    size: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "usable_cores", lambda: 2)
+    asked: list[int] = []
+
+    def jobs() -> Any:
+        for number in range(8):
+            asked.append(number)
+            yield size, lambda number=number: number
+
+    for done, future in enumerate(pipeline._side_by_side(jobs(), "rgfl-test")):
+        assert future.result() == done
+        assert len(asked) == min(done + at_once + 1, 8)  # one more is asked for, and waits
 
 
 def test_a_bad_image_ends_the_stream_where_it_stands(tmp_path: Path) -> None:

@@ -45,6 +45,16 @@ def test_backends_find_the_same(tiny_checkpoint: Path, tiny_onnx: Path) -> None:
         assert facts["spec_digest"] == first.spec.digest
 
 
+def test_a_list_of_tiles_is_as_good_as_an_array(tiny_checkpoint: Path, tiny_onnx: Path) -> None:
+    scene = np.random.default_rng(0).integers(0, 256, (200, 150, 3), np.uint8)
+    views = [scene[y : y + 128, 10:138] for y in (0, 40)]
+    for path in (tiny_checkpoint, tiny_onnx):
+        with load_runner(path, device="cpu") as runner:
+            for one, two in zip(runner(views), runner(np.stack(views)), strict=True):
+                assert np.array_equal(one.boxes, two.boxes)
+                assert np.array_equal(one.scores, two.scores)
+
+
 def test_float_input_is_normalised_outside(tiny_checkpoint: Path, tiny_onnx: Path) -> None:
     """`prepare` of a float32 graph computes what the uint8 graph has inside."""
     from rgfl.trt_runtime.runners import OnnxRunner
@@ -63,6 +73,9 @@ def test_tiles_of_another_shape_are_refused(tiny_onnx: Path) -> None:
             np.zeros((1, 128, 128, 3), np.float32),
             np.zeros((0, 128, 128, 3), np.uint8),
             np.zeros((128, 128, 3), np.uint8),
+            [],
+            [np.zeros((128, 128, 3), np.uint8), np.zeros((64, 64, 3), np.uint8)],
+            [np.zeros((128, 128, 3), np.float32)],
         ):
             with pytest.raises(ValueError, match=r"takes uint8 tiles \(B, 128, 128, 3\)"):
                 runner(tiles)
