@@ -99,12 +99,14 @@ inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t error) {
     return error == cudaSuccess ? "no error" : "invalid argument";
 }
-template <class Parameter>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameter), const Parameter& argument) {
+template <class... Parameters, class... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments&&... arguments) {
     const void* address = reinterpret_cast<const void*>(kernel);
-    const auto* translation = emulator::translation(address, sizeof argument);
+    const void* first[] = {&arguments...};  // all that a translated kernel takes
+    const auto* translation = emulator::translation(address, (sizeof(Parameters) + ...));
     emulator::launch(config->gridDim, config->blockDim, address,
-                     [&] { translation == nullptr ? kernel(argument) : translation->run(&argument); });
+                     [&] { translation == nullptr ? kernel(arguments...) : translation->run(first[0]); });
     return cudaSuccess;
 }
 
