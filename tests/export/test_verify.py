@@ -94,6 +94,18 @@ def test_where_nothing_is_seen_a_few_boxes_in_a_thousand_may_turn() -> None:
     assert not verify.Report(batches={1: seen}).passed
 
 
+@pytest.mark.parametrize(("moved", "passes"), [(0.02, True), (0.2, False)])
+def test_boxes_that_are_no_detections_have_ten_times_the_tolerance(moved: float, passes: bool) -> None:
+    """A detector of four steps, whose angles have next to no direction, was refused for .02 px."""
+    boxes, scores = some_points()
+    other = boxes + np.float32([moved, 0, 0, 0, 0])
+    levels = [Level(40, cut=False)]
+    unseen = compare((boxes, scores), (other, scores), levels, score_threshold=2.0)
+    assert verify.Report(batches={1: unseen}).passed == passes
+    seen = compare((boxes, scores), (other, scores), levels)
+    assert not verify.Report(batches={1: seen}).passed
+
+
 def test_a_round_detection_may_turn_and_stay_the_same_to_the_eye() -> None:
     boxes, scores = some_points(2000)
     boxes[0, 1500:1520, 2:4] = 30.0, 29.5
