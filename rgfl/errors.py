@@ -61,7 +61,7 @@ def run(program: str, command: Callable[[], int], interrupted: str = "interrupte
         )
         return 2
     except (UserError, OSError) as error:
-        print(f"{program}: error: {one_line(error)}", file=sys.stderr)
+        print(f"{program}: error: {told(error)}", file=sys.stderr)
         return 2
 
 

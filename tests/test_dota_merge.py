@@ -322,7 +322,7 @@ def test_merging_what_is_no_tile_is_one_line(tmp_path, capsys):
     command = ["--task1", str(tmp_path / "a"), "--classes", "plane"]
     assert merging.main([*command, "--out", str(tmp_path / "b")]) == 2
     assert capsys.readouterr().err == (
-        "error: Task1_plane.txt: P0001 is no tile's name, P0000__<scale>__<x>___<y>\n"
+        "merge: error: Task1_plane.txt: P0001 is no tile's name, P0000__<scale>__<x>___<y>\n"
     )
     assert merging.main([*command, "--out", str(tmp_path / "a")]) == 2
     assert "--out: must not be the folder of --task1" in capsys.readouterr().err

@@ -367,7 +367,8 @@ def test_a_killed_worker_is_told_in_one_line(data, tmp_path, capsys, monkeypatch
     monkeypatch.setattr(tiling, "_tile_image", be_killed)
     assert run(data, tmp_path / "tiles", "--workers", "2") == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: a worker was killed, most likely for want of memory; run again with")
+    told = "tiling: error: a worker was killed, most likely for want of memory; run again with"
+    assert error.startswith(told)
 
 
 @pytest.mark.parametrize("lost", ["images/P0001__1__36___0.png", "labelTxt/P0001__1__0___0.txt"])
@@ -479,7 +480,7 @@ def test_the_stride_follows_the_size_unless_given(data, tmp_path, capsys):
 def test_messages_name_the_folder_that_is_wrong(data, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert run(data, tmp_path / "file") == 2
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'file'}")
+    assert capsys.readouterr().err.startswith(f"tiling: error: {tmp_path / 'file'}")
     shutil.rmtree(data / "train/labelTxt")
     assert run(data, tmp_path / "unlabelled") == 2
     assert f"{data / 'train/labelTxt'}: no such folder, so the tiles would have no labels" in (

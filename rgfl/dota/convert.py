@@ -69,7 +69,7 @@ from rgfl.dota.formats.yolo import read_yolo, seen_objects, yolo_text
 from rgfl.dota.images import IMAGE_SUFFIXES, image_size
 from rgfl.dota.journal import failure, follow, read_journal, stamp
 from rgfl.dota.labels import CLASSES, write_labels
-from rgfl.errors import UserError, told
+from rgfl.errors import UserError, run
 from rgfl.folder_lock import LOCK, lock_folder
 from rgfl.processes import usable_cores
 
@@ -355,34 +355,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--version: is for --from dota, got {options.source}")
     if options.polygons and options.source != "yolo-obb":
         parser.error(f"--polygons: is for --from yolo-obb, got {options.source}")
-    try:
-        if options.out.resolve() == options.data.resolve():
-            raise ConvertError("--out: must not be the folder of --data")
-        classes = read_names(options.classes) if options.classes else None
-        reader = READERS[options.source]
-        if options.version:
-            reader = partial(read_dota, version=options.version)
-        elif options.polygons:
-            reader = partial(read_yolo, polygons=True)
-        dataset = reader(options.data, classes)
-        for note in dataset.notes:
-            print(f"warning: {note}", file=sys.stderr)
-        done = convert(
-            dataset,
-            options.out,
-            options.to,
-            link=options.link,
-            val_share=options.val_share,
-            seed=options.seed,
-            workers=options.workers,
-            progress=True,
-        )
-    except (UserError, OSError) as error:
-        print(f"error: {told(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+    return run(
+        "convert", lambda: convert_all(options), interrupted="stopped; the same command goes on from here"
+    )
+
+
+def convert_all(options: argparse.Namespace) -> int:
+    """What the command does."""
+    if options.out.resolve() == options.data.resolve():
+        raise ConvertError("--out: must not be the folder of --data")
+    classes = read_names(options.classes) if options.classes else None
+    reader = READERS[options.source]
+    if options.version:
+        reader = partial(read_dota, version=options.version)
+    elif options.polygons:
+        reader = partial(read_yolo, polygons=True)
+    dataset = reader(options.data, classes)
+    for note in dataset.notes:
+        print(f"warning: {note}", file=sys.stderr)
+    done = convert(
+        dataset,
+        options.out,
+        options.to,
+        link=options.link,
+        val_share=options.val_share,
+        seed=options.seed,
+        workers=options.workers,
+        progress=True,
+    )
     print(f"{options.out}: {'; '.join(_summary(done, dataset))}")
     return 0
 

@@ -32,7 +32,7 @@ from rgfl.detections import Detections
 from rgfl.dota.labels import Task1Class, read_classes, read_task1, write_task1
 from rgfl.dota.pairs import in_ranges
 from rgfl.dota.tiling import crop, default_stride, place_of, windows
-from rgfl.errors import UserError, told
+from rgfl.errors import UserError, run
 
 # Rotated IoU above which the NMS over the tiles of an image drops a box, as in the published rows.
 MERGE_IOU = 0.1
@@ -300,17 +300,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--classes", default="1.0", help="1.0, 1.5, 2.0, a file of names, or a,b,c [1.0]")
     parser.add_argument("--iou", type=float, default=MERGE_IOU, help="NMS drops above this rotated IoU [0.1]")
     options = parser.parse_args(arguments)
-    try:
-        if options.out.resolve() == Path(options.task1).resolve():
-            raise UserError("--out: must not be the folder of --task1")
-        if not 0 <= options.iou <= 1:
-            raise UserError(f"--iou {options.iou:g}: expected 0…1")
-        found = read_task1(options.task1, read_classes(options.classes))
-        merged, classes = merge_task1(found, options.iou)
-        write_task1(options.out, merged, classes)
-    except (UserError, OSError) as error:
-        print(f"error: {told(error)}", file=sys.stderr)
-        return 2
+    return run("merge", lambda: merge_files(options))
+
+
+def merge_files(options: argparse.Namespace) -> int:
+    """What the command does."""
+    if options.out.resolve() == Path(options.task1).resolve():
+        raise UserError("--out: must not be the folder of --task1")
+    if not 0 <= options.iou <= 1:
+        raise UserError(f"--iou {options.iou:g}: expected 0…1")
+    found = read_task1(options.task1, read_classes(options.classes))
+    merged, classes = merge_task1(found, options.iou)
+    write_task1(options.out, merged, classes)
     before, after = sum(map(len, found.values())), sum(map(len, merged.values()))
     print(f"{options.out}: {after} of {before} detections on {len(merged)} images")
     return 0

@@ -44,7 +44,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rgfl import atomic
-from rgfl.dota.images import ImageError, find_images, read_image
+from rgfl.dota.images import IMAGE_SUFFIXES, ImageError, find_images, read_image
 from rgfl.dota.journal import failure, follow, read_journal, stamp
 from rgfl.dota.labels import (
     DIFFICULT_CUT,
@@ -60,7 +60,7 @@ from rgfl.dota.labels import (
     write_labels,
 )
 from rgfl.dota.nearby import nearby
-from rgfl.errors import UserError, told
+from rgfl.errors import UserError, run
 from rgfl.folder_lock import lock_folder
 from rgfl.processes import each, usable_cores
 from rgfl.spec import LARGEST_SIDE
@@ -650,60 +650,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes")
     options = parser.parse_args(arguments)
-    try:
-        settings = TileSettings(
-            size=options.size,
-            stride=getattr(options, "stride", default_stride(options.size)),
-            scales=tuple(options.scales),
-            pad_value=tuple(options.pad_value),
-            min_visible=options.min_visible,
-            cut=options.cut,
-            keep_empty=options.keep_empty,
-        )
-        given = getattr(options, "classes", "")
-        classes = read_classes(given) if given else None
-        if options.out.resolve() == options.data.resolve():
-            raise TilingError("--out: must not be the folder of --data")
-        splits = _find_splits(options.data, getattr(options, "splits", None))
-        if classes is None and (options.data / "classes.txt").is_file():
-            classes = read_class_file(options.data / "classes.txt")
-        for name, folder in splits.items():
-            labels = folder / "labelTxt" if (folder / "labelTxt").is_dir() else None
-            images = find_images(folder / "images")
-            if not images:
-                raise TilingError(f"{folder / 'images'}: no image in this folder")
-            if labels is None:
-                if name in ("train", "val") and not options.no_labels:
-                    raise TilingError(
-                        f"{folder / 'labelTxt'}: no such folder, so the tiles would have no labels; "
-                        f"--no-labels wants them so{nearby(folder / 'labelTxt', ['.txt'])}"
-                    )
-                print(f"note: {folder} has no labelTxt/: its tiles get no labels", file=sys.stderr)
-            tiled = split(
-                images,
-                labels,
-                options.out / name,
-                settings,
-                classes=classes,
-                workers=options.workers,
-                progress=True,
+    return run("tiling", lambda: cut_all(options), interrupted="stopped; the same command goes on from here")
+
+
+def cut_all(options: argparse.Namespace) -> int:
+    """What the command does."""
+    settings = TileSettings(
+        size=options.size,
+        stride=getattr(options, "stride", default_stride(options.size)),
+        scales=tuple(options.scales),
+        pad_value=tuple(options.pad_value),
+        min_visible=options.min_visible,
+        cut=options.cut,
+        keep_empty=options.keep_empty,
+    )
+    given = getattr(options, "classes", "")
+    classes = read_classes(given) if given else None
+    if options.out.resolve() == options.data.resolve():
+        raise TilingError("--out: must not be the folder of --data")
+    splits = _find_splits(options.data, getattr(options, "splits", None))
+    if classes is None and (options.data / "classes.txt").is_file():
+        classes = read_class_file(options.data / "classes.txt")
+    for name, folder in splits.items():
+        labels = folder / "labelTxt" if (folder / "labelTxt").is_dir() else None
+        images = find_images(folder / "images")
+        if not images:
+            raise TilingError(
+                f"{folder / 'images'}: no image in this folder{nearby(folder / 'images', IMAGE_SUFFIXES)}"
             )
-            print(
-                f"{options.out / name}: {tiled.tiles} tiles of {tiled.images} images"
-                + (
-                    f", {tiled.objects} objects, {tiled.cut_objects} of them cut (difficult 2)"
-                    if labels
-                    else ""
+        if labels is None:
+            if name in ("train", "val") and not options.no_labels:
+                raise TilingError(
+                    f"{folder / 'labelTxt'}: no such folder, so the tiles would have no labels; "
+                    f"--no-labels wants them so{nearby(folder / 'labelTxt', ['.txt'])}"
                 )
-            )
-        if classes is not None:  # so that training on the tiles numbers them as training on the images does
-            atomic.write_text(options.out / "classes.txt", "".join(f"{name}\n" for name in classes))
-    except (UserError, OSError) as error:
-        print(f"error: {told(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+            print(f"note: {folder} has no labelTxt/: its tiles get no labels", file=sys.stderr)
+        tiled = split(
+            images,
+            labels,
+            options.out / name,
+            settings,
+            classes=classes,
+            workers=options.workers,
+            progress=True,
+        )
+        print(
+            f"{options.out / name}: {tiled.tiles} tiles of {tiled.images} images"
+            + (f", {tiled.objects} objects, {tiled.cut_objects} of them cut (difficult 2)" if labels else "")
+        )
+    if classes is not None:  # so that training on the tiles numbers them as training on the images does
+        atomic.write_text(options.out / "classes.txt", "".join(f"{name}\n" for name in classes))
     return 0
 
 
