@@ -247,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train what is not done yet, then write the table."""
-    from rgfl.data import read_dataset
+    from rgfl.dataset import read_dataset
     from rgfl.loop import ERRORS
     from rgfl.trt_runtime import machine
 

@@ -31,11 +31,12 @@ import numpy as np
 import torch
 
 from rgfl import boxes
-from rgfl.data import GROUP_PIXELS, Tiles, list_windows, read_dataset
+from rgfl.dataset import read_dataset
 from rgfl.dota.synthetic import Settings, generate
 from rgfl.nn.assign import Targets
 from rgfl.nn.detector import Detector, build_detector
 from rgfl.recipes import RECIPES
+from rgfl.tiles import GROUP_PIXELS, Tiles, list_windows
 from rgfl.trt_runtime import machine
 
 FEW, MANY, LIMIT = 10, 1000, 2.0

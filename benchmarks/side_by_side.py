@@ -38,13 +38,13 @@ import numpy as np
 from tqdm import tqdm
 
 from rgfl import atomic, boxes, errors
-from rgfl.data import steps_per_epoch
 from rgfl.detections import Detections
 from rgfl.dota import convert, tiling
 from rgfl.dota.average_precision import evaluate_detections
 from rgfl.dota.images import find_images, read_image
 from rgfl.dota.labels import find_classes, read_class_file, read_label_folder
 from rgfl.dota.merge import Part, merge
+from rgfl.loader import steps_per_epoch
 from rgfl.recipes import LITE_WEIGHTS
 from rgfl.trt_runtime import machine
 

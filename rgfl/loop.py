@@ -1,4 +1,6 @@
-"""The training loop, to be read from top to bottom; its command line is rgfl/train.py.
+"""The training loop, to be read from top to bottom: set up, run, step, evaluate, save (`Training`).
+
+Its command line is rgfl/train.py; its warnings and advice are in rgfl/advice.py.
 
 A run is a function of (recipe, data): the sample order and every random choice about a tile come from
 (seed, epoch, index), so the number of the step is all that a resume needs besides the state of the weights
@@ -16,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import errno
 import math
 import time
 from collections.abc import Iterator
@@ -28,12 +29,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from rgfl import checkpoint, page
-from rgfl.data import Batch, Loader, Tiles, batches, read_dataset, steps_per_epoch
+from rgfl import advice, checkpoint, page
+from rgfl.advice import MEANS, Plan
+from rgfl.dataset import read_dataset
 from rgfl.detections import Detections
 from rgfl.devices import choose_device, device_name, expect_own_gpu, mixed_precision, peak_memory_mb
-from rgfl.dota.labels import version_of
 from rgfl.errors import UserError
+from rgfl.loader import Batch, Loader, batches, steps_per_epoch
 from rgfl.nn.backbone import WeightsError
 from rgfl.nn.batchnorm import statistics_kept, synchronise, training_batchnorms
 from rgfl.nn.decode import Raw
@@ -41,25 +43,18 @@ from rgfl.nn.detector import Detector, build_detector
 from rgfl.nn.fake_int8 import fake_int8
 from rgfl.processes import usable_cores
 from rgfl.ranks import Ranks, SharedError
-from rgfl.recipes import Recipe, ScheduleConfig, learning_rate, schedule_warnings
+from rgfl.recipes import Recipe, ScheduleConfig, learning_rate
 from rgfl.run_folder import RunFolder, of_this_version, read_last
 from rgfl.seen import Evaluation
 from rgfl.spec import DetectorSpec
 from rgfl.stop import TIME_IS_UP, Stop, reason
+from rgfl.tiles import Tiles
 from rgfl.training_error import TrainingError
-from rgfl.validate import evenly, find, over_labels, score, without_truth
+from rgfl.validate import evenly, find, over_labels, score
 
-# A greater share of the time spent waiting for tiles is told once, with what helps.
-WAITING_SHARE = 0.05
 # Under FP16 the scaler halves its factor at each gradient that is not finite, and skips the step. Where the
 # gradients as they are do not fit either, the fault is another, and every further step would be skipped too.
 LEAST_SCALE = 1.0
-
-LISTED = 40  # classes, of which the number of objects is said at the start
-# Fewer pictures than these in a group, and the tiles of a batch are much alike.
-LEAST_MIXED = 8
-
-MEANS = {"ap50": "AP50", "ap75": "AP75", "map": "mAP"}  # over the classes; shown in percent
 
 # What `main` prints as one line; anything else is a bug and shows its traceback.
 ERRORS = (UserError, FileNotFoundError)
@@ -93,15 +88,13 @@ def train(
         try:
             return Training(recipe, root, out, classes, resume, ignore_unknown, device, ranks, started).run()
         except torch.OutOfMemoryError as error:
-            raise TrainingError(
-                f"out of GPU memory with --batch {recipe.schedule.batch} tiles of --tile-size "
-                f"{recipe.data.tile_size}; give --accumulate or --checkpoint-activations, and the same "
-                "command goes on; or begin anew with less of one of them (--start keeps the weights)"
-            ) from error
+            raise advice.out_of_memory(recipe) from error
 
 
 class Training:
     """One run, on one of its ranks: what its steps share, and how far it is."""
+
+    # ---- set up -----------------------------------------------------------------------------------------
 
     def __init__(
         self,
@@ -117,123 +110,24 @@ class Training:
     ) -> None:
         """Everything up to the first step: what cannot work is said here, and nothing is written before."""
         self.recipe, self.out, self.device, self.ranks = recipe, out, device, ranks
-        # What helps where whole images are too much.
-        self.cut_train = (
-            "cut train/ into tiles, not val/ (AP on tiles is not the official one): "
-            + recipe.tiling_command(root.resolve())
-        )
         self.say = tqdm.write if ranks.first else _say_nothing
-        schedule, run = recipe.schedule, recipe.run
-        self.evaluating = recipe.evaluation.eval_every > 0
         self.on_cuda = device.type == "cuda"
-        if schedule.batch % (ranks.size * run.accumulate):
-            raise TrainingError(
-                f"--batch {schedule.batch}: tiles a step over all processes; expected a multiple of "
-                f"{ranks.size * run.accumulate} for {ranks.size} processes and --accumulate {run.accumulate}"
-            )
-        self._expect_values_for_batchnorm()
+        schedule, run = recipe.schedule, recipe.run
+        _expect_parts(recipe, ranks.size, self.on_cuda)
         if run.threads:
             torch.set_num_threads(run.threads)
         torch.manual_seed(schedule.seed)
 
         with ranks.together(ERRORS):
-            self._read_data(root, classes, ignore_unknown)
+            self.plan = plan = _plan(recipe, root, classes, ignore_unknown)
             self.amp = mixed_precision(schedule.amp, device)
-            last = read_last(out, recipe, self.dataset) if resume else None
-            said = self._build_model(last)
-        self._place_model()
-        with ranks.together(ERRORS):
-            self._begin_at(last)
-        del last
-        self._expect_equal_ranks()
-        warnings = self._warnings()
-        self._join_processes()
+            last = read_last(out, recipe, plan.dataset) if resume else None
+            model, said = _build_model(recipe, plan.spec, last)
 
-        self.workers = run.workers if run.workers >= 0 else _workers(self.on_cuda, ranks.local_size)
-        with ranks.together(ERRORS):
-            path = out if ranks.first else None
-            anew_but = None if resume else Path(schedule.start)
-            self.folder = RunFolder(path, self.step, self.evaluated_at, anew_but)
-        self._announce(root, [*(f"warning: {warning}" for warning in warnings), *said])
-        larger = "a larger --cache-mb, " if run.cache_mb < self.tiles.cache_wanted() else ""
-        self.waiting = _Waiting(self.workers, f"{larger}or {self.cut_train}")
-        self.stop = Stop(run.max_minutes, started)
-
-    # ---- before the first step --------------------------------------------------------------------------
-
-    def _expect_values_for_batchnorm(self) -> None:
-        """Raise where the BatchNorm of the coarsest level would get a single value of each channel."""
-        recipe = self.recipe
-        model, batch, size = recipe.model, recipe.schedule.batch, recipe.data.tile_size
-        tiles = batch // recipe.run.accumulate // (1 if self.on_cuda else self.ranks.size)
-        cells = size // DetectorSpec.strides[-1]
-        if model.head_norm == "batch" and model.head_convs and tiles * cells**2 == 1:
-            raise TrainingError(
-                f"--batch {batch}: one tile of --tile-size {size} at a time is a single cell of the coarsest "
-                "level, of which BatchNorm has no statistics; give more of either, a smaller --accumulate, "
-                "fewer processes, or --head-norm group"
-            )
-
-    def _read_data(self, root: Path, classes: str, ignore_unknown: bool) -> None:
-        """The tiles to train on, the images to evaluate on, and the numbers of steps that follow."""
-        recipe = self.recipe
-        self.dataset = read_dataset(
-            root,
-            classes,
-            with_val=self.evaluating,
-            ignore_unknown=ignore_unknown,
-            train_splits=recipe.data.train_splits,
-        )
-        self.spec = recipe.spec(self.dataset.classes)
-        self.tiles = Tiles(
-            self.dataset.train,
-            self.dataset.classes,
-            recipe.data,
-            recipe.augment,
-            recipe.schedule.seed,
-            recipe.run.cache_mb,
-        )
-        self.val = evenly(self.dataset.val, recipe.evaluation.eval_images or len(self.dataset.val))
-        self.steps_per_epoch = steps_per_epoch(len(self.tiles), recipe.schedule.batch)
-        self.total_steps = max(1, round(recipe.schedule.epochs * self.steps_per_epoch))
-        self.steps_between_evaluations = self.total_steps
-        if self.evaluating:
-            self.steps_between_evaluations = max(
-                1, round(recipe.evaluation.eval_every * self.steps_per_epoch)
-            )
-
-    def _build_model(self, last: dict[str, Any] | None) -> list[str]:
-        """The detector with the weights it begins with; what to say about them."""
-        try:
-            # A resumed run gets its weights from last.pt, so those of ImageNet need not be there any more.
-            config = self.recipe.model if last is None else last["model_config"]
-            begins = self.recipe.schedule.start if last is None else ""
-            if begins:
-                config = dataclasses.replace(config, pretrained=False, weights="")
-            self.model = build_detector(config, self.spec)
-        except WeightsError:
-            raise
-        except ValueError as error:
-            raise TrainingError(f"the model cannot be built: {error}") from error
-        if not begins:
-            if not (config.pretrained or config.weights):
-                return []
-            seen = dataclasses.replace(self.spec, **self.model.backbone.normalisation())
-            return _seen_otherwise(f"backbone {config.backbone}", seen, self.spec)
-        anew, before = checkpoint.start_from(self.model, begins)
-        more = f", and {len(anew) - 4} more" if len(anew) > 4 else ""
-        said = f"; begin anew: {', '.join(anew[:4])}{more}" if anew else ""
-        return [
-            f"starting from {begins}, {len(self.model.state_dict()) - len(anew)} tensors{said}",
-            *_seen_otherwise(begins, before, self.spec),
-        ]
-
-    def _place_model(self) -> None:
-        """The model on its device, with what learns it and what is kept of it."""
-        schedule = self.recipe.schedule
+        # The model on its device, with what learns it and what is kept of it.
         if schedule.fake_int8:
-            fake_int8(self.model)
-        self.model = self.model.to(self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+            fake_int8(model)
+        self.model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         # What is evaluated and deployed: the running mean of the weights, or these themselves.
         self.ema_model = copy.deepcopy(self.model).eval() if schedule.ema else self.model
         self.optimizer = _optimizer(self.model, schedule)
@@ -241,13 +135,44 @@ class Training:
         if self.on_cuda:
             torch.backends.cudnn.benchmark = True
 
-    def _begin_at(self, last: dict[str, Any] | None) -> None:
-        """The start, or where last.pt was written."""
+        # How far the run is.
         self.step, self.evaluated_at, self.best_map = 0, 0, -1.0
         self.without_better = 0  # evaluations since the best one
         self.sums: dict[str, float] = {}  # of the losses since the last line of the log
-        if last is None:
-            return
+        with ranks.together(ERRORS):
+            if last is not None:
+                self._resume(last)
+        del last
+        self._expect_equal_ranks()
+
+        # What computes the model's forward pass, with the gradients of all processes joined.
+        batchnorm_trains = bool(training_batchnorms(self.model))
+        if self.on_cuda and not ranks.alone and batchnorm_trains:
+            synchronise(self.model)
+        self.network, self.unsynchronised = self._joined()
+        self.ema = _Ema(self.ema_model, self.model) if self.ema_model is not self.model else None
+
+        self.workers = run.workers if run.workers >= 0 else _workers(self.on_cuda, ranks.local_size)
+        warnings = advice.warnings(plan, batchnorm_trains, ranks.size, self.on_cuda)
+        with ranks.together(ERRORS):
+            path = out if ranks.first else None
+            anew_but = None if resume else Path(schedule.start)
+            self.folder = RunFolder(path, self.step, self.evaluated_at, anew_but)
+        self._announce([*(f"warning: {warning}" for warning in warnings), *said])
+        self.loader: Loader | None = None
+        self.waiting = advice.Waiting(self.workers, plan.quicker_tiles)
+        self.stop = Stop(run.max_minutes, started)
+        self.bar = tqdm(
+            total=plan.total_steps,
+            initial=self.step,
+            unit="step",
+            dynamic_ncols=True,
+            smoothing=0.1,
+            disable=not ranks.first,
+        )
+
+    def _resume(self, last: dict[str, Any]) -> None:
+        """Back to where last.pt was written."""
         with of_this_version(self.out / "last.pt"):
             self.step, self.evaluated_at, self.best_map = last["step"], last["evaluated"], last["best"]
             self.without_better = last["without_better"]
@@ -266,7 +191,7 @@ class Training:
         self.ranks.expect_equal(
             {
                 "recipe": self.recipe.result_fields(),
-                "data": self.dataset.digest(),
+                "data": self.plan.dataset.digest(),
                 "step": self.step,
                 # What follows decides when processes wait for each other, and what scales their gradients.
                 "--accumulate": run.accumulate,
@@ -278,138 +203,48 @@ class Training:
             }
         )
 
-    def _warnings(self) -> list[str]:
-        """What works and is likely not meant, one sentence each."""
-        recipe, ranks, run = self.recipe, self.ranks, self.recipe.run
-        batch = recipe.schedule.batch
-        warnings = [
-            *recipe.warnings(),
-            *schedule_warnings(self.total_steps, self.steps_per_epoch, recipe.schedule),
-        ]
-        if self.evaluating and (absent := without_truth(self.val, self.spec, self.dataset.left_out)):
-            warnings.append(
-                f"val has no object of {', '.join(absent)} (difficult ones do not count): by DOTA's rule "
-                "their AP is 0, which pulls the means down; --classes a,b --ignore-unknown leaves classes out"
-            )
-        if missing := [name for name, count in self.tiles.objects_by_class().items() if not count]:
-            warnings.append(f"train has no object of {', '.join(missing)}: the detector will not find any")
-        if self.tiles.outside:
-            name, number = next(iter(self.tiles.outside.items()))
-            warnings.append(
-                f"objects of train that lie outside their images or have no area, and are left out: "
-                f"{sum(self.tiles.outside.values())}, {number} of them in {name}.txt"
-            )
-        if self.tiles.too_small:
-            name, number = next(iter(self.tiles.too_small.items()))
-            warnings.append(
-                f"objects of train with a side below --min-side {recipe.data.min_side:g}, which are never "
-                f"learned: {sum(self.tiles.too_small.values()):,}, {number} of them in {name}.txt"
-            )
-        if (mixed := self.tiles.pictures_mixed()) < LEAST_MIXED:
-            warnings.append(
-                f"the images of train are so large that the tiles of a batch come from {mixed:.0f} of them "
-                f"alone, and are much alike: {self.cut_train}"
-            )
-        if 0 < run.cache_mb < (wanted := self.tiles.cache_wanted()):
-            warnings.append(
-                f"--cache-mb {run.cache_mb} does not hold the images whose windows are mixed, and they are "
-                f"decoded again and again: {wanted} do, in each of the --workers"
-            )
-        if training_batchnorms(self.model) and not ranks.alone and not self.on_cuda:
-            warnings.append(
-                f"BatchNorm sees the {batch // ranks.size} tiles of one process, and on CPUs nothing joins "
-                "their statistics: not the result of one process; --head-norm group with --norm-eval needs "
-                "no joining"
-            )
-        if training_batchnorms(self.model) and run.accumulate > 1:
-            warnings.append(
-                f"BatchNorm sees one of --accumulate {run.accumulate} parts at a time: not the result of the "
-                "whole batch at once; --head-norm group with --norm-eval has no such statistics"
-            )
-        if recipe.schedule.fake_int8 and (run.accumulate > 1 or not ranks.alone):
-            warnings.append(
-                "--fake-int8 rounds each part of a batch on a grid of its own: not quite the result of the "
-                "whole batch at once"
-            )
-        return warnings
-
-    def _join_processes(self) -> None:
-        """What computes the model's forward pass, with the gradients of all processes joined."""
-        if self.on_cuda and not self.ranks.alone and training_batchnorms(self.model):
-            synchronise(self.model)
-        if self.recipe.run.checkpoint_activations:
+    def _joined(self) -> tuple[Any, Any]:
+        """The model as the steps call it, and the context of a part whose gradients stay in the process."""
+        run, alone = self.recipe.run, self.ranks.alone
+        if run.checkpoint_activations:
             self.model.checkpoint_activations()
-        self.network: Any = self.model
-        self.unsynchronised: Any = contextlib.nullcontext
-        if not self.ranks.alone:
-            self.network = DistributedDataParallel(self.model, [self.device] if self.on_cuda else None)
-            self.network.broadcast_buffers = False  # here, as newer versions of torch warn of the argument
-            self.unsynchronised = self.network.no_sync
-        if self.recipe.run.compile:
-            if not self.ranks.alone and torch.__version__ < "2.6":  # which cannot split checkpointed graphs
-                torch._dynamo.config.optimize_ddp = not self.recipe.run.checkpoint_activations
-            self.network = torch.compile(self.network)
-        self.ema = _Ema(self.ema_model, self.model) if self.ema_model is not self.model else None
+        network: Any = self.model
+        unsynchronised: Any = contextlib.nullcontext
+        if not alone:
+            network = DistributedDataParallel(self.model, [self.device] if self.on_cuda else None)
+            network.broadcast_buffers = False  # here, as newer versions of torch warn of the argument
+            unsynchronised = network.no_sync
+        if run.compile:
+            network = torch.compile(network)
+        return network, unsynchronised
 
-    def _announce(self, root: Path, more: list[str]) -> None:
+    def _announce(self, more: list[str]) -> None:
         """On screen and in the log: what is going to happen."""
-        schedule, dataset, ranks = self.recipe.schedule, self.dataset, self.ranks
-        self.say(
-            f"{self.recipe.name}: {len(dataset.classes)} classes, {len(dataset.train)} + {len(dataset.val)} "
-            f"images, {len(self.tiles)} windows of {self.recipe.data.tile_size}², batch {schedule.batch}: "
-            f"{self.total_steps} steps of {schedule.epochs:g} epochs on "
-            f"{'' if ranks.alone else f'{ranks.size} × '}{device_name(self.device)}, "
-            f"{str(self.amp or torch.float32)[6:]}, {self.workers} workers"
-        )
-        if len(dataset.classes) <= LISTED:
-            counts = ", ".join(f"{count:,} {name}" for name, count in self.tiles.objects_by_class().items())
-            self.say(f"train holds {counts}")
-        images, windows = self.tiles.without_objects()
-        if images:
-            self.say(
-                f"{images:,} of {len(dataset.train):,} images hold no object to learn; {windows:,} of "
-                f"{len(self.tiles):,} windows an epoch are of them (--empty-share)"
-            )
-        if dataset.left_out:
-            counts = ", ".join(f"{count:,} {name}" for name, count in dataset.left_out.items())
-            version = version_of([*dataset.classes, *dataset.left_out])
-            self.say(
-                f"left out, as their classes are not asked for: {counts}. AP is by DOTA {version}'s rule for "
-                f"difficult objects (eval_dota --version {version})"
-            )
-        for line in more:
+        plan = self.plan
+        for line in advice.announcement(plan, self.device, self.ranks.size, self.amp, self.workers) + more:
             self.say(line)
         if self.step:
             last = self.out / "last.pt"
-            self.say(f"resuming {last} at step {self.step} of {self.total_steps} (--no-resume starts anew)")
+            self.say(f"resuming {last} at step {self.step} of {plan.total_steps} (--no-resume starts anew)")
         self.folder.log(
             kind="run",
             step=self.step,
-            data=dataset.digest(),
+            data=plan.dataset.digest(),
             device=device_name(self.device),
-            root=str(root),
-            train_images=len(dataset.train),
-            train_objects=self.tiles.objects_by_class(),
-            left_out=dataset.left_out,
-            total=self.total_steps,
+            root=str(plan.root),
+            train_images=len(plan.dataset.train),
+            train_objects=plan.tiles.objects_by_class(),
+            left_out=plan.dataset.left_out,
+            total=plan.total_steps,
             **self.recipe.result_fields(),
         )
 
-    # ---- the loop ---------------------------------------------------------------------------------------
+    # ---- run --------------------------------------------------------------------------------------------
 
     def run(self) -> int:
         """All steps that are left; the exit code (see `train`)."""
-        self.loader: Loader | None = None
-        self.bar = tqdm(
-            total=self.total_steps,
-            initial=self.step,
-            unit="step",
-            dynamic_ncols=True,
-            smoothing=0.1,
-            disable=not self.ranks.first,
-        )
         try:
-            with self._told_errors():
+            with advice.told_errors(self.plan, self._worker_lost, self.ranks.lost):
                 halt = self._steps()
         finally:
             if self.loader is not None:
@@ -420,22 +255,22 @@ class Training:
         if halt:
             return 128 + halt if halt != TIME_IS_UP else 0
         said = f", mAP {100 * self.best_map:.1f}" if self.best_map >= 0 else ""
-        self.say(f"{self.step} of {self.total_steps} steps done; detector: {self.out / 'best.pt'}{said}")
+        self.say(f"{self.step} of {self.plan.total_steps} steps done; detector: {self.out / 'best.pt'}{said}")
         return 0
 
     def _steps(self) -> int:
         """To the end (0), or to a halt: the signal, or `TIME_IS_UP`."""
-        run, ranks = self.recipe.run, self.ranks
+        plan, run, ranks = self.plan, self.recipe.run, self.ranks
         self._catch_up()
         batch = self.recipe.schedule.batch
-        keys = batches(self.tiles, batch, self.step, self.total_steps, ranks.rank, ranks.size)
+        keys = batches(plan.tiles, batch, self.step, plan.total_steps, ranks.rank, ranks.size)
         loader = self.loader = Loader(
-            self.tiles, keys, self.model.assigner, self.workers, pin_memory=self.on_cuda
+            plan.tiles, keys, self.model.assigner, self.workers, pin_memory=self.on_cuda
         )
         interval = _Interval()
         saved = time.monotonic()
         halt = 0  # why to stop, once all processes have agreed on it
-        while self.step < self.total_steps and not self._out_of_patience():
+        while self.step < plan.total_steps and not self._out_of_patience():
             overdue = int(0 < run.checkpoint_minutes <= (time.monotonic() - saved) / 60)
             halt, overdue = ranks.greatest(self.stop.now(), overdue)
             if halt:
@@ -458,30 +293,33 @@ class Training:
             self.sums["steps"] = self.sums.get("steps", 0.0) + 1
             self.bar.set_postfix(loss=f"{shown['loss']:.3f}", wait=f"{self.waiting.share:.0%}", refresh=False)
             self.bar.update()
-            if self.step % run.log_every == 0 or self.step == self.total_steps:
+            if self.step % run.log_every == 0 or self.step == plan.total_steps:
                 self._log_steps(interval)
             due = self._evaluation_is_due()
-            if due or self.step % self.steps_per_epoch == 0 or self.step == self.total_steps:
+            if due or self.step % plan.steps_per_epoch == 0 or self.step == plan.total_steps:
                 self.save_last()  # and so before the first best.pt
                 saved = time.monotonic()
             if due:
                 self.evaluate()
                 interval.restart()
         [halt] = ranks.greatest(halt or self.stop.now())
-        unfinished = self.step < self.total_steps or self._evaluation_is_due()
+        unfinished = self.step < plan.total_steps or self._evaluation_is_due()
         return self._halt(halt) if halt and unfinished else self._end()
+
+    def _worker_lost(self) -> bool:
+        return self.loader is not None and self.loader.lost()
 
     def _catch_up(self) -> None:
         """What a kill left undone after the last step that last.pt holds: its evaluation, or the page."""
         if self._evaluation_is_due():
             self.evaluate()
-        elif (
-            self.evaluating
-            and self.step == self.total_steps
-            and self.ranks.first
-            and page.is_behind(self.out)
-        ):
+            return
+        finished = self.plan.evaluating and self.step == self.plan.total_steps
+        if finished and self.ranks.first and page.is_behind(self.out):
             self._draw_page()
+
+    def _out_of_patience(self) -> bool:
+        return 0 < self.recipe.run.patience <= self.without_better
 
     def _draw_page(self, evaluation: Evaluation | None = None) -> None:
         if self.ranks.first:
@@ -493,27 +331,29 @@ class Training:
         self.bar.close()
         self._draw_page()
         self.say(
-            f"stopped at step {self.step} of {self.total_steps} by {reason(halt)}; the same command goes on "
-            "from there"
+            f"stopped at step {self.step} of {self.plan.total_steps} by {reason(halt)}; "
+            "the same command goes on from there"
         )
         return halt
 
     def _end(self) -> int:
         """All steps are done, or better ones are not to be expected."""
-        if self._out_of_patience() and self.step < self.total_steps:
+        if self._out_of_patience() and self.step < self.plan.total_steps:
             self.say(
                 f"no better mAP in {self.without_better} evaluations (--patience); the same command without "
                 "it goes on"
             )
-        if not self.evaluating:  # the last weights are the best known
+        if not self.plan.evaluating:  # the last weights are the best known
             self._save("best.pt", result={"step": self.step})
             self._draw_page()
         return 0
 
+    # ---- step -------------------------------------------------------------------------------------------
+
     def _learn(self, batch: Batch) -> dict[str, float]:
         """One step. The losses and the gradient's norm, over all processes."""
         recipe, ranks = self.recipe, self.ranks
-        rate = learning_rate(self.step, self.steps_per_epoch, recipe.schedule)
+        rate = learning_rate(self.step, self.plan.steps_per_epoch, recipe.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         self.optimizer.zero_grad(set_to_none=True)
@@ -587,10 +427,9 @@ class Training:
             "data_wait_s": round(interval.waited / interval.steps, 4),
             "memory_mb": self.ranks.greatest(peak_memory_mb(self.device))[0],
         }
-        rate = learning_rate(
-            self.step - 1, self.steps_per_epoch, self.recipe.schedule
-        )  # of the step just done
-        epoch = round(self.step / self.steps_per_epoch, 4)
+        per_epoch = self.plan.steps_per_epoch
+        rate = learning_rate(self.step - 1, per_epoch, self.recipe.schedule)  # of the step just done
+        epoch = round(self.step / per_epoch, 4)
         self.folder.log(kind="step", step=self.step, epoch=epoch, lr=rate, **averages, **facts)
         self.folder.plot("train", {"lr": rate, **averages, **facts}, self.step)
         if warning := self.waiting.warning(interval.waited, seconds, interval.steps):
@@ -598,18 +437,15 @@ class Training:
         self.sums.clear()
         interval.restart()
 
-    # ---- what is kept -----------------------------------------------------------------------------------
-
-    def _out_of_patience(self) -> bool:
-        return 0 < self.recipe.run.patience <= self.without_better
+    # ---- evaluate ---------------------------------------------------------------------------------------
 
     def _evaluation_is_due(self) -> bool:
-        regular = self.step % self.steps_between_evaluations == 0 or self.step == self.total_steps
-        return self.evaluating and self.step > self.evaluated_at and regular
+        regular = self.step % self.plan.steps_between_evaluations == 0 or self.step == self.plan.total_steps
+        return self.plan.evaluating and self.step > self.evaluated_at and regular
 
     def evaluate(self) -> None:
         """AP of the running mean at this step; keeps best.pt. Each process looks at its share of images."""
-        before = time.monotonic()
+        plan, before = self.plan, time.monotonic()
         self.ranks.copy_buffers(self.ema_model)
         with self.ranks.together(ERRORS):
             share = self._found_in_share()
@@ -619,8 +455,8 @@ class Training:
         measured: Evaluation | None = None
         with self.ranks.together(ERRORS):
             if self.ranks.first:
-                result = score(found, self.val, self.spec, self.dataset.left_out)
-                measured = Evaluation(self.step, result, self.val, found)
+                result = score(found, plan.val, plan.spec, plan.dataset.left_out)
+                measured = Evaluation(self.step, result, plan.val, found)
         values = self.ranks.gather(_means(measured))[0]
         self.without_better += 1
         if values["map"] > self.best_map:
@@ -632,32 +468,27 @@ class Training:
             self.folder.log(kind="eval", step=self.step, seconds=round(seconds, 2), **figures)
             self.folder.plot("val", values, self.step)
             self.folder.plot("val_ap50", figures["classes"], self.step)
-            for picture in evenly(self.val, self.recipe.run.pictures):
-                drawn = over_labels(picture, found[picture.name], self.spec.classes)
+            for picture in evenly(plan.val, self.recipe.run.pictures):
+                drawn = over_labels(picture, found[picture.name], plan.spec.classes)
                 self.folder.show(f"val/{picture.name}", drawn, self.step)
         self.evaluated_at = self.step
         self.save_last()
         if measured is not None:
-            shown = "  ".join(f"{title} {100 * values[key]:.1f}" for key, title in MEANS.items())
-            tiles = measured.result.unit == "tile"
-            unit = "unmerged tiles (not the official AP)" if tiles else "full images"
-            self.say(
-                f"epoch {self.step / self.steps_per_epoch:g}: {shown} on {len(self.val)} {unit} in "
-                f"{seconds:.0f} s{'  (best)' if self.best_map == values['map'] else ''}"
-            )
+            epoch = self.step / plan.steps_per_epoch
+            line = advice.result_line(epoch, values, len(plan.val), measured.result.unit, seconds)
+            self.say(line + ("  (best)" if self.best_map == values["map"] else ""))
             self._draw_page(measured)
 
     def _found_in_share(self) -> dict[str, Detections] | None:
         """What is found in this process's share of the images; None where a signal came in between."""
         config = self.recipe.evaluation
         try:
-            pictures = self.ranks.share(self.val)
-            return find(self.ema_model.predict, pictures, self.spec, config, lambda: bool(self.stop.signal))
+            spec, pictures = self.plan.spec, self.ranks.share(self.plan.val)
+            return find(self.ema_model.predict, pictures, spec, config, lambda: bool(self.stop.signal))
         except torch.OutOfMemoryError as error:
-            raise TrainingError(
-                f"out of GPU memory in the evaluation, with --test-batch {config.test_batch}; give fewer, or "
-                "end what else uses this GPU, and the same command goes on from last.pt"
-            ) from error
+            raise advice.out_of_memory_evaluating(config.test_batch) from error
+
+    # ---- save -------------------------------------------------------------------------------------------
 
     def save_last(self) -> None:
         """last.pt, from which the same command goes on."""
@@ -665,7 +496,7 @@ class Training:
             "last.pt",
             training={
                 "recipe": self.recipe.result_fields(),
-                "data": self.dataset.digest(),
+                "data": self.plan.dataset.digest(),
                 "step": self.step,
                 "evaluated": self.evaluated_at,
                 "best": self.best_map,
@@ -681,59 +512,87 @@ class Training:
 
     def _save(self, name: str, **more: Any) -> None:
         with self.ranks.together(ERRORS):
-            self.folder.save(name, self.spec, self.recipe, self.ema_model, **more)
-
-    @contextlib.contextmanager
-    def _told_errors(self) -> Iterator[None]:
-        """What may befall a run from outside, as a line that says what to do."""
-        try:
-            yield
-        except torch.OutOfMemoryError:
-            raise  # `train` tells it
-        except (RuntimeError, ConnectionError, EOFError) as error:  # a worker's end is found in many ways
-            if self.loader is not None and self.loader.lost():
-                raise TrainingError(
-                    f"a process that prepares tiles has ended ({' '.join(str(error).split())}): was there no "
-                    "memory left? Use fewer --workers or a smaller --cache-mb, and the same command goes on "
-                    f"from last.pt; or {self.cut_train}"
-                ) from error
-            if not self.ranks.lost(error):
-                raise
-            raise TrainingError(
-                "another process of this run has ended, or cannot be reached; its own lines say why. Here: "
-                + " ".join(str(error).split())
-            ) from error
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            # Not in --out, of whose files `RunFolder` tells: queues of processes need shared memory too.
-            raise TrainingError(
-                f"{error.filename or 'shared memory (/dev/shm)'}: {error.strerror}; use fewer --workers, or "
-                "give the container more (docker run --shm-size 16g), and the same command goes on"
-            ) from error
+            self.folder.save(name, self.plan.spec, self.recipe, self.ema_model, **more)
 
 
-# ---- the start --------------------------------------------------------------------------------------------
+# ---- the parts of the set-up ------------------------------------------------------------------------------
 
 
-def _seen_otherwise(path: str, before: DetectorSpec, now: DetectorSpec) -> list[str]:
-    """A warning if what to start from was trained on other input values than this detector gets."""
-    names = [
-        name
-        for name in ("mean", "std", "pad_value")
-        # EfficientNet-Lite saw 127.5 ± 127.5, and its recipe says 127 ± 128.
-        if any(abs(a - b) >= 1 for a, b in zip(getattr(before, name), getattr(now, name), strict=True))
-    ]
-    if not names:
-        return []
-    flags = " ".join(
-        f"--{name.replace('_', '-')} {','.join(f'{value:g}' for value in getattr(before, name))}"
-        for name in names
+def _expect_parts(recipe: Recipe, processes: int, on_cuda: bool) -> None:
+    """Raise where a batch has no equal parts, or BatchNorm would get a single value of each channel."""
+    model, batch, size = recipe.model, recipe.schedule.batch, recipe.data.tile_size
+    accumulate = recipe.run.accumulate
+    if batch % (processes * accumulate):
+        raise TrainingError(
+            f"--batch {batch}: tiles a step over all processes; expected a multiple of "
+            f"{processes * accumulate} for {processes} processes and --accumulate {accumulate}"
+        )
+    tiles = batch // accumulate // (1 if on_cuda else processes)
+    cells = size // DetectorSpec.strides[-1]
+    if model.head_norm == "batch" and model.head_convs and tiles * cells**2 == 1:
+        raise TrainingError(
+            f"--batch {batch}: one tile of --tile-size {size} at a time gives the coarsest level a single "
+            "cell, too little for BatchNorm; use a larger --batch or --tile-size, a smaller --accumulate, "
+            "fewer processes, or --head-norm group"
+        )
+
+
+def _plan(recipe: Recipe, root: Path, classes: str, ignore_unknown: bool) -> Plan:
+    """The tiles to train on, the images to evaluate on, and the numbers of steps that follow."""
+    evaluation, schedule = recipe.evaluation, recipe.schedule
+    evaluating = evaluation.eval_every > 0
+    dataset = read_dataset(
+        root,
+        classes,
+        with_val=evaluating,
+        ignore_unknown=ignore_unknown,
+        train_splits=recipe.data.train_splits,
     )
-    return [f"warning: {path} was trained with {flags}: without them its weights see values new to them"]
+    tiles = Tiles(
+        dataset.train, dataset.classes, recipe.data, recipe.augment, schedule.seed, recipe.run.cache_mb
+    )
+    epoch = steps_per_epoch(len(tiles), schedule.batch)
+    total = max(1, round(schedule.epochs * epoch))
+    return Plan(
+        recipe=recipe,
+        root=root,
+        dataset=dataset,
+        spec=recipe.spec(dataset.classes),
+        tiles=tiles,
+        val=evenly(dataset.val, evaluation.eval_images or len(dataset.val)),
+        steps_per_epoch=epoch,
+        total_steps=total,
+        steps_between_evaluations=max(1, round(evaluation.eval_every * epoch)) if evaluating else total,
+    )
 
 
-# ---- the parts of a step ----------------------------------------------------------------------------------
+def _build_model(
+    recipe: Recipe, spec: DetectorSpec, last: dict[str, Any] | None
+) -> tuple[Detector, list[str]]:
+    """The detector with the weights it begins with, and what to say about them."""
+    try:
+        # A resumed run gets its weights from last.pt, so those of ImageNet need not be there any more.
+        config = recipe.model if last is None else last["model_config"]
+        begins = recipe.schedule.start if last is None else ""
+        if begins:
+            config = dataclasses.replace(config, pretrained=False, weights="")
+        model = build_detector(config, spec)
+    except WeightsError:
+        raise
+    except ValueError as error:
+        raise TrainingError(f"the model cannot be built: {error}") from error
+    if not begins:
+        if not (config.pretrained or config.weights):
+            return model, []
+        seen = dataclasses.replace(spec, **model.backbone.normalisation())
+        return model, advice.seen_otherwise(f"backbone {config.backbone}", seen, spec)
+    anew, before = checkpoint.start_from(model, begins)
+    more = f", and {len(anew) - 4} more" if len(anew) > 4 else ""
+    said = f"; begin anew: {', '.join(anew[:4])}{more}" if anew else ""
+    return model, [
+        f"starting from {begins}, {len(model.state_dict()) - len(anew)} tensors{said}",
+        *advice.seen_otherwise(begins, before, spec),
+    ]
 
 
 def _optimizer(model: Detector, schedule: ScheduleConfig) -> torch.optim.Optimizer:
@@ -751,6 +610,15 @@ def _optimizer(model: Detector, schedule: ScheduleConfig) -> torch.optim.Optimiz
     if schedule.optimizer == "sgd":
         return torch.optim.SGD(settings, lr=schedule.lr, momentum=schedule.momentum)
     return torch.optim.AdamW(settings, lr=schedule.lr, betas=(schedule.momentum, 0.999))
+
+
+def _workers(on_cuda: bool, processes: int) -> int:
+    """A GPU needs as many tiles as half the cores make; a CPU that trains has one core to spare at most."""
+    cores = max(1, usable_cores() // processes)  # all processes of a machine share its cores
+    return min(8, max(1, cores // 2)) if on_cuda else min(1, cores - 1)
+
+
+# ---- the parts of a step ----------------------------------------------------------------------------------
 
 
 class _Ema:
@@ -825,39 +693,6 @@ class _Interval:
         before = time.monotonic()
         yield
         self.waited += time.monotonic() - before
-
-
-class _Waiting:
-    """How much of the time goes into waiting for tiles; says once if it is too much."""
-
-    SETTLED = 20  # steps: the first tiles wait for the workers to start
-
-    def __init__(self, workers: int, helps: str) -> None:
-        self.share = 0.0
-        self._workers, self._helps = workers, helps
-        self._steps, self._told = 0, False
-        self._waited, self._seconds = 0.0, 0.0
-
-    def warning(self, waited: float, seconds: float, steps: int) -> str:
-        """Take in an interval of the log. What to say, or nothing."""
-        self._steps += steps
-        if self._steps <= self.SETTLED:
-            return ""
-        self._waited, self._seconds = self._waited + waited, self._seconds + seconds
-        self.share = self._waited / max(self._seconds, 1e-9)
-        if self._told or self.share <= WAITING_SHARE:
-            return ""
-        self._told = True
-        return (
-            f"{self.share:.0%} of the time goes into waiting for tiles (data_wait_s in log.jsonl): use more "
-            f"--workers (now {self._workers}), {self._helps}"
-        )
-
-
-def _workers(on_cuda: bool, processes: int) -> int:
-    """A GPU needs as many tiles as half the cores make; a CPU that trains has one core to spare at most."""
-    cores = max(1, usable_cores() // processes)  # all processes of a machine share its cores
-    return min(8, max(1, cores // 2)) if on_cuda else min(1, cores - 1)
 
 
 def _say_nothing(_text: str) -> None:

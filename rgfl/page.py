@@ -438,7 +438,7 @@ def look(run: Path, data: Path, weights: Path, images: int | None, device: str) 
     from tqdm import tqdm
 
     from rgfl import checkpoint
-    from rgfl.data import read_dataset
+    from rgfl.dataset import read_dataset
     from rgfl.devices import choose_device
     from rgfl.nn.fake_int8 import fake_int8
     from rgfl.validate import evenly, find, score

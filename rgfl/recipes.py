@@ -78,24 +78,24 @@ class DataConfig:
     windows: Literal["random", "grid"] = "random"
     # "random": new windows of every image each epoch, as many as tiles cover it; "grid": the devkit's fixed
     # split. An image of exactly the tile's size is one tile in both.
-    stride: int = 0  # distance of the grid's windows, pixels; 0: 824 of 1024, the same share of other sizes
+    stride: int = 0  # step from one grid window to the next, pixels; 0: --tile-size × 824/1024
     empty_share: float = 0.25
-    # greatest share of windows that hold no object (grid) or are of an image without any (random); which of
-    # them are left out is drawn by --seed
+    # at most this share of the tiles may be empty: tiles without an object (grid), or from images without one
+    # (random); --seed picks which stay
     repeat_below: float = 0.0
-    # classes in a smaller share of the images are shown more often: their images √(this / their share) times
-    # (LVIS's repeat factor), and windows are placed around each class of an image alike (random); 0: off
+    # oversample rare classes: if fewer than this share of the images have a class, repeat those images
+    # √(threshold / share) times (LVIS); 0: off
     object_probability: float = 0.9  # share of windows placed around an object (random)
-    min_visible: float = 0.7  # objects of which a smaller share of the area is in the tile are dropped
+    min_visible: float = 0.7  # drop an object if less than this share of its area is in the tile
     cut: Literal["whole", "clipped"] = "whole"
     # label of an object that the border cuts: all of it, or the part inside (devkit, the published row)
-    min_side: float = 2.0  # objects with a shorter side, in pixels of the tile, are dropped
+    min_side: float = 2.0  # drop an object if a side of it is shorter than this, pixels of the tile
     train_difficult: bool = True  # train on objects marked difficult
     boxes_from: Literal["min_area", "edges"] = "min_area"
     # box of a labelled quad: the minimum-area rectangle, or its first two edge lengths (the published row)
     pad_value: tuple[int, int, int] = (0, 0, 0)  # RGB grey levels of what lies outside the image
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # RGB grey levels that become 0
-    std: tuple[float, float, float] = (58.395, 57.12, 57.375)  # RGB grey levels that become 1
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # RGB levels subtracted from each pixel
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)  # RGB levels by which the difference is divided
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ class AugmentConfig:
     right_angle: float = 0.0  # probability of a turn by a random multiple of 90°
     rotate: float = 0.0  # probability of a turn by any angle
     round_classes: tuple[str, ...] = ("storage-tank", "roundabout")
-    # round objects, labelled by upright squares, which a free turn leaves upright
+    # classes of round objects, labelled by upright squares: their boxes stay upright under --rotate
     scale: tuple[float, float] = (1.0, 1.0)  # range of the random magnification (log-uniform)
     mosaic: float = 0.0  # probability that a tile is put together from four windows
     brightness: float = 0.0  # greatest relative change
@@ -127,7 +127,7 @@ class ScheduleConfig:
     # quantisation-aware: round weights and activations in training as INT8 does; best with --start and a
     # tenth of the learning rate. AP while training is that of the rounded network
     epochs: float = 12  # passes over the training windows
-    batch: int = 2  # tiles a step, over all processes and parts
+    batch: int = 2  # tiles per step, the total over all processes and --accumulate parts
     optimizer: Literal["sgd", "adamw"] = "sgd"  # method of descent
     lr: float = 0.0025  # learning rate of this batch size (not rescaled when --batch changes)
     backbone_lr: float = 1.0  # factor on the backbone's learning rate
@@ -137,7 +137,7 @@ class ScheduleConfig:
     clip_norm: float = 35.0  # greatest L2 norm of the gradient; 0: no limit
     policy: Literal["step", "cosine"] = "step"  # learning rate after the warm-up
     lr_steps: tuple[float, ...] = (8, 11)  # epochs after which "step" multiplies the rate
-    lr_factor: float = 0.1  # what "step" multiplies by; the end of "cosine" as a share of --lr
+    lr_factor: float = 0.1  # "step": factor at each of --lr-steps; "cosine": last rate as a share of --lr
     warmup_steps: int = 500  # steps of linear warm-up
     warmup_start: float = 0.001  # share of the learning rate at the first step
     ema: float = 0.0  # decay of the running mean of the weights, which is what gets evaluated; 0: off
@@ -152,9 +152,9 @@ class EvaluationConfig:
     eval_every: float = 1  # epochs between evaluations; 0: never
     eval_images: int = 0  # evaluate only N validation images, evenly spaced; 0: all
     test_size: int = 1024  # side of the tile at inference, pixels; a multiple of 128
-    test_stride: int = 0  # distance of tiles at inference, pixels; 0: 824 of 1024, the same share of others
+    test_stride: int = 0  # step from one tile to the next at inference, pixels; 0: --test-size × 824/1024
     test_batch: int = 1  # tiles at once
-    score_threshold: float = 0.05  # detections score more
+    score_threshold: float = 0.05  # keep only detections that score more than this
     nms_iou: float = 0.1  # rotated NMS within a tile
     level_topk: int = 2000  # points kept a level before NMS; 0: all
     max_detections: int = 2000  # detections kept a tile
@@ -168,8 +168,8 @@ class RunConfig:
     workers: int = -1  # processes that prepare tiles; -1: by the machine's cores
     threads: int = 0  # CPU threads of torch; 0: torch's choice
     accumulate: int = 1
-    # compute a step in so many parts, for less memory. Losses are divided by sums over the whole batch, as at
-    # once (mode gfl needs a second forward pass for them); only BatchNorm that trains sees the parts singly
+    # compute each step in this many parts, to save memory. The result is that of the whole batch at once
+    # (mode gfl needs a second forward pass for that), unless BatchNorm trains: it sees one part at a time
     checkpoint_activations: bool = False
     # keep fewer activations and compute them again in the backward pass: less memory, a third more time
     compile: bool = False  # torch.compile of the network: quicker steps after minutes at the start
@@ -248,30 +248,30 @@ class Recipe:
     def warnings(self) -> list[str]:
         """What works and is likely not meant, one sentence each."""
         tile, test = self.data.tile_size, self.evaluation.test_size
-        warnings = []
+        told = []
         if "val" in self.data.train_splits and self.evaluation.eval_every:
-            warnings.append(
+            told.append(
                 "--train-splits with val: AP on val/ is that of images that are learned from; --eval-every 0 "
                 "saves the time"
             )
         if self.model.head_norm == "batch" and tile != test:
             # Seen: trained at 256², one box with a score of 1.0 in every image of 512².
-            warnings.append(
-                f"--test-size {test} is not --tile-size {tile}: the coarsest levels are a few cells "
-                "wide, and their BatchNorm holds for tiles of the training size only; expect false "
-                "detections, or use equal sizes or --head-norm group"
+            told.append(
+                f"--test-size {test} is not --tile-size {tile}: on the coarsest levels, a few cells wide, "
+                "BatchNorm's statistics fit the training size only, so expect false detections; use equal "
+                "sizes or --head-norm group"
             )
         schedule = self.schedule
         usual = RECIPES[self.name]().schedule if self.name in RECIPES else schedule
         if schedule.batch != usual.batch and schedule.lr == usual.lr:
             times = schedule.batch / usual.batch
             sgd = schedule.optimizer == "sgd"
-            warnings.append(
-                f"--batch {schedule.batch}, and --lr {schedule.lr:g} was made for batches of {usual.batch}: "
-                f"{'in proportion' if sgd else 'with the root of it'}, --lr "
+            told.append(
+                f"--batch is {schedule.batch}, but --lr {schedule.lr:g} was tuned for batch {usual.batch}; "
+                f"scaled {'linearly' if sgd else 'by the square root'} it would be --lr "
                 f"{schedule.lr * (times if sgd else sqrt(times)):.3g}"
             )
-        return warnings
+        return told
 
     def tiling_command(self, root: Path) -> str:
         """The command that cuts what `root` has to learn from into tiles for this recipe; val/ stays whole.
@@ -504,23 +504,23 @@ def learning_rate(step: int, steps_per_epoch: int, schedule: ScheduleConfig) -> 
 
 def schedule_warnings(total: int, steps_per_epoch: int, schedule: ScheduleConfig) -> list[str]:
     """What is likely not meant in the learning rate of a run of `total` steps, one sentence each."""
-    warnings = []
+    told = []
     falls = [end for end in schedule.lr_steps if end * steps_per_epoch < total]
     if schedule.policy == "step" and schedule.lr_steps and 2 * max(falls, default=0) < schedule.epochs:
         shares = [float(f"{schedule.epochs * share:.3g}") for share in (2 / 3, 11 / 12)]
         fault = f"it last falls after epoch {max(falls):g}" if falls else "it never falls"
-        warnings.append(
+        told.append(
             f"--lr-steps {_show(schedule.lr_steps)} with --epochs {schedule.epochs:g}: the learning rate is "
             f"one and the same for most of the run, since {fault}; set --lr-steps {_show(tuple(shares))}, or "
             "--policy cosine"
         )
     short = max(1, total // 20)
     if 4 * schedule.warmup_steps >= total and schedule.warmup_steps > short:
-        warnings.append(
-            f"--warmup-steps {schedule.warmup_steps} in a run of {total} steps: for a quarter of it and more "
-            f"the learning rate only rises; set --warmup-steps {short}, or train longer"
+        told.append(
+            f"--warmup-steps {schedule.warmup_steps} in a run of {total} steps: the warm-up takes a quarter "
+            f"of the run or more; set --warmup-steps {short}, or train longer"
         )
-    return warnings
+    return told
 
 
 # --------------------------------------------------------------------------------------- command line

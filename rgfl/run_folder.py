@@ -21,7 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from rgfl import checkpoint
 from rgfl.atomic import write_text
-from rgfl.data import Dataset
+from rgfl.dataset import Dataset
 from rgfl.folder_lock import FolderInUse, lock_folder
 from rgfl.nn.config import ModelConfig
 from rgfl.nn.detector import Detector

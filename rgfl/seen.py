@@ -12,21 +12,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from rgfl import boxes, geometry
+from rgfl.dataset import Picture
 from rgfl.detections import Detections
 from rgfl.dota import mistakes
 from rgfl.dota.average_precision import Result
 from rgfl.dota.labels import quad_areas
 from rgfl.dota.mistakes import Verdicts
-
-if TYPE_CHECKING:  # it imports torch
-    from rgfl.data import Picture
 
 PICTURES = 6  # samples, spread evenly over the validation images, the same at every evaluation
 WHOLE = 1280  # pixels a side up to which an image is shown whole

@@ -29,10 +29,9 @@ several GPUs or machines:
   torchrun --nproc-per-node 8 -m rgfl.train --recipe NAME --data DIR --out DIR
   torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m rgfl.train …
 
---batch is of all processes together and stays what it is, so the losses are those of one process. It must be
-a multiple of their number: where a recipe's is too small, give a larger one, and an --lr that suits it;
---warmup-steps counts steps, of which there are then fewer. Cut train into tiles first, as below: else every
-worker of every process decodes nearly all of the large images itself.
+--batch is the total over all GPUs; the number of GPUs does not change the result. It must be a multiple of
+that number. If you raise it, adapt --lr, and --warmup-steps too: an epoch then has fewer steps. Cut large
+images of train into tiles first, as below: else each worker of each process decodes nearly all of them.
 --data and --out must be on a file system that every machine sees. A run may go on with another number of
 processes. Where machines do not find each other, name their network card in GLOO_SOCKET_IFNAME and
 NCCL_SOCKET_IFNAME."""
@@ -43,9 +42,9 @@ hold no object are not written, and not learned as background):
   """
 
 STATUS = """\
-exit status: 0 done, or stopped by --max-minutes or --patience (a line says which; such a run can go on), 2
-cannot (a line says why), 128 + signal when stopped by one, 130 when a second one stops it at once. Output
-that breaks, such as a pipe whose reader has ended, stops nothing: log.jsonl has the facts."""
+exit status: 0 when done, or stopped by --max-minutes or --patience (one line says which; such a run can go
+on); 2 on an error (one line says which); 128 + signal when stopped by one, 130 when a second one stops it at
+once. A closed output pipe does not stop training; log.jsonl has the facts."""
 
 
 def parse(argv: Sequence[str] | None = None) -> tuple[Recipe, argparse.Namespace]:
@@ -101,9 +100,9 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Recipe, argparse.Namespace
         "--resume",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="go on from last.pt if --out has one, of the same recipe, labels and image sizes (pixels are "
-        "not compared; --test-batch, --eval-every if not 0, and the flags of run may differ); --no-resume "
-        "starts anew and replaces it [on]",
+        help="continue from OUT/last.pt if it exists; recipe, labels and image sizes must be unchanged, only "
+        "--test-batch, --eval-every (not from or to 0) and the flags of run may differ; --no-resume starts "
+        "over and replaces it [on]",
     )
     add_flags(parser, recipe)
     arguments = parser.parse_args(argv)

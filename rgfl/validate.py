@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from rgfl.data import Picture
+from rgfl.dataset import Picture
 from rgfl.detections import Detections, Infer
 from rgfl.dota.average_precision import Result, evaluate_detections
 from rgfl.dota.labels import version_of

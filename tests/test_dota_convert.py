@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from rgfl.data import read_dataset
+from rgfl.dataset import read_dataset
 from rgfl.dota import convert as module
 from rgfl.dota.convert import main
 from rgfl.dota.formats import dataset, dota, hrsc_dior

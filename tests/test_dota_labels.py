@@ -492,6 +492,7 @@ def test_zips_that_cannot_be_read_are_named(tmp_path, monkeypatch):
 def test_task1_refuses_to_write(tmp_path, detections, message):
     with pytest.raises(ValueError, match=message):
         labels.write_task1(tmp_path, detections, NAMES)
+    assert not list(tmp_path.iterdir())
 
 
 # ---- image files

@@ -14,14 +14,12 @@ import pytest
 from rgfl import curves, page, seen
 from rgfl.boxes import to_quads
 from rgfl.chart import BOTTOM, HEIGHT, TOP, Line, chart, nice_ticks, number, smoothed, thinned
+from rgfl.dataset import Picture
 from rgfl.detections import Detections
 from rgfl.dota.average_precision import evaluate_detections
 from rgfl.dota.images import ImageError
 from rgfl.dota.labels import Objects
 from rgfl.recipes import RECIPES
-
-pytest.importorskip("torch", reason="needs PyTorch: pip install 'rgfl[train]'")
-from rgfl.data import Picture
 
 CLASSES = ("plane", "a<b>&'c'")  # a class file may hold any word
 
@@ -508,6 +506,7 @@ def test_a_folder_without_a_log_is_told_in_one_line(tmp_path, capsys):
         f"page: error: {tmp_path / 'log.jsonl'}: no such file; "
         "expected the folder of a training (its --out)\n"
     )
+    pytest.importorskip("torch", reason="needs PyTorch: pip install 'rgfl[train]'")
     make_log(tmp_path)
     assert page.main([str(tmp_path), "--data", str(tmp_path)]) == 2
     assert "best.pt: cannot be read" in capsys.readouterr().err

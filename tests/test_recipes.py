@@ -281,9 +281,13 @@ def test_schedules_that_are_likely_not_meant_are_told(changes, total, told):
 @pytest.mark.parametrize(
     ("name", "changes", "told"),
     [
-        ("gfl_r50_dota_1x", {"batch": 16}, "--batch 16, .*--lr 0.0025 .* of 2: in proportion, --lr 0.02$"),
+        (
+            "gfl_r50_dota_1x",
+            {"batch": 16},
+            "--batch is 16, but --lr 0.0025 .* batch 2; scaled linearly .* --lr 0.02$",
+        ),
         ("gfl_r50_dota_1x", {"batch": 1}, ".* --lr 0.00125$"),
-        ("gfl_lite", {"batch": 32}, "--batch 32, .*--lr 0.001 .* of 8: with the root of it, --lr 0.002$"),
+        ("gfl_lite", {"batch": 32}, "--batch is 32, .* batch 8; scaled by the square root .* --lr 0.002$"),
         ("gfl_lite", {"batch": 32, "lr": 0.004}, None),
         ("gfl_lite", {"lr": 0.004}, None),
     ],
@@ -402,7 +406,7 @@ def test_help_names_values_of_the_recipe_and_imports_no_torch():
     for phrase in (
         *RECIPES,
         "timm model name [tf_efficientnet_lite0]",
-        "over all processes and parts [8]",
+        "over all processes and --accumulate parts [8]",
         "--no-resume",
         "torchrun --nproc-per-node 8 -m rgfl.train",
         "--splits train --size 1024 --cut whole --keep-empty ln -sfT /DIR/val",

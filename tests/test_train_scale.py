@@ -86,7 +86,10 @@ def test_a_step_in_parts_counts_points_alone_in_mode_integral(data, tmp_path, mo
 def test_parts_under_batchnorm_are_warned_of(data, tmp_path, capsys):
     flags = ["--batch", "4", "--epochs", "0.5", "--eval-every", "0"]
     assert run(data, tmp_path, *flags, "--accumulate", "2") == 0
-    assert "warning: BatchNorm sees one of --accumulate 2 parts at a time" in capsys.readouterr().out
+    assert (
+        "warning: with --accumulate 2 BatchNorm sees one part of the batch at a time"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_batch_that_cannot_be_cut_is_refused(data, tmp_path, capsys):
@@ -380,7 +383,7 @@ def test_an_error_of_one_rank_ends_all_with_its_line(data, tmp_path):
     image.write_bytes(image.read_bytes()[:-30])
     ended = run_ranks(copy, tmp_path / "run", "--batch", "4")  # TINY: BatchNorm trains
     assert [code for code, _, _ in ended] == [2, 2]
-    assert "warning: BatchNorm sees the 2 tiles of one process, and on CPUs nothing" in ended[0][1]
+    assert "warning: on CPUs BatchNorm is not synchronised between processes, so results" in ended[0][1]
     lines = [line for line in ended[0][2].splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     assert lines[0].split(": ")[1] in ("process 0", "process 1")

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("torch", reason="needs PyTorch: pip install 'rgfl[train]'")
 
-from rgfl.data import Picture
+from rgfl.dataset import Picture
 from rgfl.detections import Detections
 from rgfl.dota import images
 from rgfl.dota.images import ImageError
@@ -66,7 +66,7 @@ def test_one_image_is_held_at_a_time(tmp_path, monkeypatch):
         seen.append(weakref.ref(pixels))
         return pixels
 
-    monkeypatch.setattr("rgfl.data.read_image", counted)
+    monkeypatch.setattr("rgfl.dataset.read_image", counted)
     find(nothing, [picture(tmp_path, name) for name in ("P1", "P2", "P3")], SPEC, CONFIG)
     assert held == [0, 0, 0]
 

@@ -30,7 +30,6 @@ from rgfl.trt_runtime.pipeline import (
     Timing,
     add_model_arguments,
     check_model_arguments,
-    check_names,
     find_scenes,
     stream,
 )
@@ -227,7 +226,8 @@ def _evaluate_images(images: dict[str, Path], arguments: argparse.Namespace) -> 
         if arguments.limit:
             images = dict(list(images.items())[: arguments.limit])
             truth = {name: truth[name] for name in images} if truth is not None else None
-        check_names(images)
+        if arguments.submission:
+            _check_names(images)
         found = _detect(runner, images, truth, arguments, timing)
         from rgfl.dota.merge import MERGE_IOU
         from rgfl.dota.tiling import default_stride
@@ -315,6 +315,16 @@ def image_set(
             file=sys.stderr,
         )
     return {name: images[name] for name in truth}
+
+
+def _check_names(images: Mapping[str, Path]) -> None:
+    """InputError for a name that a submission cannot hold: before the work, not after it."""
+    for name, path in images.items():
+        if len(name.split()) != 1:
+            raise errors.InputError(
+                f"{path}: white space in an image's name, which --submission cannot hold; rename it "
+                f"and its label file, such as {'_'.join(name.split())}"
+            )
 
 
 def _detect(

@@ -454,16 +454,6 @@ def _frames_of(video: Path) -> str:
     )
 
 
-def check_names(images: Mapping[str, Path]) -> None:
-    """InputError for a name that Task 1 files cannot hold."""
-    for name, path in images.items():
-        if len(name.split()) != 1:
-            raise errors.InputError(
-                f"{path}: white space in an image's name, which Task 1 files cannot hold; rename it "
-                f"and its label file, such as {'_'.join(name.split())}"
-            )
-
-
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of how a model is run, the same in every command that runs one over scenes."""
     parser.add_argument("--stride", type=int, default=0, metavar="PX", help="tile to tile (824 for 1024)")

@@ -497,9 +497,6 @@ def to_task1(detections: Mapping[str, Detections], classes: Sequence[str]) -> di
 
     _check_sequence(classes)
     names = sorted(detections)
-    for name in names:
-        if len(name.split()) != 1:
-            raise UserError(f"image name {name!r} has white space; Task 1 files need it in one word")
     parts = [detections[name] for name in names]
     found = Detections.concatenate(parts)
     if len(found) and not (found.labels.min() >= 0 and found.labels.max() < len(classes)):
@@ -598,8 +595,8 @@ def write_task1(directory: Path | str, detections: Mapping[str, Detections], cla
     """Write `Task1_<class>.txt` for every class; `detections` are by image name without extension."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    for name, found in to_task1(detections, classes).items():
-        atomic.write_text(directory / f"Task1_{name}.txt", _task1_text(found))
+    for name, text in _task1_files(detections, classes):
+        atomic.write_text(directory / name, text)
 
 
 def write_submission(path: Path | str, detections: Mapping[str, Detections], classes: Sequence[str]) -> None:
@@ -609,20 +606,28 @@ def write_submission(path: Path | str, detections: Mapping[str, Detections], cla
     """
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, found in to_task1(detections, classes).items():
-            entry = zipfile.ZipInfo(f"Task1_{name}.txt")
+        for name, text in _task1_files(detections, classes):
+            entry = zipfile.ZipInfo(name)
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = 0o644 << 16
-            archive.writestr(entry, _task1_text(found))
+            archive.writestr(entry, text)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     atomic.write_bytes(path, data.getvalue())
 
 
-def _task1_text(found: Task1Class) -> str:
-    return "".join(
-        f"{image} {score!r} {' '.join(map(repr, quad))}\n"
-        for image, score, quad in zip(found.images, found.scores.tolist(), found.quads.tolist(), strict=True)
-    )
+def _task1_files(detections: Mapping[str, Detections], classes: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Name and text of the `Task1_<class>.txt` of each class.
+
+    Raises:
+        UserError: before the first, as `to_task1`, or an image's name has white space.
+    """
+    for image in detections:
+        if len(image.split()) != 1:
+            raise UserError(f"image name {image!r} has white space; Task 1 files need it in one word")
+    for name, found in to_task1(detections, classes).items():
+        rows = zip(found.images, found.scores.tolist(), found.quads.tolist(), strict=True)
+        lines = (f"{image} {score!r} {' '.join(map(repr, quad))}\n" for image, score, quad in rows)
+        yield f"Task1_{name}.txt", "".join(lines)
 
 
 def _parse_task1(path: Path) -> Task1Class:

@@ -484,12 +484,21 @@ def test_results_do_not_take_the_place_of_what_is_read(case: Case, capsys: pytes
     assert {path.suffix for path in case.images.iterdir()} == {".png"}
 
 
-def test_an_image_name_of_two_words(case: Case, capsys: pytest.CaptureFixture) -> None:
+def test_an_image_name_of_two_words(
+    case: Case, evaluated: SimpleNamespace, capsys: pytest.CaptureFixture
+) -> None:
+    """Only a submission cannot hold it."""
     (case.images / "P0001.png").rename(case.images / "P 1.png")
     (case.labels / "P0001.txt").rename(case.labels / "P 1.txt")
-    message = case.fails(capsys)
-    assert "P 1.png: white space in an image's name" in message
-    assert message in case.fails(capsys, labels=None, submission=case.root / "s.zip")
+    message = case.fails(capsys, submission=case.root / "s.zip")
+    assert "P 1.png: white space in an image's name, which --submission cannot hold; rename it" in message
+    assert message == case.fails(capsys, labels=None, submission=case.root / "s.zip")
+    outputs = {"json": case.root / "F.json", "mistakes": case.root / "F.csv", "draw": case.root / "drawn"}
+    flags = {"model": case.model, "images": case.images, "labels": case.labels, **outputs}
+    assert eval_dota.main([word for name, value in flags.items() for word in (f"--{name}", str(value))]) == 0
+    assert json.loads(outputs["json"].read_text())["classes"] == evaluated.onnx["classes"]
+    assert "P 1" in {row["image"] for row in csv.DictReader(outputs["mistakes"].open())}
+    assert (outputs["draw"] / "P 1.jpg").is_file()
 
 
 @pytest.mark.parametrize(

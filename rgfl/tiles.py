@@ -1,8 +1,4 @@
-"""Training data: what DIR holds, and the tiles that a training run sees.
-
-    DIR/train/images/*.png  DIR/train/labelTxt/*.txt      images of any size, DOTA's label files
-    DIR/val/images/*.png    DIR/val/labelTxt/*.txt
-    DIR/classes.txt                                       optional: one class name a line
+"""The tiles that a training run sees: windows of the pictures, augmented.
 
 Everything random about a tile is drawn from (seed, epoch, index), so neither the number of worker
 processes nor a restart changes what is trained on. The order of an epoch comes from (seed, epoch) alone.
@@ -10,38 +6,23 @@ processes nor a restart changes what is trained on. The order of an epoch comes 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
-import hashlib
 import math
-import multiprocessing
-import pickle
-import signal
-import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing import connection, resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, get_worker_info
 
 from rgfl import boxes
 from rgfl.augment import about, map_pixels, map_points, map_round, random_color, random_turn
-from rgfl.dota import labels as dota_labels
-from rgfl.dota.images import IMAGE_SUFFIXES, ImageError, find_images, image_size, read_image
+from rgfl.dataset import DataError, Picture
 from rgfl.dota.labels import DIFFICULT_CUT, Objects, quad_areas
-from rgfl.dota.nearby import nearby, other_layout
-from rgfl.dota.tiling import clip_objects, place_of, windows
+from rgfl.dota.tiling import clip_objects, windows
 from rgfl.errors import UserError
-from rgfl.nn.assign import Targets
-from rgfl.processes import end_with_parent
 from rgfl.recipes import AugmentConfig, DataConfig
 
 # The pixels of pictures whose windows are mixed with each other: 450 MB, which fit into the default of
@@ -49,188 +30,6 @@ from rgfl.recipes import AugmentConfig, DataConfig
 GROUP_PIXELS = 150_000_000
 # From this share on, objects that can never be learned are a fault of the labels, and no training.
 UNUSABLE = 0.9
-
-
-class DataError(UserError):
-    """The training data cannot be used; the message names the file and what to do."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One labelled image, pixels not yet read."""
-
-    name: str
-    path: Path
-    height: int
-    width: int
-    objects: Objects
-
-    def corners(self) -> NDArray[np.float64]:
-        """(4, 2): x, y of its corners, in turn."""
-        return np.array([(0, 0), (self.width, 0), (self.width, self.height), (0, self.height)], np.float64)
-
-    def read(self) -> NDArray[np.uint8]:
-        """Pixels, (height, width, 3) uint8 RGB.
-
-        Raises:
-            ImageError: as `read_image`, or they are of another size than the windows were listed for.
-        """
-        image = read_image(self.path)
-        if image.shape[:2] != (self.height, self.width):
-            raise ImageError(
-                f"{self.path}: its header says {self.height} × {self.width} (height × width), its pixels are "
-                f"{image.shape[0]} × {image.shape[1]}; rewrite it without an orientation tag, or begin anew "
-                "if it was replaced"
-            )
-        return image
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Both splits of a training folder, every label file already read and checked."""
-
-    classes: tuple[str, ...]
-    train: list[Picture]
-    val: list[Picture]
-    left_out: dict[str, int] = dataclasses.field(default_factory=dict)  # objects of ignored classes, by class
-
-    def digest(self) -> str:
-        """Twelve hex digits of classes, image names, sizes and labels: equal data give equal digits."""
-        state = hashlib.sha256(repr(self.classes).encode())
-        for split in (self.train, self.val):
-            for picture in split:
-                state.update(repr((picture.name, picture.height, picture.width)).encode())
-                for array in (picture.objects.quads, picture.objects.labels, picture.objects.difficult):
-                    state.update(np.ascontiguousarray(array).tobytes())
-        return state.hexdigest()[:12]
-
-
-def read_dataset(
-    root: Path | str,
-    classes: str | Sequence[str] = "",
-    with_val: bool = True,
-    ignore_unknown: bool = False,
-    train_splits: Sequence[str] = ("train",),
-) -> Dataset:
-    """Read and check all labels of `root`, and the sizes of all images.
-
-    Args:
-        root: folder with train/ and val/.
-        train_splits: the folders of it to learn from.
-        classes: the names; or "1.0", "1.5", "2.0", a file, or names with commas; empty: root/classes.txt,
-            else the names that occur in train's labels.
-        with_val: False reads no val/ to evaluate on.
-        ignore_unknown: leave out objects of other classes and count them in `left_out`; else they are an
-            error.
-
-    Raises:
-        DataError: a folder, image or label file is missing, or train/ has no object of the classes.
-        LabelError: a label is wrong; the message begins with file:line.
-    """
-    root = Path(root)
-    splits = [root / split for split in train_splits]
-    folders = dict.fromkeys([*splits, root / "val"] if with_val else splits)  # each once
-    for folder in folders:
-        for kind, suffixes in (("images", IMAGE_SUFFIXES), ("labelTxt", [".txt"])):
-            if not (folder / kind).is_dir():
-                raise DataError(
-                    f"{folder / kind}: no such folder; training data hold train/ and val/, each with "
-                    f"images/ and labelTxt/{'' if folder in splits else ' (--eval-every 0 needs no val/)'}"
-                    f"{other_layout(root) or nearby(folder / kind, suffixes)}"
-                )
-    names = _class_names(root, splits, classes) if isinstance(classes, str) else tuple(classes)
-    train = [picture for folder in splits for picture in _read_split(folder, names, ignore_unknown)]
-    if repeated := [name for name, count in Counter(one.name for one in train).items() if count > 1]:
-        raise DataError(f"image {repeated[0]!r} is in more than one of {', '.join(train_splits)}; rename one")
-    val = _read_split(root / "val", names, ignore_unknown) if with_val else []
-    _warn_of_leaks(train, val)
-    left_out: Counter[str] = Counter()
-    if ignore_unknown:
-        for folder in folders:
-            left_out += dota_labels.count_others(folder / "labelTxt", names)
-    if not any(len(picture.objects) for picture in train):
-        others = f"; the labels hold {', '.join(sorted(left_out))}" if left_out else ""
-        raise DataError(
-            f"{splits[0] / 'labelTxt'}: no object of {', '.join(names)}, so there is nothing to learn{others}"
-        )
-    return Dataset(names, train, val, dict(left_out.most_common()))
-
-
-def _warn_of_leaks(train: Sequence[Picture], val: Sequence[Picture]) -> None:
-    """Images of equal name, size and labels in both, or tiles of one scene."""
-    learned = {picture.name: picture for picture in train}
-    same = [
-        one.name
-        for one in val
-        if (other := learned.get(one.name)) is not None
-        and (one.height, one.width) == (other.height, other.width)
-        and np.array_equal(one.objects.quads, other.objects.quads)
-    ]
-    if same:
-        warnings.warn(
-            f"{len(same)} of {len(val)} validation images are training images too, such as {same[0]}: their "
-            "AP says how well they were learned, not what the detector is worth",
-            stacklevel=3,
-        )
-        return
-    names = learned.keys() & {picture.name for picture in val}  # other images, as was found above
-    if scenes := sorted((_scenes(train) & _scenes(val)) - names):
-        warnings.warn(
-            f"train and val share scenes, by the names of their tiles: {len(scenes)}, such as {scenes[0]}; "
-            "AP says how well they were learned, not what the detector is worth: split whole scenes",
-            stacklevel=3,
-        )
-
-
-def _scenes(pictures: Sequence[Picture]) -> set[str]:
-    """Names of the images that these are, or that they are tiles of."""
-    return {place[0] if (place := place_of(one.name)) else one.name for one in pictures}
-
-
-def _class_names(root: Path, splits: Sequence[Path], classes: str) -> tuple[str, ...]:
-    try:
-        if classes:
-            return dota_labels.read_classes(classes)
-        if (root / "classes.txt").is_file():
-            return dota_labels.read_class_file(root / "classes.txt")
-    except dota_labels.LabelError:
-        raise
-    except ValueError as error:
-        raise DataError(str(error)) from error
-    found = {name for folder in splits for name in dota_labels.find_classes(folder / "labelTxt")}
-    if names := dota_labels.in_order(found):
-        return names
-    raise DataError(f"{splits[0] / 'labelTxt'}: no object in any label file, so there is nothing to learn")
-
-
-def _read_split(folder: Path, classes: Sequence[str], ignore_unknown: bool) -> list[Picture]:
-    images = find_images(folder / "images")
-    objects = dota_labels.read_label_folder(folder / "labelTxt", classes, ignore_unknown)
-    if not images:
-        raise DataError(f"{folder / 'images'}: no images{nearby(folder / 'images', IMAGE_SUFFIXES)}")
-    if without := sorted(set(images) - set(objects)):
-        raise DataError(
-            f"{images[without[0]]}: no label file {folder / 'labelTxt' / without[0]}.txt"
-            f"{_more(without)}; an empty file says that an image holds no object"
-        )
-    if without := sorted(set(objects) - set(images)):
-        raise DataError(
-            f"{folder / 'labelTxt' / without[0]}.txt: no image of this name in {folder / 'images'}"
-            f"{_more(without)}"
-        )
-    if spaced := [name for name in images if len(name.split()) != 1]:
-        raise DataError(
-            f"{images[spaced[0]]}: white space in an image's name, which Task 1 files cannot hold; rename "
-            f"it and its label file, such as {'_'.join(spaced[0].split())}"
-        )
-    return [Picture(name, path, *image_size(path), objects[name]) for name, path in images.items()]
-
-
-def _more(names: Sequence[str]) -> str:
-    return f" (and {len(names) - 1} more like this)" if len(names) > 1 else ""
-
-
-# ------------------------------------------------------------------------------------------------ tiles
 
 
 class Window(NamedTuple):
@@ -585,8 +384,10 @@ class Tiles:
         return next(group for group in self._groups_of[1] if index in group)
 
     def _pixels(self, index: int) -> NDArray[np.uint8]:
-        """Pixels of a picture. The latest used stay in memory as far as the cache goes; where one goes beyond
-        all of it, it stays beside what is there until the next is read."""
+        """Pixels of a picture, from an LRU cache by bytes.
+
+        A picture larger than the whole cache is kept only until the next read.
+        """
         if self._uncached is not None and self._uncached[0] == index:
             return self._uncached[1]
         if index in self._cache:
@@ -606,222 +407,3 @@ class Tiles:
         self._cache[index] = image = picture.read()
         self._cache_left -= image.nbytes
         return image
-
-
-def batches(
-    tiles: Tiles, batch: int, start: int, stop: int, rank: int = 0, ranks: int = 1
-) -> Iterator[list[tuple[int, int]]]:
-    """Keys of `tiles` for the steps `start` to `stop`: each epoch a new order, the last odd ones left out.
-
-    Of `ranks` processes each gets an equal share of every batch, so that together they see what one would.
-    """
-    count, share = len(tiles), batch // ranks
-    per_epoch = steps_per_epoch(count, batch)
-    order, ordered = None, -1
-    for step in range(start, stop):
-        epoch, position = divmod(step, per_epoch)
-        if order is None or epoch != ordered:
-            order, ordered = tiles.order(epoch), epoch
-        # With fewer windows than a batch holds, some come again: drawn anew, by an index beyond the last.
-        first = position * batch + rank * share
-        repeat, chosen = np.divmod(np.arange(first, first + share), count)
-        yield [(epoch, int(index)) for index in order[chosen] + count * repeat]
-
-
-def steps_per_epoch(count: int, batch: int) -> int:
-    """Whole batches in `count` windows; at least one."""
-    return max(1, count // batch)
-
-
-# Makes the targets of images from their boxes, their labels and the images' (height, width).
-Assign = Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor], tuple[int, int]], Targets]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Tiles stacked for a step, with what a detector is to learn from them."""
-
-    images: torch.Tensor  # (B, S, S, 3) uint8 RGB
-    targets: Targets
-    names: list[str]
-
-    def split(self, parts: int) -> list[Batch]:
-        """The batch in so many equal parts."""
-        size = len(self.names) // parts
-        return [
-            Batch(
-                self.images[first : first + size],
-                self.targets.of_images(first, first + size),
-                self.names[first : first + size],
-            )
-            for first in range(0, parts * size, size)
-        ]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For the way from a worker: one tensor, the rest as arrays, as each tensor is a file held open."""
-        return {**self.__dict__, "targets": self.targets.map(torch.Tensor.numpy)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, targets=state["targets"].map(torch.from_numpy))
-
-    def pin_memory(self) -> Batch:
-        """For the DataLoader."""
-        return Batch(self.images.pin_memory(), self.targets.map(torch.Tensor.pin_memory), self.names)
-
-    def to(self, device: torch.device) -> Batch:
-        """The batch on a device; the host does not wait for it."""
-
-        def move(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.to(device, non_blocking=True)
-
-        return Batch(move(self.images), self.targets.map(move), self.names)
-
-
-def collate(tiles: Sequence[Tile | Exception], assign: Assign) -> Batch | Exception:
-    """Stack tiles, in a worker into shared memory; the first error takes their place."""
-    for tile in tiles:
-        if isinstance(tile, Exception):
-            return tile
-    good = [tile for tile in tiles if isinstance(tile, Tile)]
-    images = torch.from_numpy(np.stack([tile.image for tile in good]))
-    if get_worker_info() is not None:
-        # Here and not by the queue, in whose thread an error loses the batch and is waited for without end.
-        try:
-            _share(images, "tiles")
-        except DataError as error:
-            return error
-    targets = assign(
-        [torch.from_numpy(tile.boxes) for tile in good],
-        [torch.from_numpy(tile.labels) for tile in good],
-        (images.shape[1], images.shape[2]),
-    )
-    return Batch(images, targets, [tile.name for tile in good])
-
-
-# ------------------------------------------------------------------------------------------------ workers
-
-
-def _share(tensor: torch.Tensor, what: str) -> None:
-    """Move it into shared memory.
-
-    Raises:
-        DataError: there is too little.
-    """
-    try:
-        tensor.share_memory_()
-    except RuntimeError as error:
-        raise DataError(
-            f"no shared memory for {tensor.nbytes / 1e6:.0f} MB of {what} ({error}): use fewer --workers, or "
-            "give the container more (docker run --shm-size 16g)"
-        ) from error
-
-
-KILLED_WITHIN = 10.0  # seconds; only a process that the kernel cannot stop takes longer
-
-
-class _Sent:
-    """Tiles on their way to worker processes: pickled once, in shared memory.
-
-    Down the pipe of a process that begins, those of a large data set would be read only after its imports,
-    seconds later, and until then the next process would not begin.
-    """
-
-    def __init__(self, tiles: Tiles) -> None:
-        self._tiles = tiles
-        self._pickled = torch.frombuffer(bytearray(pickle.dumps(tiles)), dtype=torch.uint8)
-        _share(self._pickled, "labels")
-
-    def __getitem__(self, key: tuple[int, int]) -> Tile | Exception:
-        return self._tiles[key]
-
-    def __getstate__(self) -> torch.Tensor:
-        return self._pickled
-
-    def __setstate__(self, pickled: torch.Tensor) -> None:
-        self._tiles = pickle.loads(pickled.numpy().tobytes())
-
-
-class Loader:
-    """Batches of the keys of `Tiles`, in their order, made by worker processes or, with none, here.
-
-    Workers start afresh and are not forked: this process holds threads (OpenMP, TensorBoard, the bar), and
-    a fork may copy a lock that one of them holds. They end with `close`, or with this process.
-    """
-
-    def __init__(
-        self,
-        tiles: Tiles,
-        keys: Iterable[list[tuple[int, int]]],
-        assign: Assign,
-        workers: int,
-        pin_memory: bool = False,
-    ) -> None:
-        loader: DataLoader = DataLoader(
-            _Sent(tiles) if workers else tiles,  # type: ignore[arg-type]
-            batch_sampler=keys,
-            collate_fn=functools.partial(collate, assign=assign),
-            num_workers=workers,
-            worker_init_fn=_start_worker,
-            pin_memory=pin_memory,
-            multiprocessing_context="spawn" if workers else None,
-            generator=torch.Generator(),  # its own: the loader must not draw from the model's
-        )
-        self._batches: Iterator[Batch | Exception] | None = None
-        others = multiprocessing.active_children()
-        try:
-            with _signals_held_back() if workers else contextlib.nullcontext():
-                self._batches = iter(loader)
-        finally:
-            self._workers = [child for child in multiprocessing.active_children() if child not in others]
-            if self._batches is None:
-                self.close()
-
-    def __next__(self) -> Batch | Exception:
-        """The next batch, or the error that stands in its place."""
-        assert self._batches is not None
-        return next(self._batches)
-
-    def lost(self) -> bool:
-        """Whether a worker has ended. For after an error: its pipes break a moment before."""
-        return bool(self._workers and connection.wait([worker.sentinel for worker in self._workers], 1.0))
-
-    def close(self) -> None:
-        """End the workers: asked first, then killed, since one that hangs would hang Python's exit too."""
-        try:
-            # torch asks them when the last reference to its iterator goes, but an error's traceback holds on
-            # to one. There is no public name for it; without it the workers are killed unasked.
-            ask = getattr(self._batches, "_shutdown_workers", None)
-            if ask is not None:
-                ask()
-        finally:
-            for worker in self._workers:
-                worker.kill()
-            for worker in self._workers:
-                worker.join(KILLED_WITHIN)
-
-
-@contextlib.contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP wait until the end of the block; processes that begin in it never get them.
-
-    A worker imports torch before any line of ours runs in it, and a signal in that time would kill it.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-    try:
-        # Python's own process, which would not outlive SIGHUP. Its start unblocks the other two.
-        resource_tracker.ensure_running()
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _start_worker(_index: int) -> None:
-    # Terminals and containers signal the whole group; stopping is for the loop, which then ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    cv2.setNumThreads(0)
-    end_with_parent()  # torch looks for the parent between two tiles only, not while one hangs
