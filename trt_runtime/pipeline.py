@@ -5,9 +5,9 @@
 Tiles of several scenes share a batch, so small images fill it too. Decoding an image takes longer than
 inferring it on a GPU, and so does drawing it: several are decoded, and several written, at a time.
 
-Memory is bounded: what is read ahead, and what waits to be written, stays below `AHEAD` each, the reader
-stops when two batches wait, and a scene's pixels are let go when the next scene is asked for. Of scenes that
-are larger three are held at a time: one is read, one inferred, one drawn. The result is that of
+Memory is bounded: the pixels of what is read ahead, of what is inferred, and of what waits to be drawn stay
+below `AHEAD` each, and a scene's pixels are let go when the next scene is asked for. Of larger scenes four
+are held at a time: one is read, one waits, one is inferred, one drawn. The result is that of
 rgfl.dota.merge.detect.
 """
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 WAITING_BATCHES = 2  # prepared and not yet inferred
 WAITING_RESULTS = 8  # batches inferred: merging a large scene takes as long as some of them
-AHEAD = 1 << 28  # bytes of pixels: of images that are read before their turn, and of those to be drawn
+AHEAD = 1 << 28  # bytes of pixels: of images read before their turn, of those inferred, of those to be drawn
 
 Item = TypeVar("Item")
 Done = TypeVar("Done")
@@ -116,7 +116,7 @@ def stream(
     batch: int = 1,
     timing: Timing | None = None,
     unreadable: dict[str, str] | None = None,
-) -> Iterator[Scene]:
+) -> Generator[Scene, None, None]:
     """Scenes with their detections, in the order of `images`, as they get done.
 
     Args:
@@ -138,10 +138,11 @@ def stream(
         raise errors.InputError(f"--stride {stride}: expected 0…{size}, the side of the model's tile")
     timing = timing if timing is not None else Timing()
     started = time.perf_counter()
+    room = _Room()
 
     def inferred() -> Generator[tuple[_Owners, Any], None, None]:
-        batches = _batches(runner, images, stride, scales, batch, timing, unreadable)
-        with _ahead(batches, WAITING_BATCHES, "rgfl-reader") as ready:
+        batches = _batches(runner, images, stride, scales, batch, timing, unreadable, room)
+        with _ahead(batches, WAITING_BATCHES, "rgfl-reader") as ready, contextlib.closing(room):
             for item in ready:
                 inferring = time.perf_counter()
                 outputs = runner.infer(item.feed)
@@ -150,7 +151,7 @@ def stream(
                 yield item.owners, outputs
 
     try:
-        with _ahead(inferred(), WAITING_RESULTS, "rgfl-network") as results:
+        with _ahead(inferred(), WAITING_RESULTS, "rgfl-network") as results, contextlib.closing(room):
             for owners, outputs in results:
                 finishing = time.perf_counter()
                 found = runner.finish(outputs)
@@ -165,8 +166,10 @@ def stream(
                         timing.merge += time.perf_counter() - merging
                         timing.images += 1
                         timing.total = time.perf_counter() - started
+                        held = scene.image.nbytes
                         yield scene
                         scene.image = np.empty((0, 0, 3), np.uint8)  # whoever still holds the scene
+                        room.give(held)
     finally:
         timing.total = time.perf_counter() - started
 
@@ -185,6 +188,7 @@ def _batches(
     batch: int,
     timing: Timing,
     unreadable: dict[str, str] | None,
+    room: _Room,
 ) -> Generator[_Batch, None, None]:
     """The tiles of all images, in order, prepared `batch` at a time."""
     from rgfl.dota.images import ImageError, image_size, read_image
@@ -214,7 +218,7 @@ def _batches(
         owners.clear()
         return ready
 
-    with contextlib.closing(_side_by_side(jobs(), "rgfl-decoder")) as pixels:
+    with contextlib.closing(_side_by_side(jobs(), "rgfl-decoder", beyond=1)) as pixels:
         for name, future in zip(images, pixels, strict=True):
             try:
                 image, seconds = future.result()
@@ -226,6 +230,9 @@ def _batches(
             timing.read += seconds
             scene = Scene(name, image)
             del image, future  # only the scene holds its pixels
+            if tiles and not room.fits(scene.image.nbytes):
+                yield prepared()  # or it would be waited for in vain
+            room.take(scene.image.nbytes)
             places = places_at_scales(*scene.image.shape[:2], size=size, stride=stride, scales=scales)
             scene.windows = len(places)
             for place in places:
@@ -237,26 +244,61 @@ def _batches(
         yield prepared()
 
 
+class _Room:
+    """`AHEAD` bytes for the pixels of scenes that are being inferred; one scene always fits."""
+
+    def __init__(self) -> None:
+        self._used, self._closed = 0, False
+        self._changed = threading.Condition()
+
+    def fits(self, size: int) -> bool:
+        return not self._used or self._used + size <= AHEAD
+
+    def take(self, size: int) -> None:
+        """Wait until there is room, or nobody needs any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self.fits(size))
+            self._used += size
+
+    def give(self, size: int) -> None:
+        with self._changed:
+            self._used -= size
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
 def _side_by_side(
-    jobs: Iterable[tuple[int, Callable[[], Done]]], name: str
+    jobs: Iterable[tuple[int, Callable[[], Done]]], name: str, beyond: int = 0
 ) -> Generator[Future[Done], None, None]:
     """What comes of the jobs, in order: one on each core, and one more for each that waits.
 
     Args:
         jobs: each with the bytes of its pixels, together below `AHEAD`; asked for when there is room.
         name: of the threads.
+        beyond: jobs that may run whatever they hold, besides the one whose turn it is.
     """
     cores = usable_cores()
     waiting: deque[tuple[int, Future[Done]]] = deque()
-    with ThreadPoolExecutor(cores, name) as pool:
+    pool = ThreadPoolExecutor(cores, name)
+    try:
         for size, job in jobs:
             room = AHEAD - size
-            while waiting and (len(waiting) == 2 * cores or sum(held for held, _ in waiting) > room):
+            while len(waiting) == 2 * cores or (
+                len(waiting) > beyond and sum(held for held, _ in waiting) > room
+            ):
                 yield waiting.popleft()[1]
             waiting.append((size, pool.submit(job)))
             del job  # it may hold pixels
+            while waiting and waiting[0][1].done():  # an error is told at once
+                yield waiting.popleft()[1]
         while waiting:
             yield waiting.popleft()[1]
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager
@@ -557,6 +599,7 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
         score = max(arguments.score, threshold)
+        started = time.perf_counter()
         done = stream(
             runner,
             scenes,
@@ -590,8 +633,11 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
                 if arguments.pictures:
                     yield scene.image.nbytes, partial(draw_picture, scene.name, shown, scene.image)
 
-        for written in _side_by_side(writing(), "rgfl-writer"):
-            written.result()
+        # An error of a writer must end what still runs, before the runner is closed.
+        with contextlib.closing(done), contextlib.closing(_side_by_side(writing(), "rgfl-writer")) as files:
+            for written in files:
+                written.result()
+        timing.total = time.perf_counter() - started
         if not found:
             more = f" (and {len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
             raise errors.InputError(next(iter(unreadable.values())) + more)

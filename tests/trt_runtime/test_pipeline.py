@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import os
@@ -123,12 +124,11 @@ def test_the_reader_waits_for_the_network(tmp_path: Path) -> None:
     assert not any(thread.name.startswith("rgfl-") for thread in threading.enumerate())
 
 
-def test_the_pixels_of_one_scene_are_held_while_the_next_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A scene of 20,000 × 20,000 pixels is 1.2 GB, and three lay side by side."""
+@pytest.mark.parametrize("batch", [1, 40])  # scenes of 16 tiles
+def test_of_large_scenes_four_are_held(batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of 20,000 × 20,000 pixels is 1.2 GB; where drawing took longest 26 lay side by side."""
     monkeypatch.setattr(pipeline, "AHEAD", 400 * 400 * 3)
-    images = write_scenes(tmp_path, [(400, 400)] * 4)
+    images = write_scenes(tmp_path, [(400, 400)] * 8)
     seen: list[weakref.ref] = []
     held = []
 
@@ -140,10 +140,11 @@ def test_the_pixels_of_one_scene_are_held_while_the_next_is_read(
         return pixels
 
     monkeypatch.setattr("rgfl.dota.images.read_image", counted)
-    for scene in stream(BrightSpots(), images, stride=100):
+    for scene in stream(BrightSpots(), images, stride=100, batch=batch):
         assert scene.image.shape == (400, 400, 3)
-    assert len(held) == 4
-    assert max(held) <= 1
+        time.sleep(0.05)
+    assert len(held) == 8
+    assert max(held) <= 3
 
 
 def test_images_are_decoded_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,21 +177,88 @@ def test_pictures_are_drawn_side_by_side(
     assert len(list((out / "pictures").iterdir())) == 3
 
 
+def test_an_error_of_a_writer_is_told_at_once_and_ends_every_thread(
+    tiny_onnx: Path,
+    tiny_scenes: SimpleNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """The network's thread went on with a runner that was closed, and the process was aborted."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "a.geojson")
+
+    monkeypatch.setattr(pipeline.atomic, "write_text", full)
+    monkeypatch.setattr(pipeline, "usable_cores", lambda: 16)
+    read, plain = [], read_image
+    monkeypatch.setattr("rgfl.dota.images.read_image", lambda path: read.append(path) or plain(path))
+    monkeypatch.setattr(pipeline, "AHEAD", 1)
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(40):
+        shutil.copy(tiny_scenes.images / f"{tiny_scenes.names[0]}.png", images / f"{number}.png")
+    command = ["--model", str(tiny_onnx), "--images", str(images), "--out", str(tmp_path / "found")]
+    assert pipeline.main([*command, "--no-pictures"]) == 2
+    assert capsys.readouterr().err.endswith("a.geojson: No space left on device\n")
+    assert len(read) < 20
+    assert not any(thread.name.startswith("rgfl-") for thread in threading.enumerate())
+
+
+def test_the_time_of_a_run_holds_its_writing(
+    tiny_onnx: Path, tiny_scenes: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = draw.picture
+
+    def slow(*given: Any, **named: Any) -> np.ndarray:
+        time.sleep(0.5)
+        return plain(*given, **named)
+
+    monkeypatch.setattr(draw, "picture", slow)
+    image = str(tiny_scenes.images / f"{tiny_scenes.names[0]}.png")
+    out = tmp_path / "found"
+    assert pipeline.main(["--model", str(tiny_onnx), "--images", image, "--out", str(out)]) == 0
+    assert json.loads((out / "detections.json").read_text())["timing"]["total"] > 0.5
+
+
 @pytest.mark.parametrize(("size", "at_once"), [(pipeline.AHEAD, 1), (pipeline.AHEAD // 3, 3), (0, 4)])
 def test_what_is_done_side_by_side_holds_no_more_than_it_may(
     size: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "usable_cores", lambda: 2)
     asked: list[int] = []
+    may_end = [threading.Event() for _ in range(8)]
+
+    def job(number: int) -> int:
+        assert may_end[number].wait(timeout=20)
+        return number
 
     def jobs() -> Any:
         for number in range(8):
             asked.append(number)
-            yield size, lambda number=number: number
+            yield size, lambda number=number: job(number)
 
     for done, future in enumerate(pipeline._side_by_side(jobs(), "rgfl-test")):
-        assert future.result() == done
         assert len(asked) == min(done + at_once + 1, 8)  # one more is asked for, and waits
+        may_end[done].set()
+        assert future.result() == done
+
+
+def test_what_has_not_begun_is_not_done_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "usable_cores", lambda: 1)
+    begun: list[int] = []
+    may_end = threading.Event()
+
+    def job(number: int) -> None:
+        begun.append(number)
+        may_end.wait(timeout=20)
+
+    jobs = ((0, lambda number=number: job(number)) for number in range(8))
+    some = pipeline._side_by_side(jobs, "rgfl-test")
+    next(some)
+    threading.Timer(0.1, may_end.set).start()
+    some.close()
+    assert begun == [0]
 
 
 def test_a_bad_image_ends_the_stream_where_it_stands(tmp_path: Path) -> None:
