@@ -101,7 +101,10 @@ def test_boxes_that_are_no_detections_have_ten_times_the_tolerance(moved: float,
     other = boxes + np.float32([moved, 0, 0, 0, 0])
     levels = [Level(40, cut=False)]
     unseen = compare((boxes, scores), (other, scores), levels, score_threshold=2.0)
-    assert verify.Report(batches={1: unseen}).passed == passes
+    report = verify.Report(batches={1: unseen})
+    assert report.passed == passes
+    assert f"all, of which most are no detections, {moved:.1e} px, allowed 1e-01 px" in report.text()
+    assert "none of the boxes can be a detection" in report.text()
     seen = compare((boxes, scores), (other, scores), levels)
     assert not verify.Report(batches={1: seen}).passed
 
