@@ -18,8 +18,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from rgfl import checkpoint, errors
 from rgfl.checkpoint import CheckpointError
 from rgfl.dota.labels import CLASSES, read_classes
@@ -147,6 +145,7 @@ def _load(
 
 
 def _state(path: Path, record: Any) -> dict[str, Tensor]:
+    import torch
     from torch import Tensor
 
     for key in ("state_dict", "model"):
@@ -158,7 +157,7 @@ def _state(path: Path, record: Any) -> dict[str, Tensor]:
     found = {
         key.removeprefix("module."): value
         for key, value in dict.items(record)
-        if isinstance(key, str) and isinstance(value, Tensor)
+        if isinstance(key, str) and isinstance(value, Tensor) and value.layout == torch.strided
     }
     if not found:
         raise CheckpointError(f"{path}: no tensors in it, neither in `state_dict` nor at the top")
@@ -208,19 +207,28 @@ def _some(keys: Sequence[str]) -> str:
     return ", ".join(keys[:5]) + (", …" if len(keys) > 5 else "")
 
 
+class _PassedOver:
+    """In place of NumPy's numbers, which mmcv keeps in `meta` and nobody needs: what NumPy has to read them
+    follows whatever addresses a file holds."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
 def read_tensors(path: Path) -> Any:
-    """What a torch file holds: tensors, plain values, and NumPy's numbers, which mmcv keeps in `meta`.
+    """What a torch file holds: tensors and plain values.
 
     Raises:
         CheckpointError: no such file, not one that torch wrote, or one with other objects in it.
     """
     import torch
 
-    number = np.float64(0).__reduce__()[0]  # what makes NumPy's numbers, by its names in NumPy 1 and 2
-    numpy_names = [(number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    types = {type(np.dtype(kind)) for kind in (bool, np.int32, np.int64, np.float32, np.float64)}
+    names = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
     try:
-        with torch.serialization.safe_globals([np.dtype, *types, *numpy_names]):
+        with torch.serialization.safe_globals([(_PassedOver, name) for name in names]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error

@@ -30,6 +30,7 @@ from rgfl.chart import Line, chart
 from rgfl.curves import scores_and_curves
 from rgfl.dota.average_precision import Result
 from rgfl.errors import UserError
+from rgfl.nn.parts import Parts
 from rgfl.page_style import STYLE
 from rgfl.recipes import RECIPES, EvaluationConfig
 from rgfl.run_log import read_records
@@ -371,7 +372,7 @@ def _bar(value: float) -> str:
 
 def _recipe(run: Record) -> str:
     """Every field that decides the outcome."""
-    known = set(RECIPES["demo"]().result_fields())
+    known = {*RECIPES["demo"]().result_fields(), *(part.name for part in fields(Parts))}
     rows = "".join(
         f"<tr><td><code>{escape(key)}</code></td><td>{escape(_plain(value))}</td></tr>"
         for key, value in run.items()

@@ -471,12 +471,14 @@ def find_recipe(text: str) -> Recipe:
         raise RecipeError(f"--recipe {text}: expected one of {', '.join(RECIPES)}, or FILE.py:NAME")
     if not file.is_file():
         raise RecipeError(f"--recipe {text}: no file {file}")
+    if not file.stem.isidentifier():
+        raise RecipeError(f"--recipe {text}: expected a name that Python can import, got {file.name}")
     sys.path.insert(0, str(file.parent))  # as `python FILE.py` has it
     module = importlib.import_module(file.stem)
     if Path(module.__file__ or "").resolve() != file:
         raise RecipeError(f"--recipe {text}: Python has another module {file.stem!r}; rename the file")
     found = getattr(module, name, None)
-    recipe = found() if callable(found) else found
+    recipe = found() if callable(found) and not isinstance(found, type) else found
     if not isinstance(recipe, Recipe):
         raise RecipeError(
             f"--recipe {text}: no recipe {name!r} in {file}: a Recipe, or a function that returns one"

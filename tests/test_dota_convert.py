@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+from pathlib import Path
 from unicodedata import normalize
 
 import cv2
@@ -307,7 +308,7 @@ def test_which_labels_of_dota(tmp_path):
     assert dota.read_dota(data, version="1.5").classes == read_classes("1.5")
     (data / "val/labelTxt").symlink_to("labelTxt-v1.0/labelTxt")
     with pytest.raises(
-        ConvertError, match=r"labels of one version in all splits, got .*; choose by --version"
+        ConvertError, match=r"labels of one version in all splits, got .* then choose by --version"
     ):
         dota.read_dota(data)
     (data / "val/labelTxt").unlink()
@@ -325,6 +326,63 @@ def test_which_labels_of_dota(tmp_path):
     text(data / "val/labelTxt-v1.5/DOTA-v1.5_val.zip", "")
     with pytest.raises(ConvertError, match=r"found labelTxt-v1.5/\S+_hbb/, meta/; \S+_val.zip is not"):
         dota.read_dota(data)
+
+
+def test_own_labels_in_labeltxt_are_of_any_version_and_those_of_a_test_set_are_never_dropped(tmp_path):
+    data = published(tmp_path / "DOTA", "1.0")
+    own = data / "test/labelTxt"
+    for number in (4, 5):
+        text(own / f"P{number}.txt", V1)
+    with pytest.raises(ConvertError, match=r"one version in all splits, got \S+/test/labelTxt, .*--version"):
+        dota.read_dota(data)
+    read = dota.read_dota(data, version="1.0")
+    assert {item.label.parent for item in read.items if item.split == "test"} == {own}
+    assert not any(item.bare for item in read.items)
+    other = r"test: no oriented labels; expected labelTxt-v1.0/ …, found "
+    own = own.rename(data / "test/labelTxt-v1.5")
+    with pytest.raises(ConvertError, match=f"{other}labelTxt-v1.5/"):
+        dota.read_dota(data, version="1.0")
+    (data / "test/labelTxt").symlink_to(own.rename(tmp_path / "elsewhere"))  # of whatever version
+    with pytest.raises(ConvertError, match=f"{other}elsewhere/"):
+        dota.read_dota(data, version="1.0")
+    assert dota.read_dota(data / "test").items[0].label == data / "test/labelTxt/P4.txt"
+
+
+def test_what_lies_beside_labels_of_dota(tmp_path, monkeypatch):
+    data = published(tmp_path / "DOTA", "1.5")
+    text(data / "train/labelTxt-v1.5/readme.txt", "v1.5\n")
+    text(data / "test/ReadMe.txt", "no labels\n")
+    (data / "train/disk").symlink_to(published(tmp_path / "disk", "1.5"))  # not gone into
+    assert len(dota.read_dota(data).items) == 6
+    shutil.copytree(data / "train/labelTxt-v1.5", data / "train/again/labelTxt-v1.5")
+    for version in (None, "1.5"):
+        with pytest.raises(ConvertError, match=r"train: expected one folder .*; put the others away"):
+            dota.read_dota(data, version=version)
+    text(data / "train/labelTxt/P0.txt", V1)
+    text(data / "train/labelTxt/P1.txt", V1)
+    monkeypatch.setattr(dota, "with_subfolders", lambda folder, **_: pytest.fail(f"went into {folder}"))
+    assert dota._label_folder(data / "train", None) == data / "train/labelTxt"
+
+
+def test_folders_of_dota_that_hold_nothing_or_are_called_otherwise(tmp_path, monkeypatch):
+    data = published(tmp_path / "DOTA")
+    monkeypatch.chdir(data / "test")
+    assert [item.bare for item in dota.read_dota(Path()).items] == [True, True]
+    (tmp_path / "empty/test/images").mkdir(parents=True)
+    with pytest.raises(ConvertError, match=r"empty: expected images, got none; \S+/test: no images"):
+        dota.read_dota(tmp_path / "empty")
+    (data / "train").rename(data / "Train")
+    with pytest.raises(ConvertError, match=r"DOTA/Train: expected train/, got Train/; rename it"):
+        dota.read_dota(data)
+
+
+def test_archives_of_dota_are_no_flights(tmp_path):
+    data = tmp_path / "DOTA"
+    for number in range(20):
+        image(data / f"train/images/part{number % 2 + 1}/images/P{number}.png")
+        text(data / f"train/labelTxt-v1.0/labelTxt/P{number}.txt", V1)
+    places = with_val(placed(dota.read_dota(data).items), 0.1)
+    assert sum(place.split == "val" for place in places) == 2
 
 
 def test_images_of_dota_that_are_missing_twice_there_or_of_a_later_version(tmp_path, capsys):

@@ -145,6 +145,19 @@ def test_numbers_of_numpy_in_the_meta_are_read(detector, state, tmp_path, zipped
     assert_same_outputs(checkpoint.load_detector(tmp_path / "best.pt"), detector)
 
 
+class Forged:
+    """A number of NumPy's whose bytes NumPy takes for the address of an object."""
+
+    def __reduce__(self):
+        return np.float64(0).__reduce__()[0], (np.dtype([("a", "O")]), b"ABCDEFGH")
+
+
+def test_numbers_of_numpy_are_not_built(state, tmp_path):
+    """NumPy followed the address, and the process ended."""
+    file = write(tmp_path / "a.pth", state, {"loss": Forged()})
+    assert isinstance(foreign.read_tensors(file)["meta"]["loss"], foreign._PassedOver)
+
+
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_hostile_files_end_in_one_line_and_run_nothing(state, tmp_path, capsys):
     trace = tmp_path / "ran"
@@ -198,6 +211,14 @@ def test_a_head_of_an_impossible_shape_is_one_line(shape, message, state, tmp_pa
     assert foreign.main(["import", str(path), "--out", str(tmp_path / "out.pt")]) == 2
     assert f"{path}: " in (told := capsys.readouterr().err)
     assert message in told
+
+
+def test_a_sparse_tensor_is_no_weight(state, tmp_path):
+    sparse = torch.linspace(-2, 2, 9).to_sparse()
+    imported = foreign.import_detector(
+        write(tmp_path / "x.pth", {**state, "bbox_head.integral.project": sparse})
+    )
+    assert imported.unused == []
 
 
 def test_classes_are_dota_s_where_the_file_is_silent(state, tmp_path):

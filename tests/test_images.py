@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import rasterio
+from PIL import Image
 from rasterio.enums import ColorInterp
 from tiff_bytes import tiff_bytes
 
@@ -295,6 +296,30 @@ def test_jpeg_2000_and_mosaics_are_read(tmp_path):
     for use in (read_image, images.image_size):  # such as a data set that was downloaded
         with pytest.raises(ImageError, match=r"b.png: a VRT file, which may name other .* \.vrt, got \.png"):
             use(written(tmp_path, text.encode(), "b.png"))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("prefix", [b"", b"Exif\0\0", b"Exif\0\0\0"])
+def test_the_size_of_a_webp_with_exif_is_that_of_its_pixels_and_needs_none(
+    tmp_path, monkeypatch, orientation, prefix
+):
+    pixels, exif = Image.fromarray(noise(3)), Image.Exif()
+    exif[0x0112] = orientation
+    path, block = tmp_path / "a.webp", exif.tobytes().removeprefix(b"Exif\0\0")
+    pixels.save(path, exif=block)
+    data = path.read_bytes()[8:].replace(b"EXIF" + len(block).to_bytes(4, "little") + block, b"")
+    block = prefix + block
+    data += b"EXIF" + len(block).to_bytes(4, "little") + block + b"\0" * (len(block) % 2)
+    path.write_bytes(b"RIFF" + len(data).to_bytes(4, "little") + data)
+    size = read_image(path).shape[:2]
+    monkeypatch.setattr(images, "read_image", lambda _: pytest.fail("pixels were read"))
+    assert images.image_size(path) == size
+
+
+def test_what_a_disk_has_for_itself_is_no_folder_of_a_data_set(tmp_path):
+    for name in ("lost+found", ".Trash", "train"):
+        (tmp_path / name).mkdir()
+    assert images.subfolders(tmp_path) == [tmp_path / "train"]
 
 
 # ------------------------------------------------------------------------------------- fewer bits than 16

@@ -19,6 +19,7 @@ from rgfl.detections import Detections
 from rgfl.dota.average_precision import evaluate_detections
 from rgfl.dota.images import ImageError
 from rgfl.dota.labels import Objects
+from rgfl.nn.parts import PARTS
 from rgfl.recipes import RECIPES
 
 CLASSES = ("plane", "a<b>&'c'")  # a class file may hold any word
@@ -161,7 +162,8 @@ def test_names_of_classes_and_images_are_text(tmp_path, one):
     assert "a<b>&'c'" in parsed.text
 
 
-def test_what_the_run_is(tmp_path):
+def test_what_the_run_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(PARTS, "neck", Parsed)
     make_log(tmp_path, lr=0.5)
     text = Parsed(page.write(tmp_path).read_text()).text
     assert "50%" in text  # 40 steps of 8 epochs of 10
@@ -169,6 +171,7 @@ def test_what_the_run_is(tmp_path):
     assert "lr 0.5 0.001" in text
     assert "epochs 8 60" in text
     assert "momentum" in text  # the whole recipe
+    assert f"neck{__name__}.Parsed" in text
     assert "momentum 0.9" not in text  # which it did not change
     assert "24.6" in text  # the best mAP
     assert "at epoch 2" in text

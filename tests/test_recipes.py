@@ -326,6 +326,7 @@ def test_a_recipe_of_one_s_own_comes_from_its_file(tmp_path, monkeypatch):
         "@dataclasses.dataclass(frozen=True)\nclass Mine(ModelConfig):\n    tau: float = 1.0\n"
         "def subclassed(): return dataclasses.replace(demo(), model=Mine())\n"
     )
+    (tmp_path / "own.recipes.py").write_text("")
     monkeypatch.chdir(tmp_path)
     for name in ("short", "ready"):
         recipe, _ = parse(["--recipe", f"own_recipes.py:{name}", "--data", "d", "--out", "o", "--lr", "1"])
@@ -336,6 +337,8 @@ def test_a_recipe_of_one_s_own_comes_from_its_file(tmp_path, monkeypatch):
         ("none.py:short", f"--recipe none.py:short: no file {tmp_path / 'none.py'}"),
         ("own_recipes.py:shrot", "no recipe 'shrot' in .*own_recipes.py: a Recipe, or a function"),
         ("own_recipes.py:number", "no recipe 'number' in "),
+        ("own_recipes.py:Mine", "no recipe 'Mine' in "),
+        ("own.recipes.py:short", "expected a name that Python can import, got own.recipes.py"),
         ("own_recipes.py:subclassed", "model: expected ModelConfig, got Mine: no checkpoint keeps fields of"),
     ):
         with pytest.raises(RecipeError, match=message):

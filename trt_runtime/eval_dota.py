@@ -151,7 +151,7 @@ def evaluate_files(arguments: argparse.Namespace) -> int:
     else:
         classes = CLASSES[arguments.version or "1.0"]
     hint = "name the classes with --classes or --version, or skip other labels with --ignore-unknown"
-    truth = read_truth(arguments, classes, hint)
+    truth, left_out = read_truth(arguments, classes, hint)
     task1 = read_task1(arguments.task1, classes, images=truth)
     if not (arguments.classes or arguments.version):
         later = task1_names(arguments.task1).intersection(CLASSES["2.0"]).difference(classes)
@@ -160,7 +160,7 @@ def evaluate_files(arguments: argparse.Namespace) -> int:
                 f"--task1 {arguments.task1}: Task1_{min(later)}.txt is there: "
                 f"--version {version_of(list(later))}? --version 1.0 leaves it out"
             )
-    version = arguments.version or version_of(classes)
+    version = arguments.version or version_of([*classes, *left_out])
     result = average_precision.evaluate(task1, truth, classes, version=version)
     files: dict[Path, Callable[[], str]] = {}
     if arguments.json:
@@ -215,13 +215,14 @@ def _evaluate_images(images: dict[str, Path], arguments: argparse.Namespace) -> 
     with load_runner(arguments.model, device=arguments.device, threads=arguments.threads) as runner:
         classes = runner.spec.classes
         print(f"{runner.name}: {runner.reason}; spec {runner.spec.digest}", file=sys.stderr)
-        truth = None
+        truth: dict[str, Objects] | None = None
+        left_out: list[str] = []
         if arguments.labels:
             hint = (
                 f"{arguments.model.name} knows {', '.join(classes)}: use a model trained on these labels, "
                 "or skip other labels with --ignore-unknown"
             )
-            truth = read_truth(arguments, classes, hint)
+            truth, left_out = read_truth(arguments, classes, hint)
             images = image_set(images, truth, arguments)
         if arguments.limit:
             images = dict(list(images.items())[: arguments.limit])
@@ -242,7 +243,7 @@ def _evaluate_images(images: dict[str, Path], arguments: argparse.Namespace) -> 
             "merge_iou_threshold": MERGE_IOU,
             "limit": arguments.limit,
         }
-    result = _score(found, truth, classes, arguments)
+    result = _score(found, truth, classes, left_out, arguments)
     if result is None:
         total = sum(len(detections) for detections in found.values())
         text = f"{total} detections in {len(found)} images; without --labels there is nothing to score"
@@ -270,8 +271,10 @@ def _evaluate_images(images: dict[str, Path], arguments: argparse.Namespace) -> 
     return 0
 
 
-def read_truth(arguments: argparse.Namespace, classes: tuple[str, ...], hint: str) -> dict[str, Objects]:
-    """The label files of --labels; classes that are not in the list are an error or, if asked, ignored."""
+def read_truth(
+    arguments: argparse.Namespace, classes: tuple[str, ...], hint: str
+) -> tuple[dict[str, Objects], list[str]]:
+    """The label files of --labels, and other classes in them, which are an error unless they are ignored."""
     from rgfl.dota.labels import UnknownClassError, count_others, find_classes, read_label_folder
 
     labels = errors.existing_directory(arguments.labels, "--labels")
@@ -285,9 +288,9 @@ def read_truth(arguments: argparse.Namespace, classes: tuple[str, ...], hint: st
             raise errors.InputError(
                 f"--labels {labels}: no object of any of the classes {', '.join(classes)}; {hint}"
             )
-        return truth
+        return truth, list(left_out)
     try:
-        return read_label_folder(labels, classes)
+        return read_label_folder(labels, classes), []
     except UnknownClassError as error:
         names = ", ".join(repr(name) for name in find_classes(labels) if name not in classes)
         raise errors.InputError(f"{error.place}: unknown class {names}; {hint}") from error
@@ -484,6 +487,7 @@ def _score(
     found: Mapping[str, Detections],
     truth: Mapping[str, Objects] | None,
     classes: tuple[str, ...],
+    left_out: list[str],
     arguments: argparse.Namespace,
 ) -> Result | None:
     from rgfl.dota.average_precision import evaluate_detections
@@ -491,7 +495,8 @@ def _score(
 
     if truth is None:
         return None
-    return evaluate_detections(found, truth, classes, version=arguments.version or version_of(classes))
+    version = arguments.version or version_of([*classes, *left_out])  # as training has it
+    return evaluate_detections(found, truth, classes, version=version)
 
 
 # --- what is left ------------------------------------------------------------------------------------------

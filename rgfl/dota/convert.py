@@ -326,7 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=float,
         metavar="X",
         help="put this share of the images in val and the rest in train, where the data set has one split; "
-        "images of one sub-folder (a flight) stay together where there are several",
+        "images of one sub-folder (a flight, but not part1 …) stay together where there are several",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="another choice of --val-share [0]")
     parser.add_argument(

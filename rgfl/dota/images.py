@@ -59,8 +59,9 @@ def find_images(directory: Path | str) -> dict[str, Path]:
 
 
 def subfolders(directory: Path) -> list[Path]:
-    """Folders directly in `directory`, sorted; no hidden ones."""
-    return [path for path in sorted(directory.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    """Folders directly in `directory`, sorted; no hidden ones, nor what a disk has for itself."""
+    found = sorted(directory.iterdir())
+    return [path for path in found if path.is_dir() and not path.name.startswith((".", "lost+found"))]
 
 
 def with_subfolders(directory: Path, passed: Callable[[Path], bool] = lambda _: False) -> Iterator[Path]:
@@ -167,6 +168,12 @@ def _swapped_by_exif(kind: str | None, exif: bytes) -> bool | None:
         chunk = b"eXIf" + exif.removeprefix(b"Exif\0\0")
         length, check = (len(chunk) - 4).to_bytes(4, "big"), zlib.crc32(chunk).to_bytes(4, "big")
         data = whole[:33] + length + chunk + check + whole[33:]  # after the header
+    elif kind == "WEBP":
+        whole = cv2.imencode(".webp", narrow)[1].tobytes()
+        head = b"VP8X\x0a\0\0\0\x08\0\0\0\0\0\0\x01\0\0"  # 10 bytes: has EXIF, width − 1, height − 1
+        chunk = b"EXIF" + len(exif).to_bytes(4, "little") + exif + b"\0" * (len(exif) % 2)
+        data = b"WEBP" + head + whole[12:] + chunk
+        data = b"RIFF" + len(data).to_bytes(4, "little") + data
     else:
         return None
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)

@@ -15,6 +15,7 @@ CONVERT = "python -m rgfl.dota.convert"
 # DOTA's folders of horizontal labels (Train_Task2_gt/trainset_reclabelTxt, DOTA-v1.5_train_hbb) and of none
 NOT_ORIENTED = re.compile(r"hbb|task2|reclabel|\bmeta\b", re.IGNORECASE)
 VERSION = re.compile(r"v(1\.0|1\.5|2\.0)", re.IGNORECASE)
+ORIENTED = re.compile(rf"labeltxt|{VERSION.pattern}", re.IGNORECASE)
 
 
 def nearby(folder: Path, suffixes: Sequence[str]) -> str:

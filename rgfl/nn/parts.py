@@ -22,7 +22,13 @@ class Parts:
     def names(self) -> dict[str, str]:
         """Those that are not ours: `{"neck": "my_neck.Bilinear"}`."""
         own = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: f"{part.__module__}.{part.__qualname__}" for name, part in own.items() if part}
+        return {name: _name(part) for name, part in own.items() if part}
+
+
+def _name(part: Any) -> str:
+    """`my_neck.Bilinear`; of a callable without a name, such as functools.partial's, that of its class."""
+    named = part if hasattr(part, "__qualname__") else type(part)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 PARTS = Parts()

@@ -2,7 +2,7 @@
 
 Each test runs with the kernels emulated on the CPU, on any machine (threads, warps and blocks in shuffled
 orders, see emulator/cuda_runtime.h; every access to memory checked, see emulator/checker.cpp), once as g++
-compiles them and twice as nvcc does (see emulator/ptx.py); and on the GPU where there is one.
+compiles them and thrice as nvcc does (see emulator/ptx.py); and on the GPU where there is one.
 """
 
 from __future__ import annotations
@@ -157,10 +157,12 @@ class OnGpu:
         return Result(**{name: tensor.cpu().numpy() for name, tensor in out.items()})
 
 
-# nvcc holds two compilers, one for GPUs up to Hopper and one from Blackwell on.
-@pytest.fixture(
-    params=["emulated", "PTX for 7.5", "PTX for 10.0", pytest.param("gpu", marks=pytest.mark.gpu)]
-)
+# nvcc holds two compilers, one for GPUs up to Hopper and one from Blackwell on, of whose PTX that for 10.3
+# is another; all others of their generation get these same instructions.
+PTX = ["PTX for 7.5", "PTX for 10.0", "PTX for 10.3"]
+
+
+@pytest.fixture(params=["emulated", *PTX, pytest.param("gpu", marks=pytest.mark.gpu)])
 def nms(request: pytest.FixtureRequest) -> Emulated | OnGpu:
     if request.param == "emulated":
         return Emulated(request.getfixturevalue("emulated_kernels"))

@@ -253,7 +253,17 @@ def test_classes_that_are_not_the_models(case: Case, capsys: pytest.CaptureFixtu
     assert "--ignore-unknown" in message
     command = ["--model", case.model, "--images", case.images, "--labels", case.labels, "--ignore-unknown"]
     assert eval_dota.main(list(map(str, command))) == 0
-    assert "note: left out, as their classes are not evaluated: 1 bicycle\n" in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert "note: left out, as their classes are not evaluated: 1 bicycle\n" in shown.err
+    assert "DOTA-v1.0" in shown.out
+    labels = case.labels / "P0003.txt"
+    text = labels.read_text()
+    labels.write_text(
+        text.replace("bicycle", "container-crane")
+    )  # labels of 1.5 have its rule, as in training
+    assert eval_dota.main(list(map(str, command))) == 0
+    assert "DOTA-v1.5" in capsys.readouterr().out
+    labels.write_text(text)
     message = case.fails(capsys, model=None, images=None, task1=case.root, version="1.0")
     assert "--classes" in message
     assert "bicycle" in message

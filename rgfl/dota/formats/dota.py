@@ -11,7 +11,7 @@ import numpy as np
 from rgfl.dota.formats.dataset import ConvertError, Dataset, Item, Size, read_name_file
 from rgfl.dota.images import find_images, subfolders, with_subfolders
 from rgfl.dota.labels import CLASSES, Objects, find_classes, in_order, read_labels
-from rgfl.dota.nearby import NOT_ORIENTED, VERSION, packed
+from rgfl.dota.nearby import NOT_ORIENTED, ORIENTED, VERSION, packed
 
 TESTS = ("test", "test-dev", "test-challenge")  # published without labels
 
@@ -21,7 +21,8 @@ def read_dota(data: Path, classes: Sequence[str] | None = None, *, version: str 
 
     Images are those of images/ with the folders in it (part1/images …), or of the split's other folders.
     Labels are those in labelTxt/, else in the one folder whose path names a version (labelTxt-v1.0/labelTxt,
-    labelTxt-v1.5/DOTA-v1.5_train …) and does not say that its boxes are horizontal.
+    labelTxt-v1.5/DOTA-v1.5_train …) and does not say that its boxes are horizontal. With `version` they are
+    those of the folder that names it, else those of a labelTxt/ that names none.
 
     Args:
         classes: those to take; None: of classes.txt, of the version of the labels, else all that occur.
@@ -29,11 +30,14 @@ def read_dota(data: Path, classes: Sequence[str] | None = None, *, version: str 
     """
     splits = _splits(data)
     labels = {split: _label_folder(folder, version) for split, folder in splits.items()}
-    versions = {_version(folder, splits[split]) for split, folder in labels.items() if folder}
+    versions = {
+        _version(folder, splits[split]) or version or "" for split, folder in labels.items() if folder
+    }
     if len(versions) > 1:
         shown = ", ".join(str(folder) for folder in labels.values() if folder)
         raise ConvertError(
-            f"{data}: expected labels of one version in all splits, got {shown}; choose by --version"
+            f"{data}: expected labels of one version in all splits, got {shown}; unpack those of one version "
+            "in each, then choose by --version"
         )
     official = CLASSES.get(version or next(iter(versions), ""))
     occurring: set[str] = set()
@@ -55,6 +59,8 @@ def read_dota(data: Path, classes: Sequence[str] | None = None, *, version: str 
             items += [Item(split, image, None, annotated=False, bare=True) for image in images.values()]
         else:
             notes.append(f"{folder}: no images, left out{packed(folder)}")
+    if not items:
+        raise ConvertError(f"{data}: expected images, got none; {'; '.join(notes)}")
 
     def read(item: Item, _: Size) -> Objects | None:
         if item.label is None:
@@ -71,37 +77,49 @@ def _splits(data: Path) -> dict[str, Path]:
         raise ConvertError(f"--data {data}: no such folder")
     if (data / "labelTxt").is_dir():
         return {"": data}
-    found = {
-        path.name: path
-        for path in subfolders(data)
-        if path.name in ("train", "val", *TESTS) or (path / "labelTxt").is_dir()
-    }
+    known = ("train", "val", *TESTS)
+    folders = subfolders(data)
+    for path in folders:
+        if (lower := path.name.lower()) in known and path.name != lower:
+            raise ConvertError(f"{path}: expected {lower}/, got {path.name}/; rename it")
+    found = {path.name: path for path in folders if path.name in known or (path / "labelTxt").is_dir()}
     return found or {"": data}
 
 
 def _label_folder(split: Path, version: str | None) -> Path | None:
     """Where the oriented labels of a split are; None for a test set, which has none."""
-    below = with_subfolders(split, passed=lambda path: path.name == "images")
+    plain = split / "labelTxt"
+    if not version and plain.is_dir() and _text_files(plain) and _is_oriented(plain, split):
+        return plain
+    below = with_subfolders(split, passed=lambda path: _no_labels(path, split))
     found = [folder for folder in below if _text_files(folder)]
-    oriented = [folder for folder in found if not NOT_ORIENTED.search(_within(folder, split))]
-    if version:
-        choice = [folder for folder in oriented if _version(folder, split) == version]
-    elif (plain := split / "labelTxt") in oriented:
-        choice = [plain]
-    else:
-        choice = [folder for folder in oriented if _version(folder, split)]
-        choice = choice or [folder for folder in oriented if "labeltxt" in _within(folder, split).lower()]
+    oriented = {folder: _version(folder, split) for folder in found if _is_oriented(folder, split)}
+    choice = [folder for folder, named in oriented.items() if named and version in (None, named)]
+    choice = choice or [f for f in oriented if not version or (f == plain and not f.is_symlink())]
     if len(choice) == 1:
         return choice[0]
     if choice:
         shown = ", ".join(f"{_within(folder, split)}/" for folder in choice)
-        todo = "put the others away" if version or not _version(choice[0], split) else "choose by --version"
+        several = len({oriented[folder] for folder in choice}) > 1
+        todo = "choose by --version" if several else "put the others away"
         raise ConvertError(f"{split}: expected one folder of labels, got {shown}; {todo}")
-    if split.name in TESTS:
+    if split.absolute().name in TESTS and not oriented:
         return None
     expected = f"labelTxt-v{version}/ …" if version else "labelTxt/ or, as published, labelTxt-v1.0/ …"
     shown = ", ".join(f"{_within(folder, split)}/" for folder in found) or "no .txt file"
     raise ConvertError(f"{split}: no oriented labels; expected {expected}, found {shown}{packed(split)}")
+
+
+def _no_labels(path: Path, split: Path) -> bool:
+    """Whether a folder is of images, or a link to what is not named as labels are, as to a whole disk."""
+    return path.name == "images" or (path.is_symlink() and not _is_oriented(path, split))
+
+
+def _is_oriented(folder: Path, split: Path) -> bool:
+    """Whether a folder is named as oriented labels are."""
+    place = _within(folder, split)
+    named = folder.name == "labelTxt" or ORIENTED.search(place)
+    return bool(named) and not NOT_ORIENTED.search(place)
 
 
 def _version(folder: Path, split: Path) -> str:
@@ -117,7 +135,8 @@ def _within(folder: Path, split: Path) -> str:
 
 
 def _text_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*.txt") if not path.name.startswith("."))
+    """The label files in a folder, sorted."""
+    return sorted(path for path in folder.glob("*.txt") if not path.name.lower().startswith((".", "readme")))
 
 
 def _images(split: Path) -> dict[str, Path]:

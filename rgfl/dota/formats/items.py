@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from rgfl.dota.formats.dataset import SPLITS, ConvertError, Item
 from rgfl.dota.tiling import place_of
+
+ARCHIVE_PART = re.compile(r"part[-_]?\d+", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ def with_val(places: Sequence[Placed], share: float, seed: int = 0) -> list[Plac
     """The annotated images of a data set with one split, in train and val, by a hash of names and `seed`.
 
     Neighbouring frames of a flight, and overlapping tiles of an image, are too much alike to judge by:
-    sub-folders stay whole where there are several, and so do the tiles of an image.
+    sub-folders stay whole where there are several, and so do the tiles of an image. The parts that an
+    archive came in (part1 …) are no such folders.
 
     Args:
         share: of the images that go to val, in (0, 1); whole sub-folders come as near to it as they can.
@@ -81,7 +85,10 @@ def with_val(places: Sequence[Placed], share: float, seed: int = 0) -> list[Plac
             f"--val-share: expected a data set of one split, train, got {', '.join(filter(None, splits))}; "
             "leave the flag out"
         )
-    groups = ["/".join(folder) for folder in _sub_folders([place.item for place in train])]
+    groups = [
+        "/".join(name for name in folder if not ARCHIVE_PART.fullmatch(name))
+        for folder in _sub_folders([place.item for place in train])
+    ]
     if len(set(groups)) == 1:
         groups = [tile[0] if (tile := place_of(place.name)) else place.name for place in train]
     sizes = Counter(groups)

@@ -8,8 +8,8 @@
 //     block by its barriers, and the blocks of a launch by nothing;
 //   - launches follow each other;
 //   - volatile and atomic accesses are strong: they do not race with each other.
-// Memory is looked at in words of four bytes. What it does not see: an access further than `red_zone` beyond
-// an array, and of shared memory its bounds and first values, but in kernels translated from PTX (ptx.py).
+// Memory is looked at in words of four bytes. What it sees in kernels translated from PTX (ptx.py) alone: an
+// access further than `red_zone` beyond an array, and of shared memory its bounds and first values.
 // It also counts a kernel's atomic additions, since a result does not show what it took.
 #include <cxxabi.h>
 #include <dlfcn.h>
@@ -127,13 +127,14 @@ void begin_block(const Place& place) {
     }
 }
 
-void look(const void* address, size_t bytes, Access access) {
+// Whether the memory is there. What lies in no array is the block's shared memory, unless `global`.
+bool look(const void* address, size_t bytes, Access access, bool global = false) {
     if (!watching.load(std::memory_order_relaxed)) {
-        return;
+        return true;
     }
     Place place{};
     if (!find_place(address, place)) {
-        return;  // on the host, or the thread's own stack
+        return true;  // on the host, or the thread's own stack
     }
     const auto first = reinterpret_cast<uintptr_t>(address), last = first + bytes;
     for (Array& array : arrays) {
@@ -143,7 +144,7 @@ void look(const void* address, size_t bytes, Access access) {
         const auto where = array.name + " + " + std::to_string(static_cast<int64_t>(first - array.begin));
         if (first < array.begin || last > array.end) {
             report(place, access.write ? "out of bounds, a write to" : "out of bounds, a read of", where);
-            return;
+            return false;
         }
         if (!access.write) {
             unsigned none = 0;
@@ -161,17 +162,24 @@ void look(const void* address, size_t bytes, Access access) {
             word.written |= access.write;
             touch(word, place, access, array.name, 4 * i);
         }
-        return;
+        return true;
+    }
+    if (global) {
+        report(place, access.write ? "out of bounds, a write to" : "out of bounds, a read of", "memory of no array");
+        return false;
     }
     begin_block(place);
     for (uintptr_t i = first / 4; i <= (last - 1) / 4; ++i) {
         touch(shared_words[i], place, access, "shared memory", 4 * i);
     }
+    return true;
 }
 
 }  // namespace
 
-void accessed(const void* memory, size_t bytes, bool write, bool strong) { look(memory, bytes, {write, strong}); }
+bool accessed(const void* memory, size_t bytes, bool write, bool strong) {
+    return look(memory, bytes, {write, strong}, true);
+}
 
 bool shared_accessed(const char* shared, size_t size, size_t begin, size_t bytes, bool write, bool strong) {
     Place place{};

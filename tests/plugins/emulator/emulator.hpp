@@ -35,8 +35,9 @@ struct Translation {
 // Null where no kernel is translated.
 const Translation* translation(const void* kernel, size_t parameter_bytes);
 
-void accessed(const void* memory, size_t bytes, bool write, bool strong);
-// Of the block's shared memory, which has `size` bytes. False outside of it.
+// Of global memory; false outside of all arrays.
+bool accessed(const void* memory, size_t bytes, bool write, bool strong);
+// Of the block's shared memory, which has `size` bytes; false outside of it.
 bool shared_accessed(const char* shared, size_t size, size_t begin, size_t bytes, bool write, bool strong);
 // By an atomic addition.
 void added();

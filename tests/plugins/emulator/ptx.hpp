@@ -57,8 +57,7 @@ inline void expect_aligned(uint64_t address, size_t bytes) {
 inline void* global(uint64_t address, size_t bytes, bool write, bool strong) {
     expect_aligned(address, bytes);
     void* memory = reinterpret_cast<void*>(address);
-    emulator::accessed(memory, bytes, write, strong);
-    return memory;
+    return emulator::accessed(memory, bytes, write, strong) ? memory : nullptr;
 }
 inline void* of_block(Shared shared, uint32_t address, size_t bytes, bool write, bool strong) {
     expect_aligned(address, bytes);
@@ -77,11 +76,14 @@ void write(void* memory, T value) {
 
 template <class T, class Register>
 void load_global(uint64_t address, bool strong, Register& to) {
-    put<T>(to, read<T>(global(address, sizeof(T), false, strong)));
+    const void* memory = global(address, sizeof(T), false, strong);
+    put<T>(to, memory == nullptr ? T{} : read<T>(memory));
 }
 template <class T>
 void store_global(uint64_t address, bool strong, T value) {
-    write(global(address, sizeof(T), true, strong), value);
+    if (void* memory = global(address, sizeof(T), true, strong)) {
+        write(memory, value);
+    }
 }
 template <class T, class Register>
 void load_shared(Shared shared, uint32_t address, bool strong, Register& to) {
@@ -108,8 +110,9 @@ void store_own(uint64_t address, Values... values) {
 
 inline uint32_t add_global(uint64_t address, uint32_t value) {
     global(address, 4, false, true);
+    void* memory = global(address, 4, true, true);
     emulator::added();
-    return __atomic_fetch_add(static_cast<uint32_t*>(global(address, 4, true, true)), value, __ATOMIC_RELAXED);
+    return memory == nullptr ? 0 : __atomic_fetch_add(static_cast<uint32_t*>(memory), value, __ATOMIC_RELAXED);
 }
 inline uint32_t or_shared(Shared shared, uint32_t address, uint32_t value) {
     of_block(shared, address, 4, false, true);
@@ -177,10 +180,7 @@ T min(T a, T b) {
     }
 }
 inline int32_t truncated(double value) {
-    return value != value      ? 0
-           : value <= INT32_MIN ? INT32_MIN
-           : value >= INT32_MAX ? INT32_MAX
-                                : static_cast<int32_t>(value);
+    return value >= INT32_MAX ? INT32_MAX : value > INT32_MIN ? static_cast<int32_t>(value) : INT32_MIN;  // NaN, too
 }
 // How far to the left its first bit may be moved.
 inline uint32_t shift_of(uint32_t bits) {

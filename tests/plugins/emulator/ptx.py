@@ -53,19 +53,23 @@ OPERATIONS = {
         "not": "~{a}",
         "shl": "shl({a}, {b_u32})",
         "shr": "shr({a}, {b_u32})",
-        "shf.l.wrap": "funnel_left({a}, {b}, {c})",
-        "bfi": "inserted({a}, {b}, {c_u32}, {d_u32})",
-        "bfind.shiftamt": "shift_of({a})",
-        "brev": "reversed({a})",
         "popc": "uint32_t(__builtin_popcountll({a}))",
         "cvta.to.global": "{a}",
-        "vote.sync.ballot": "__ballot_sync({b}, {a_pred})",
-        "shfl.sync.idx": "shuffle_idx({a}, {b}, {c}, {d}, {inside})",
-        "shfl.sync.up": "shuffle_up({a}, {b}, {c}, {d}, {inside})",
-        "shfl.sync.bfly": "shuffle_bfly({a}, {b}, {c}, {d}, {inside})",
-        "atom.global.add": "add_global({a_address}, {b})",
-        "atom.shared.or": "or_shared(shared, {a_shared}, {b})",
     },
+}
+# Of one type alone.
+SINGLE_OPERATIONS = {
+    "bfind.shiftamt.u32": "shift_of({a})",
+    "brev.b32": "reversed({a})",
+    "bfi.b32": "uint32_t(inserted({a}, {b}, {c_u32}, {d_u32}))",
+    "bfi.b64": "inserted({a}, {b}, {c_u32}, {d_u32})",
+    "shf.l.wrap.b32": "funnel_left({a}, {b}, {c})",
+    "vote.sync.ballot.b32": "__ballot_sync({b}, {a_pred})",
+    "shfl.sync.idx.b32": "shuffle_idx({a}, {b}, {c}, {d}, {inside})",
+    "shfl.sync.up.b32": "shuffle_up({a}, {b}, {c}, {d}, {inside})",
+    "shfl.sync.bfly.b32": "shuffle_bfly({a}, {b}, {c}, {d}, {inside})",
+    "atom.global.add.u32": "add_global({a_address}, {b})",
+    "atom.shared.or.b32": "or_shared(shared, {a_shared}, {b})",
 }
 CONVERSIONS = {
     "rn.f32.f64": "static_cast<float>({a})",
@@ -170,9 +174,11 @@ class _Kernel:
         if opcode == "mov.b64" and "{" in operands[1]:
             low, high = (self._value(each, "u32") for each in _split(operands[1].strip("{}")))
             return f"{_register(operands[0])} = packed({low}, {high});"
-        if opcode == "bar.red.or.pred" and operands.pop(1) != "0":
+        if opcode == "bar.red.or.pred" and (operands.pop(1) != "0" or len(operands) != 2):
             raise PtxError("another barrier")
         destination, _, inside = operands[0].partition("|")
+        if inside and not opcode.startswith("shfl."):
+            raise PtxError("two destinations")
         target, template = _operation(name, type_)
         operation = template.format_map(_Operands(self, operands[1:], type_.replace("f16", "b16"), inside))
         return f"put<{TYPES[target]}>({_register(destination)}, {operation});"
@@ -224,7 +230,7 @@ def _operation(name: str, type_: str) -> tuple[str, str]:
     """The type of the result, and how it is computed."""
     if name.startswith("cvt."):
         target = name.rsplit(".", 1)[1]
-        if type_[0] in "us" and target[0] in "us":
+        if name.count(".") == 1 and type_[0] in "us" and target[0] in "us":
             return target, f"static_cast<{TYPES[target]}>({{a}})"
         return target, CONVERSIONS[f"{name}.{type_}".removeprefix("cvt.")]
     if name.startswith("setp."):
@@ -233,6 +239,8 @@ def _operation(name: str, type_: str) -> tuple[str, str]:
     if name == "mul.wide":
         target = f"{type_[0]}{2 * int(type_[1:])}"
         return target, "{c}({{a}}) * {c}({{b}})".format(c=TYPES[target])
+    if one_type := SINGLE_OPERATIONS.get(f"{name}.{type_}"):
+        return type_, one_type
     kind = type_ if type_ == "pred" else "float" if type_.startswith("f") else "integer"
     return "u32" if name == "popc" else type_, (EVERY_TYPE | OPERATIONS[kind])[name]
 
