@@ -358,16 +358,17 @@ def _detect(
     states = {name: stamp(path) for name, path in left.items()}  # before they are read
     unreadable: dict[str, str] = {}
 
+    scenes = stream(
+        runner,
+        left,
+        stride=arguments.stride,
+        scales=arguments.scales,
+        batch=arguments.batch,
+        timing=timing,
+        unreadable=unreadable,
+    )
+
     def entries() -> Iterator[dict[str, Any]]:
-        scenes = stream(
-            runner,
-            left,
-            stride=arguments.stride,
-            scales=arguments.scales,
-            batch=arguments.batch,
-            timing=timing,
-            unreadable=unreadable,
-        )
         for scene in scenes:
             if scene.name in drawn:
                 picture = draw.picture(
@@ -382,7 +383,8 @@ def _detect(
         yield from ({"error": reason} for reason in unreadable.values())
 
     place = journal or Path(os.devnull)
-    failed = follow(entries(), place, done, len(images), task=runner.path.name, progress=True)
+    with contextlib.closing(scenes):  # an error must end what still runs, before the runner is closed
+        failed = follow(entries(), place, done, len(images), task=runner.path.name, progress=True)
     if failed:
         for reason in failed:
             print(f"eval_dota: cannot be read: {reason}", file=sys.stderr)

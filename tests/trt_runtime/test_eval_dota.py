@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 
 from rgfl.detections import Detections
-from rgfl.dota import labels
+from rgfl.dota import journal, labels
 from rgfl.trt_runtime import eval_dota, pipeline
 from rgfl.trt_runtime.pipeline import Scene
 from rgfl.trt_runtime.runners import Runner
@@ -273,6 +274,20 @@ def test_an_unreadable_image(case: Case, capsys: pytest.CaptureFixture) -> None:
     whole = (case.images / "P0002.png").read_bytes()
     (case.images / "P0002.png").write_bytes(whole[: len(whole) // 2])
     assert "P0002.png" in case.fails(capsys)
+
+
+def test_an_error_on_the_way_ends_every_thread(
+    case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    held: list[Any] = []
+
+    def full(entries: Iterator[Any], *_: object, **__: object) -> None:
+        held.extend([entries, next(entries)])
+        raise OSError(errno.ENOSPC, "No space left on device", ".F.json.journal")
+
+    monkeypatch.setattr(journal, "follow", full)
+    assert "No space left on device" in case.fails(capsys)
+    assert not any(thread.name.startswith("rgfl-") for thread in threading.enumerate())
 
 
 def test_all_unreadable_images_are_named_and_the_rest_is_kept(
