@@ -13,6 +13,7 @@ IoU ≥ .9, both ways), sizes, and the time of the network on one tile, interlea
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import sys
 from pathlib import Path
@@ -154,8 +155,11 @@ def detect(
             parts = [np.split(kept[name], ends) for name in ("boxes", "scores", "labels")]
         return dict(zip(scenes, map(Detections, *parts), strict=True))
     found = {}
-    with load_runner(path, device="cpu", threads=threads) as runner:
-        for scene in tqdm(stream(runner, scenes), total=len(scenes), unit="image", desc=path.stem):
+    with (
+        load_runner(path, device="cpu", threads=threads) as runner,
+        contextlib.closing(stream(runner, scenes)) as done,
+    ):
+        for scene in tqdm(done, total=len(scenes), unit="image", desc=path.stem):
             found[scene.name] = scene.detections
     found = {name: found[name] for name in scenes}
     columns = {

@@ -103,9 +103,14 @@ class Differences:
         return float(self.corners.max(initial=0.0))
 
     @property
-    def needed_corners(self) -> tuple[float, float]:
-        """The tolerances, px, that hold for 99.5% of the boxes that can become detections, and of all."""
-        return _held(self.corners[self.detectable]), _held(self.corners)
+    def needed_corner(self) -> float:
+        """The tolerance, px, that holds for 99.5% of the boxes that can become detections."""
+        return _held(self.corners[self.detectable])
+
+    @property
+    def needed_of_all(self) -> float:
+        """The tolerance, px, that holds for 99.5% of all boxes."""
+        return _held(self.corners)
 
     @property
     def least_overlap(self) -> float:
@@ -140,8 +145,8 @@ class Report:
     @property
     def passed(self) -> bool:
         return all(
-            found.needed_corners[0] <= self.box_tolerance
-            and found.needed_corners[1] <= UNSEEN * self.box_tolerance
+            found.needed_corner <= self.box_tolerance
+            and found.needed_of_all <= UNSEEN * self.box_tolerance
             and found.worst_score <= self.score_tolerance
             and found.least_overlap >= TURNED_IOU
             for found in self.compared
@@ -161,11 +166,11 @@ class Report:
             )
         for batch, found in self.alone.items():
             lines.append(
-                f"{batch:5d} tiles and each alone: boxes need {found.needed_corners[1]:.1e} px, "
+                f"{batch:5d} tiles and each alone: boxes need {found.needed_of_all:.1e} px, "
                 f"scores {found.worst_score:.1e}"
             )
-        needs = [found.needed_corners for found in self.batches.values()]
-        seen, every = max(need[0] for need in needs), max(need[1] for need in needs)
+        seen = max(found.needed_corner for found in self.batches.values())
+        every = max(found.needed_of_all for found in self.batches.values())
         scores = max(found.worst_score for found in self.batches.values())
         lines.append(
             f"boxes  need {seen:.1e} px, allowed {self.box_tolerance:.0e} px; all, of which most are no "

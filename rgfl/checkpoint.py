@@ -165,9 +165,9 @@ def load_detector(path: Path | str) -> Detector:
     """
     from rgfl.nn.detector import build_detector
 
-    record = load(path)
+    record, own = load(path), PARTS.names()
     for part in ("neck", "head"):  # without weights of its own, another would load and detect otherwise
-        there, here = record["parts"].get(part), PARTS.names().get(part)
+        there, here = record["parts"].get(part), own.get(part)
         if there != here:
             raise CheckpointError(
                 f"{path}: trained with {part} {there or 'of rgfl'}, and here it is {here or 'that of rgfl'}; "

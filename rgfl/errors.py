@@ -28,6 +28,9 @@ class InputError(UserError):
     """Images, labels or flags that do not fit together."""
 
 
+# What a command says on Ctrl-C that goes on where it stopped.
+GOES_ON = "stopped; the same command goes on from here"
+
 # What an installation without the extra lacks, by the name that is imported.
 EXTRAS = {
     "torch": "train",

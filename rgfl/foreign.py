@@ -146,7 +146,6 @@ def _load(
 
 def _state(path: Path, record: Any) -> dict[str, Tensor]:
     import torch
-    from torch import Tensor
 
     for key in ("state_dict", "model"):
         if isinstance(record, dict) and isinstance(dict.get(record, key), dict):
@@ -157,7 +156,7 @@ def _state(path: Path, record: Any) -> dict[str, Tensor]:
     found = {
         key.removeprefix("module."): value
         for key, value in dict.items(record)
-        if isinstance(key, str) and isinstance(value, Tensor) and value.layout == torch.strided
+        if isinstance(key, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided
     }
     if not found:
         raise CheckpointError(f"{path}: no tensors in it, neither in `state_dict` nor at the top")

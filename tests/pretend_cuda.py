@@ -18,9 +18,17 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 CUDA = torch.device("cuda", 0)
 # The host waits for the GPU: the shape of a result, or a branch of the caller, depends on values.
-WAITING = """
-    _local_scalar_dense _unique _unique2 bincount equal masked_select nonzero unique_consecutive unique_dim
-""".split()  # noqa: SIM905
+WAITING = {
+    "_local_scalar_dense",
+    "_unique",
+    "_unique2",
+    "bincount",
+    "equal",
+    "masked_select",
+    "nonzero",
+    "unique_consecutive",
+    "unique_dim",
+}
 COPYING = {"_to_copy", "copy_", "_foreach_copy_"}
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 # Besides the elementwise operations they take a single number that lies on the host.

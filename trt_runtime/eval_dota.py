@@ -322,8 +322,10 @@ def image_set(
 
 def _check_names(images: Mapping[str, Path]) -> None:
     """InputError for a name that a submission cannot hold: before the work, not after it."""
+    from rgfl.dota.labels import fits_task1
+
     for name, path in images.items():
-        if len(name.split()) != 1:
+        if not fits_task1(name):
             raise errors.InputError(
                 f"{path}: white space in an image's name, which --submission cannot hold; rename it "
                 f"and its label file, such as {'_'.join(name.split())}"

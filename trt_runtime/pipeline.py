@@ -119,6 +119,8 @@ def stream(
 ) -> Generator[Scene, None, None]:
     """Scenes with their detections, in the order of `images`, as they get done.
 
+    Its threads use the runner: close it (`contextlib.closing`) before that, where a loop may end early.
+
     Args:
         runner: takes the tiles; its spec says their size and what lies outside an image.
         images: file of each scene by name.
@@ -571,7 +573,6 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
     """The command behind `main`, with parsed arguments."""
     check_model_arguments(arguments)
     scenes = find_scenes(*arguments.images, recursive=arguments.recursive)
-    spaced = [name for name in scenes if len(name.split()) != 1]  # which Task 1 files cannot hold
     places = find_places(scenes)
     errors.new_directory(arguments.out, "--out")
     expect_no_others(arguments.out, scenes)
@@ -580,10 +581,11 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from rgfl import draw
-    from rgfl.dota.labels import write_task1
+    from rgfl.dota.labels import fits_task1, write_task1
     from rgfl.trt_runtime import machine
     from rgfl.trt_runtime.runners import load_runner
 
+    spaced = [name for name in scenes if not fits_task1(name)]
     found: dict[str, Detections] = {}
     counts: dict[str, dict[str, int]] = {}
     timing = Timing()

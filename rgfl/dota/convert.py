@@ -69,7 +69,7 @@ from rgfl.dota.formats.yolo import read_yolo, seen_objects, yolo_text
 from rgfl.dota.images import IMAGE_SUFFIXES, image_size
 from rgfl.dota.journal import failure, follow, read_journal, stamp
 from rgfl.dota.labels import CLASSES, write_labels
-from rgfl.errors import UserError, run
+from rgfl.errors import GOES_ON, UserError, run
 from rgfl.folder_lock import LOCK, lock_folder
 from rgfl.processes import usable_cores
 
@@ -355,9 +355,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--version: is for --from dota, got {options.source}")
     if options.polygons and options.source != "yolo-obb":
         parser.error(f"--polygons: is for --from yolo-obb, got {options.source}")
-    return run(
-        "convert", lambda: convert_all(options), interrupted="stopped; the same command goes on from here"
-    )
+    return run("convert", lambda: convert_all(options), interrupted=GOES_ON)
 
 
 def convert_all(options: argparse.Namespace) -> int:

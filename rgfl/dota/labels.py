@@ -615,6 +615,11 @@ def write_submission(path: Path | str, detections: Mapping[str, Detections], cla
     atomic.write_bytes(path, data.getvalue())
 
 
+def fits_task1(image: str) -> bool:
+    """Whether Task 1 files, whose fields white space parts, can hold the name of an image."""
+    return len(image.split()) == 1
+
+
 def _task1_files(detections: Mapping[str, Detections], classes: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Name and text of the `Task1_<class>.txt` of each class.
 
@@ -622,7 +627,7 @@ def _task1_files(detections: Mapping[str, Detections], classes: Sequence[str]) -
         UserError: before the first, as `to_task1`, or an image's name has white space.
     """
     for image in detections:
-        if len(image.split()) != 1:
+        if not fits_task1(image):
             raise UserError(f"image name {image!r} has white space; Task 1 files need it in one word")
     for name, found in to_task1(detections, classes).items():
         rows = zip(found.images, found.scores.tolist(), found.quads.tolist(), strict=True)

@@ -60,7 +60,7 @@ from rgfl.dota.labels import (
     write_labels,
 )
 from rgfl.dota.nearby import nearby
-from rgfl.errors import UserError, run
+from rgfl.errors import GOES_ON, UserError, run
 from rgfl.folder_lock import lock_folder
 from rgfl.processes import each, usable_cores
 from rgfl.spec import LARGEST_SIDE
@@ -650,7 +650,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes")
     options = parser.parse_args(arguments)
-    return run("tiling", lambda: cut_all(options), interrupted="stopped; the same command goes on from here")
+    return run("tiling", lambda: cut_all(options), interrupted=GOES_ON)
 
 
 def cut_all(options: argparse.Namespace) -> int:

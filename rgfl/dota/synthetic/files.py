@@ -191,9 +191,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
     add("--progress", action=argparse.BooleanOptionalAction, default=True, help="show a progress bar")
     args = parser.parse_args(None if arguments is None else list(arguments))
     classes = args.classes or (EASY_CLASSES if args.difficulty == "easy" else CLASSES)
-    return errors.run(
-        "synthetic", lambda: _draw(args, classes), interrupted="stopped; the same command goes on from here"
-    )
+    return errors.run("synthetic", lambda: _draw(args, classes), interrupted=errors.GOES_ON)
 
 
 def _draw(args: argparse.Namespace, classes: tuple[str, ...]) -> int:
