@@ -134,7 +134,6 @@ def input_shape(model: onnx.ModelProto) -> tuple[int, ...]:
 
 def save(model: onnx.ModelProto, path: Path) -> None:
     """Write `model` to `path`, whole or not at all; equal models give equal bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_bytes(path, model.SerializeToString(deterministic=True))
 
 

@@ -526,7 +526,6 @@ def _write(out: Path, data: bytes, record: dict[str, Any]) -> None:
     from rgfl import atomic
     from rgfl.trt_runtime.tensorrt_api import record_path
 
-    out.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_bytes(out, data)
     atomic.write_text(record_path(out), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 TEMPORARY_SUFFIX = ".partial"
 
 
-def write_bytes(path: Path | str, data: bytes) -> None:
-    """Write `data` under a hidden name beside `path`, then rename it: readers see all of it or none."""
+@contextmanager
+def whole(path: Path | str) -> Iterator[Path]:
+    """A hidden file beside `path`, in a folder that is made if missing. What the block writes there becomes
+    `path` at its end: readers see all of it or none. After an error `path` is as it was."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    hidden = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
-        try:
-            temporary.unlink(missing_ok=True)  # it may be a link to elsewhere
-            temporary.write_bytes(data)
-            os.replace(temporary, path)
-        except OSError as error:  # name the file that was asked for, not the hidden one
-            raise OSError(error.errno, error.strerror, str(path)) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        hidden.unlink(missing_ok=True)  # it may be a link to elsewhere
+        yield hidden
+        os.replace(hidden, path)
+    except OSError as error:
+        if error.filename not in (str(hidden), None):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # the file that was asked for
+    finally:
+        hidden.unlink(missing_ok=True)  # os.replace of two links to one file leaves both
+
+
+def write_bytes(path: Path | str, data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all."""
+    with whole(path) as hidden:
+        hidden.write_bytes(data)
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -25,6 +25,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rgfl import atomic
 from rgfl.errors import UserError
 from rgfl.nn.config import ModelConfig
 from rgfl.nn.parts import PARTS
@@ -57,7 +58,6 @@ def save(
     """
     import torch
 
-    path = Path(path)
     # The weights are here, so nobody who reads the file needs to fetch ImageNet's.
     model = dataclasses.replace(model, pretrained=False, weights="")
     record: dict[str, Any] = {
@@ -70,19 +70,10 @@ def save(
     }
     if training is not None:
         record["training"] = training
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A fixed hidden name: what a kill leaves behind, the next save removes, as it does a link to elsewhere.
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.unlink(missing_ok=True)
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(record, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with atomic.whole(path) as hidden, open(hidden, "wb") as file:
+        torch.save(record, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def load(path: Path | str) -> dict[str, Any]:

@@ -87,7 +87,6 @@ def save(image: NDArray[np.uint8], path: Path) -> None:
     done, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     if not done:
         raise OSError(f"{path}: OpenCV cannot write this kind of image")
-    path.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_bytes(path, data.tobytes())
 
 

@@ -134,7 +134,6 @@ def cache_file(path: Path, flag: str, keep: Iterable[Path] = ()) -> Path:
 def write_cache(path: Path, data: bytes, cost: str) -> None:
     """What saves time next time: where it cannot be written, that is a warning of the `cost`."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         atomic.write_bytes(path, data)
     except OSError as error:
         warnings.warn(f"{cost}: {one_line(error)}", stacklevel=3)

@@ -19,8 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
-from rgfl import checkpoint
-from rgfl.atomic import write_text
+from rgfl import atomic, checkpoint
 from rgfl.dataset import Dataset
 from rgfl.folder_lock import FolderInUse, lock_folder
 from rgfl.nn.config import ModelConfig
@@ -115,6 +114,8 @@ class RunFolder:
             raise TrainingError(f"--out {path}: cannot be made a folder: {error.strerror}") from error
         try:
             self._lock = lock_folder(path)
+            for hidden in path.glob(f".*{atomic.TEMPORARY_SUFFIX}"):  # of a save that was killed
+                hidden.unlink()
             if anew_but is not None:
                 # At once: killed before its first save, the run would else go on from the one before it.
                 for name in ("last.pt", "best.pt"):
@@ -198,5 +199,5 @@ def _continued(path: Path, step: int, evaluated: int) -> TextIO:
         for record in records
         if record["step"] <= (evaluated if record["kind"] == "eval" else step)
     ]
-    write_text(path, "".join(kept))
+    atomic.write_text(path, "".join(kept))
     return open(path, "a", encoding="utf-8", buffering=1)

@@ -173,7 +173,7 @@ def test_a_save_that_fails_leaves_the_old_file(path, detector):
 
 def test_a_link_leads_to_no_file_elsewhere(path, detector, tmp_path):
     (mine := tmp_path / "mine").write_text("mine")
-    path.with_name(f".{path.name}.partial").symlink_to(mine)
+    path.with_name(f".{path.name}.{os.getpid()}.partial").symlink_to(mine)
     save(path, SPEC, CONFIG, detector.state_dict())
     assert mine.read_text() == "mine"
     assert not path.is_symlink()

@@ -60,6 +60,16 @@ def test_links_lead_to_no_file_elsewhere(tmp_path: Path) -> None:
     assert (mine.read_text(), (folder / "a").read_text()) == ("mine", "new")
 
 
+def test_an_error_names_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()  # which no file can take the place of
+    with pytest.raises(OSError, match="/a'") as caught:
+        atomic.write_text(tmp_path / "a", "new")
+    assert caught.value.filename == str(tmp_path / "a")
+    with pytest.raises(FileNotFoundError, match="other"), atomic.whole(tmp_path / "new" / "b"):
+        (tmp_path / "other").read_text()
+    assert not list((tmp_path / "new").iterdir())
+
+
 @pytest.mark.parametrize("command", ["tiling", "convert"])
 def test_commands_wait_for_no_one_and_touch_nothing(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture

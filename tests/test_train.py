@@ -311,11 +311,13 @@ def test_killed_in_the_middle_and_resumed_is_the_same_run(data, whole, tmp_path)
         process.kill()
     with open(tmp_path / "log.jsonl", "a") as file:
         file.write('{"kind": "step", "step": 99, "lo')  # a kill may cut a line
+    (half := tmp_path / ".last.pt.7.partial").write_bytes(b"half")  # and a save
     assert 0 < checkpoint.load(tmp_path / "last.pt")["training"]["step"] < 16
 
     assert run(data, tmp_path) == 0
     assert curve(tmp_path) == curve(whole)
     assert_same_weights(tmp_path, whole)
+    assert not half.exists()
 
 
 def assert_same_weights(a, b):

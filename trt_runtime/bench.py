@@ -274,7 +274,6 @@ def benchmark(arguments: argparse.Namespace) -> int:
     print(table, end="")
     for path, text in ((arguments.json, json.dumps(record, indent=2) + "\n"), (arguments.markdown, table)):
         if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
             atomic.write_text(path, text)
     return 0
 

@@ -469,7 +469,6 @@ def _finished(
     }
     if done:
         print(f"eval_dota: {len(done)} of {len(images)} images are done, by {journal}", file=sys.stderr)
-    journal.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_text(journal, "".join(json.dumps(entry) + "\n" for entry in (head, *done.values())))
     return done
 
@@ -568,13 +567,11 @@ def _write_mistakes(
     from rgfl.dota import mistakes
 
     verdicts = mistakes.judge(found, truth, result.classes, version=result.version)
-    path.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_text(path, mistakes.to_csv(verdicts, result.classes))
     return ""
 
 
 def _write_json(path: Path, record: dict[str, Any]) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_text(path, json.dumps(record, indent=2) + "\n")
     return ""
 

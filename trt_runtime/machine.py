@@ -167,7 +167,6 @@ def write_record(folder: Path, kind: str, record: dict[str, Any], text: str = ""
     name = facts.get("gpu") or f"{facts['cpu']} {facts['cores']} cores"
     slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", name.lower())).strip("-")
     path = folder / f"{record['date'][:10]}-{kind}-{slug}.json"
-    folder.mkdir(parents=True, exist_ok=True)
     atomic.write_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     if text:
         atomic.write_text(path.with_suffix(".md"), text.rstrip("\n") + "\n")

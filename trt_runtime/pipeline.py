@@ -615,7 +615,6 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
 
         def write(name: str, shown: Detections) -> None:
             file = arguments.out / "geojson" / f"{name}.geojson"
-            file.parent.mkdir(parents=True, exist_ok=True)
             atomic.write_text(file, json.dumps(geojson(name, shown, classes)))
             if (place := places.get(name)) is not None:
                 collection = geojson(name, shown, classes, place)

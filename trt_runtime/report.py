@@ -186,7 +186,6 @@ def plot(rows: list[Row], path: Path) -> None:
     data = io.BytesIO()
     figure.savefig(data, dpi=130, format=path.suffix.lower().removeprefix("."))
     pyplot.close(figure)
-    path.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_bytes(path, data.getvalue())
 
 
@@ -229,7 +228,6 @@ def report(arguments: argparse.Namespace) -> int:
     text = markdown(rows, benchmarks)
     if arguments.plot:
         text += f"\n![mAP over latency]({_relative(arguments.plot, arguments.out)})\n"
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_text(arguments.out, text)
     print(f"{arguments.out}: {len(rows)} rows")
     return 0

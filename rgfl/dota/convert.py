@@ -202,12 +202,10 @@ def _convert_image(place: Placed, dataset: Dataset, out: Path, to: Target, link:
         counts["unlabelled"] = 1
         return entry | counts
     image, label = _files(place.key, item.image.suffix, out, to)
-    image.parent.mkdir(parents=True, exist_ok=True)
     _place_image(item.image, image, link)
     counts |= {"images": 1, "renamed": int(place.name != item.image.stem)}
     if objects is None:
         return entry | counts
-    label.parent.mkdir(parents=True, exist_ok=True)
     counts["others"] = int((objects.labels < 0).sum())
     objects = objects[objects.labels >= 0]
     if to == "yolo-obb":
@@ -222,18 +220,13 @@ def _convert_image(place: Placed, dataset: Dataset, out: Path, to: Target, link:
 
 
 def _place_image(source: Path, target: Path, link: bool) -> None:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}{atomic.TEMPORARY_SUFFIX}")
-    temporary.unlink(missing_ok=True)
-    try:
+    with atomic.whole(target) as hidden:
         try:
             if not link:
                 raise OSError
-            os.link(source.resolve(), temporary)
+            os.link(source.resolve(), hidden)
         except OSError:  # another file system, or one without links
-            shutil.copy2(source, temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)  # os.replace of two links to one file leaves both
+            shutil.copy2(source, hidden)
 
 
 def _yolo_yaml(found: Iterable[str], classes: Sequence[str]) -> str:

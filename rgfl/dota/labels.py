@@ -594,7 +594,6 @@ def _unpack(archive: Path, folder: Path, names: Collection[str]) -> None:
 def write_task1(directory: Path | str, detections: Mapping[str, Detections], classes: Sequence[str]) -> None:
     """Write `Task1_<class>.txt` for every class; `detections` are by image name without extension."""
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     for name, text in _task1_files(detections, classes):
         atomic.write_text(directory / name, text)
 
@@ -611,7 +610,6 @@ def write_submission(path: Path | str, detections: Mapping[str, Detections], cla
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, text)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     atomic.write_bytes(path, data.getvalue())
 
 
