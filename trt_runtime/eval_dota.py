@@ -429,16 +429,13 @@ def _journal(arguments: argparse.Namespace) -> Path | None:
 
 def _head(runner: Runner, arguments: argparse.Namespace, truth: Sequence[Objects]) -> dict[str, Any]:
     """First line of the journal: what decides what is found, and which pictures are drawn of it."""
-    from rgfl.dota.journal import stamp
     from rgfl.trt_runtime import machine
-    from rgfl.trt_runtime.runners import weight_files
 
     model = runner.describe()
     facts = {name: model[name] for name in ("sha256", "backend", "precision", "device")}
     flags = ("stride", "scales", "batch", "draw", "draw_limit", "draw_score")
     facts |= {name: str(getattr(arguments, name)) for name in flags}
-    weights = {path.name: stamp(path) for path in weight_files(runner.path)}
-    return facts | {"weights": weights, "truth": _digest(truth), "versions": machine.versions()}
+    return facts | {"truth": _digest(truth), "versions": machine.versions()}
 
 
 def _digest(truth: Sequence[Objects]) -> str:

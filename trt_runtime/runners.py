@@ -16,7 +16,6 @@ Engines take more: tiles that lie on the GPU, and a `fork()` for each thread (rg
 from __future__ import annotations
 
 import os
-import re
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -261,11 +260,6 @@ class OnnxRunner(Runner):
             try:
                 return onnxruntime.InferenceSession(str(path), options, providers=providers)
             except Exception as error:  # ONNX Runtime raises its own classes, one per status code
-                for file in weight_files(path):
-                    if not file.is_file():
-                        raise ModelError(
-                            f"{path}: its weights lie in {file}, which is missing; copy it there"
-                        ) from error
                 raise ModelError(
                     f"{path}: ONNX Runtime cannot load it ({_shortened(error)}); "
                     "write it anew with export/to_onnx.py"
@@ -403,16 +397,6 @@ def recognise(path: Path) -> tuple[Kind, str]:
     if by_content:
         return by_content, f"{by_content}, by its content"
     raise ModelError(f"{path}: no model; expected one of {', '.join(SUFFIXES)}")
-
-
-def weight_files(model: Path) -> list[Path]:
-    """Files beside an ONNX model that it keeps weights in, there or not, by name. The package onnx, which
-    reads them too, is no part of a runtime."""
-    content = model.read_bytes() if model.suffix.lower() == ".onnx" else b""
-    # The key of external data, then the value: its length, in one byte, and the name of a file.
-    entries = re.finditer(rb"\x08location\x12([\x01-\x7f])", content)
-    names = {content[entry.end() : entry.end() + entry[1][0]] for entry in entries}
-    return [model.parent / os.fsdecode(name) for name in sorted(names)]
 
 
 def _check_scene(scene: Any) -> None:

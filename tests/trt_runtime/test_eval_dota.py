@@ -402,25 +402,6 @@ def test_pictures_that_are_missing_or_of_other_labels_are_drawn(
     assert "images are done" not in again()
 
 
-def test_weights_outside_of_the_model_are_part_of_it(case: Case, capsys: pytest.CaptureFixture) -> None:
-    import onnx
-
-    model, weights = case.root / "m.onnx", case.root / "m.weights"
-    onnx.save(onnx.load(case.model), model, save_as_external_data=True, location=weights.name)
-    (case.images / "P0004.png").write_bytes((case.images / "P0004.png").read_bytes()[:-30])
-
-    def again() -> str:
-        command = ["--model", model, "--images", case.images, "--json", case.root / "F.json"]
-        assert eval_dota.main(list(map(str, command))) == 2
-        return capsys.readouterr().err
-
-    again()
-    (case.root / "other.data").touch()
-    assert "3 of 4 images are done" in again()
-    os.utime(weights, (1, 1))
-    assert "images are done" not in again()
-
-
 @pytest.mark.parametrize("flag", ["json", "mistakes"])
 def test_two_with_one_result_file_are_kept_apart(
     flag: str, case: Case, capsys: pytest.CaptureFixture

@@ -166,19 +166,6 @@ def test_a_graph_of_a_fixed_batch_is_refused(tiny_onnx: Path, tmp_path: Path) ->
         load_runner(tmp_path / "fixed.onnx")
 
 
-def test_missing_weights_are_named(tiny_onnx: Path, tmp_path: Path) -> None:
-    import onnx
-
-    path = tmp_path / "m.onnx"
-    onnx.save(onnx.load(tiny_onnx), path, save_as_external_data=True, location="m.weights")
-    assert runners.weight_files(path) == [tmp_path / "m.weights"]
-    load_runner(path).close()
-    (tmp_path / "m.weights").unlink()
-    with pytest.raises(ModelError, match=r"m\.onnx: its weights lie in .*m\.weights, which is missing; copy"):
-        load_runner(path)
-    assert runners.weight_files(tiny_onnx) == []
-
-
 TWO_TILES = np.zeros((2, 128, 128, 3), np.uint8)
 
 
