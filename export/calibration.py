@@ -17,6 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rgfl import errors
+from rgfl.dota.images import IMAGE_SUFFIXES, ImageError, find_images, read_image
+from rgfl.dota.nearby import nearby
+from rgfl.dota.tiling import crop, windows
 from rgfl.export.qdq import LEVELS
 from rgfl.spec import DetectorSpec
 from rgfl.trt_runtime.runners import normalised
@@ -129,9 +132,6 @@ def entropy_edge(counts: NDArray[np.int64], levels: int = LEVELS + 1, stride: in
 
 def find_calibration_images(directory: Path, count: int) -> dict[str, Path]:
     """At most `count` images, evenly spaced over the sorted names."""
-    from rgfl.dota.images import IMAGE_SUFFIXES, find_images
-    from rgfl.dota.nearby import nearby
-
     found = list(find_images(errors.existing_directory(directory, "--calib")).items())
     if not found:
         raise errors.InputError(
@@ -147,9 +147,6 @@ def tiles_of(
 
     With one of each it is the first window of the first image, and so on to the last of the last.
     """
-    from rgfl.dota.images import read_image
-    from rgfl.dota.tiling import crop, windows
-
     side = spec.tile_side
     for number, path in enumerate(images.values()):
         image = read_image(path)
@@ -240,8 +237,6 @@ def collect(
 
 def calibration_key(model_bytes: bytes, images: Mapping[str, Path], tensors: Sequence[str]) -> str:
     """Digest of all that decides the histograms: model, image files, tensors, rule."""
-    from rgfl.dota.images import ImageError
-
     digest = hashlib.sha256(f"{CALIBRATION_FORMAT} {BINS} {TILES_PER_IMAGE} {list(tensors)}".encode())
     digest.update(hashlib.sha256(model_bytes).digest())
     for name, path in images.items():

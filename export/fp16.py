@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import rgfl.plugins
 from rgfl import errors
 from rgfl.errors import ModelError
 from rgfl.export.onnx_file import FP16, FP32, INT8, ROUNDED, precision, to_model, write_notes
@@ -155,8 +156,6 @@ def _region(
 ) -> tuple[list[onnx_graphsurgeon.Node], Fp16Report]:
     """The nodes behind the first convolution that are neither decode nor NMS, and why others are not."""
     import onnx_graphsurgeon as gs
-
-    import rgfl.plugins
 
     graph.toposort()
     modules = {node.name.rpartition("/")[0].partition(".")[0] for node in graph.nodes}

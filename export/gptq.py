@@ -19,14 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rgfl.export.calibration import Network
-from rgfl.export.placement import attribute
+from rgfl.export.placement import Placement, attribute
 from rgfl.export.qdq import LEVELS, WeightSteps, weight_scale
+from rgfl.spec import DetectorSpec
 
 if TYPE_CHECKING:
     import onnx
 
-    from rgfl.export.placement import Placement
-    from rgfl.spec import DetectorSpec
 
 TILES = 64  # looked at
 # Positions of a layer's output that are looked at, over all tiles: at least POSITIONS, and PER_WEIGHT for

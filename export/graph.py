@@ -15,6 +15,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import rgfl.plugins
 from rgfl import errors
 from rgfl.errors import ModelError
 from rgfl.export.fp16 import to_fp16, to_rounded
@@ -208,8 +209,6 @@ def _norms_behind(node: onnx_graphsurgeon.Node) -> list[onnx_graphsurgeon.Node]:
 
 def has_nms(model: onnx.ModelProto) -> bool:
     """Whether a RotatedNMS node gives the outputs."""
-    import rgfl.plugins
-
     return any(node.op_type == rgfl.plugins.NAME for node in model.graph.node)
 
 
@@ -227,8 +226,6 @@ def add_nms(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of `model` that ends in a RotatedNMS node with the thresholds of its spec."""
     import numpy as np
     import onnx_graphsurgeon as gs
-
-    import rgfl.plugins
 
     check_outputs(model)
     spec = read_spec(model)
@@ -260,8 +257,6 @@ def add_nms(model: onnx.ModelProto) -> onnx.ModelProto:
 def cut_nms(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of `model` without its RotatedNMS node: outputs boxes and scores before NMS."""
     import onnx_graphsurgeon as gs
-
-    import rgfl.plugins
 
     graph = gs.import_onnx(model)
     found = [node for node in graph.nodes if node.op == rgfl.plugins.NAME]

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rgfl.export.placement import Placement
+
 if TYPE_CHECKING:
     import onnx
 
-    from rgfl.export.placement import Placement
 
 LEVELS = 127  # steps from 0 to the threshold
 LEAST = LEVELS * np.finfo(np.float32).tiny  # weights below are 0: denormal scales are not everywhere allowed

@@ -29,7 +29,9 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from rgfl import errors
+from rgfl import __version__, errors
+from rgfl.dota.average_precision import evaluate_detections
+from rgfl.dota.labels import read_labels, version_of
 from rgfl.export import onnx_file
 from rgfl.export.calibration import (
     METHOD,
@@ -50,6 +52,8 @@ from rgfl.export.gptq import TILES, round_weights
 from rgfl.export.placement import OUTPUT_MODULES, QUANTISED_MODULES, float_outputs, module_of, place
 from rgfl.export.qdq import WeightSteps, checked, insert
 from rgfl.spec import DetectorSpec
+from rgfl.trt_runtime.pipeline import stream
+from rgfl.trt_runtime.runners import load_runner
 
 if TYPE_CHECKING:
     import onnx
@@ -221,11 +225,6 @@ def mean_ap(path: Path, images: Mapping[str, Path], truth: Mapping[str, Any]) ->
     """mAP (.50:.95) over the classes that occur in `truth`, tiled, merged and scored as eval_dota.py does."""
     from tqdm import tqdm
 
-    from rgfl.dota.average_precision import evaluate_detections
-    from rgfl.dota.labels import version_of
-    from rgfl.trt_runtime.pipeline import stream
-    from rgfl.trt_runtime.runners import load_runner
-
     with load_runner(path, device="cpu") as runner:
         classes = runner.spec.classes
         done = tqdm(
@@ -314,8 +313,6 @@ class _Calibrated:
 
     def file(self, left_out: Sequence[str]) -> onnx.ModelProto:
         """What is written: the same, checked, with the spec and how it was made."""
-        from rgfl import __version__
-
         result = checked(self.insert(left_out))
         onnx_file.write_spec(
             result,
@@ -556,8 +553,6 @@ def _check(
 
 def _truth(labels: Path, images: Mapping[str, Path], spec: DetectorSpec) -> dict[str, Any]:
     """Objects on the calibration images."""
-    from rgfl.dota.labels import read_labels
-
     errors.existing_directory(labels, "--labels")
     found = {}
     for name, path in images.items():

@@ -15,8 +15,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rgfl import errors
-from rgfl.export import graph, onnx_file
+from rgfl import __version__, errors
+from rgfl.checkpoint import CheckpointError, load_detector
+from rgfl.export import graph, onnx_file, verify
+from rgfl.trt_runtime.pipeline import find_scenes
+from rgfl.trt_runtime.runners import recognise
 
 if TYPE_CHECKING:
     import onnx
@@ -47,8 +50,6 @@ def export(detector: Detector, *, float_input: bool = False, uncertainty: bool =
     """
     import torch
     from torch import nn
-
-    from rgfl import __version__
 
     class Deployed(nn.Module):
         """What leaves Python: pixels in, decoded boxes and scores out."""
@@ -114,8 +115,6 @@ def convert(arguments: argparse.Namespace) -> int:
     if arguments.out.suffix.lower() != ".onnx":
         raise errors.InputError(f"--out {arguments.out}: expected a name that ends in .onnx")
     errors.new_file(arguments.out, "--out", [arguments.checkpoint])
-    from rgfl.trt_runtime.pipeline import find_scenes
-    from rgfl.trt_runtime.runners import recognise
 
     kind, _ = recognise(arguments.checkpoint)
     if kind != "torch":
@@ -123,8 +122,6 @@ def convert(arguments: argparse.Namespace) -> int:
     images = errors.existing_directory(arguments.images, "--images") if arguments.images else None
     if images:
         find_scenes(images)  # an empty folder is told now, not after the export
-
-    from rgfl.checkpoint import CheckpointError, load_detector
 
     try:
         detector = load_detector(arguments.checkpoint)
@@ -143,8 +140,6 @@ def convert(arguments: argparse.Namespace) -> int:
     try:
         onnx_file.save(model, unverified)
         if arguments.verify:
-            from rgfl.export import verify
-
             report = verify.compare_files(arguments.checkpoint, unverified, images=images)
             print(report.text())
             if not report.passed:

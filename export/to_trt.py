@@ -24,16 +24,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rgfl import errors
+import rgfl.plugins
+from rgfl import atomic, errors
 from rgfl.errors import InputError, ModelError
-from rgfl.export import graph, onnx_file
+from rgfl.export import graph, onnx_file, quantize
+from rgfl.export.calibration import Network
 from rgfl.export.fp16 import check_patterns, to_fp16, to_rounded
+from rgfl.spec import DetectorSpec, SpecError
+from rgfl.trt_runtime import machine, tensorrt_api
+from rgfl.trt_runtime.machine import Gpu, file_facts
+from rgfl.trt_runtime.runners import INPUT_NAME
+from rgfl.trt_runtime.sample_tiles import sample_tiles
+from rgfl.trt_runtime.tensorrt_api import Api, BuildOptions, Layers, record_path
 
 if TYPE_CHECKING:
     import onnx
 
-    from rgfl.spec import DetectorSpec
-    from rgfl.trt_runtime.tensorrt_api import Api, BuildOptions, Gpu, Layers
 
 EXAMPLES = """\
 examples:
@@ -54,7 +60,6 @@ exit status: 0 written, 2 refused, with the reason in one line; nothing is left 
 
 def newest_export(folder: Path) -> Path:
     """The FP32 file with a spec below `folder` that was written last."""
-    from rgfl.spec import SpecError
 
     def hidden(path: Path) -> bool:
         return any(part.startswith(".") for part in path.relative_to(folder).parts)
@@ -89,7 +94,6 @@ def typed_model(
         ModelError, SpecError: the file is no model of ours, or FP16 does not hold its numbers.
         InputError: `calibration` or `keep_fp32` do not fit the file; before anything slow.
     """
-
     model = onnx_file.load(path)
     onnx_file.read_spec(model)
     if onnx_file.ROUNDED in onnx_file.precision(model):
@@ -119,8 +123,6 @@ def typed_model(
 
 def _quantised(path: Path, calibration: Path) -> onnx.ModelProto:
     """`path` with Q/DQ nodes, as export/quantize.py makes it."""
-    from rgfl.export import quantize
-
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / path.name
         print(quantize.quantize(path, out, calibration_images=calibration).text())
@@ -133,9 +135,6 @@ def _check_range(model: onnx.ModelProto, keep_fp32: Sequence[str]) -> None:
         print("ONNX Runtime is not installed, so whether FP16 overflows was not tried")
         return
     import numpy as np
-
-    from rgfl.export.calibration import Network
-    from rgfl.trt_runtime.sample_tiles import sample_tiles
 
     rounded, _ = to_rounded(model, keep_fp32)
     spec = onnx_file.read_spec(model)
@@ -204,8 +203,6 @@ def open_builder(
         ModelError: TensorRT makes no builder here, or cannot load `plugin`.
         InputError: it does not take the options, such as a timing cache of another version.
     """
-    from rgfl.trt_runtime import tensorrt_api
-
     log = api.new_logger(verbose)
     builder = tensorrt_api.create(api, log, "a builder", lambda: api.trt.Builder(log))
     if plugin is not None:
@@ -224,8 +221,6 @@ def build_plan(builder: EngineBuilder, model: onnx.ModelProto) -> Built:
     Raises:
         ModelError: TensorRT refuses the model, or the engine does not carry the spec.
     """
-    from rgfl.trt_runtime import tensorrt_api
-
     api, log, config = builder.api, builder.log, builder.config
     spec = onnx_file.read_spec(model)
     network = api.new_network(builder.trt_builder)
@@ -293,9 +288,6 @@ def _read_back(builder: EngineBuilder, data: bytes, spec: DetectorSpec) -> Layer
     Raises:
         ModelError: the engine cannot be loaded, or its name or tensors are not as written.
     """
-    from rgfl.trt_runtime import tensorrt_api
-    from rgfl.trt_runtime.runners import INPUT_NAME
-
     api, log = builder.api, builder.log
     runtime = tensorrt_api.new_runtime(api, log, version_compatible=builder.options.version_compatible)
     engine = tensorrt_api.create(
@@ -380,9 +372,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def convert(arguments: argparse.Namespace) -> int:
     """The command behind `main`, with parsed arguments."""
-    import rgfl.plugins
-    from rgfl.trt_runtime import tensorrt_api
-
     # Everything that can be refused is refused before the first slow step.
     if arguments.calib is not None and not arguments.int8:
         raise InputError("--calib goes with --int8")
@@ -409,7 +398,7 @@ def convert(arguments: argparse.Namespace) -> int:
         raise InputError(
             f"--int8: {path} is not quantised yet; give training images to calibrate on: --calib DIR"
         )
-    gpu = tensorrt_api.find_gpu()
+    gpu = machine.find_gpu()
     api = tensorrt_api.open_api(arguments.backend, gpu)
     print(f"backend: {api} ({api.reason}); NMS {'inside' if api.has_plugins else 'behind'} the engine")
     if api.name == "rtx":
@@ -450,8 +439,6 @@ def convert(arguments: argparse.Namespace) -> int:
 
 
 def _options(arguments: argparse.Namespace) -> BuildOptions:
-    from rgfl.trt_runtime.tensorrt_api import BuildOptions
-
     usual = arguments.min_batch if arguments.opt_batch is None else arguments.opt_batch
     greatest = max(8, usual) if arguments.max_batch is None else arguments.max_batch
     return BuildOptions(
@@ -499,8 +486,6 @@ def _record(
     command: str,
 ) -> dict[str, Any]:
     """What lies beside the engine."""
-    from rgfl.trt_runtime.machine import file_facts
-
     spec = onnx_file.read_spec(model)
     return {
         "sha256": hashlib.sha256(built.plan).hexdigest(),
@@ -523,9 +508,6 @@ def _record(
 
 def _write(out: Path, data: bytes, record: dict[str, Any]) -> None:
     """The engine, then its record; the record names its engine by digest, so a kill between is harmless."""
-    from rgfl import atomic
-    from rgfl.trt_runtime.tensorrt_api import record_path
-
     atomic.write_bytes(out, data)
     atomic.write_text(record_path(out), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 

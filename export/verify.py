@@ -32,19 +32,21 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rgfl import errors
 from rgfl.detections import Detections
+from rgfl.dota.images import read_image
+from rgfl.dota.tiling import crop, windows
 from rgfl.geometry import rotated_iou_pairwise
 from rgfl.matching import angle_distance, corner_distance, match_detections
 from rgfl.spec import DetectorSpec
-
-if TYPE_CHECKING:
-    from rgfl.trt_runtime.runners import Runner
+from rgfl.trt_runtime.pipeline import find_scenes
+from rgfl.trt_runtime.runners import Runner, load_runner, recognise
+from rgfl.trt_runtime.sample_tiles import patterned_tiles, sample_tiles
 
 BOX_TOLERANCE = 1e-2  # px
 SCORE_TOLERANCE = 1e-5
@@ -415,8 +417,6 @@ def compare_files(
     Raises:
         ModelError: a file is no model, or the two carry different specs.
     """
-    from rgfl.trt_runtime.sample_tiles import sample_tiles
-
     report = Report(box_tolerance, score_tolerance)
     with _open(reference) as first, _open(candidate) as second:
         _check_specs(first, second)
@@ -485,13 +485,8 @@ def in_batches(runner: Runner, tiles: NDArray[np.uint8], batch: int) -> list[Det
 
 def detection_tiles(spec: DetectorSpec, count: int, images: Path | None) -> NDArray[np.uint8]:
     """At most `count` tiles, spread over the images of the folder; made up without it."""
-    from rgfl.trt_runtime.sample_tiles import patterned_tiles
-
     if images is None:
         return patterned_tiles(spec.image_size, count)
-    from rgfl.dota.images import read_image
-    from rgfl.dota.tiling import crop, windows
-    from rgfl.trt_runtime.pipeline import find_scenes
 
     size = spec.tile_side
     paths = list(find_scenes(images).values())[:count]
@@ -507,8 +502,6 @@ def detection_tiles(spec: DetectorSpec, count: int, images: Path | None) -> NDAr
 
 def _open(path: Path) -> Runner:
     """The runner of `path`: on the CPU, which computes FP32 the same everywhere, but for engines."""
-    from rgfl.trt_runtime.runners import load_runner, recognise
-
     return load_runner(path, device="auto" if recognise(path)[0] == "engine" else "cpu")
 
 

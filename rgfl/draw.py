@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import colorsys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from rgfl import atomic
+from rgfl.boxes import to_quads
 from rgfl.detections import Detections
-
-if TYPE_CHECKING:
-    from rgfl.dota.labels import Objects
+from rgfl.dota.labels import Objects
 
 LONGEST_SIDE = 4096  # larger scenes are shrunk to it: a picture is for looking at
 TRUTH, DIFFICULT = (255, 255, 255), (150, 150, 150)
@@ -51,8 +50,6 @@ def picture(
         classes: names of the labels.
         truth: ground truth, drawn below in white; thin grey if difficult.
     """
-    from rgfl.boxes import to_quads
-
     scale = min(1.0, LONGEST_SIDE / max(image.shape[:2]))
     if scale < 1:
         size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
@@ -82,8 +79,6 @@ def picture(
 
 def save(image: NDArray[np.uint8], path: Path) -> None:
     """Write RGB `image` as the suffix of `path` says, whole or not at all."""
-    from rgfl import atomic
-
     done, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     if not done:
         raise OSError(f"{path}: OpenCV cannot write this kind of image")

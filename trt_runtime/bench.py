@@ -14,16 +14,15 @@ import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rgfl import atomic, errors
 from rgfl.trt_runtime import machine
-
-if TYPE_CHECKING:
-    from rgfl.trt_runtime.runners import Runner
+from rgfl.trt_runtime.runners import Runner, load_runner
+from rgfl.trt_runtime.sample_tiles import sample_tiles
 
 PARTS = ("preprocess", "network", "nms")  # by the clock of the host: prepare, infer, finish
 DEVICE_PARTS = ("copy_in", "network", "nms", "copy_out")  # of engines, by CUDA events
@@ -64,8 +63,6 @@ def measure(
         progress: show a bar on stderr.
     """
     from tqdm import tqdm
-
-    from rgfl.trt_runtime.sample_tiles import sample_tiles
 
     cases = [
         (runner, batch, sample_tiles(runner.spec, batch, images)) for batch in batches for runner in runners
@@ -234,8 +231,6 @@ def benchmark(arguments: argparse.Namespace) -> int:
     if arguments.images:
         errors.existing_directory(arguments.images, "--images")
     busy = machine.hardware().get("load_average", 0.0)
-
-    from rgfl.trt_runtime.runners import load_runner
 
     runners: list[Runner] = []
     state = {"before": machine.gpu_state()}

@@ -27,14 +27,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rgfl.boxes import canonical
 from rgfl.detections import Detections
 from rgfl.errors import ModelError, write_cache
+from rgfl.plugins import launcher
 from rgfl.spec import DetectorSpec, SpecError
-from rgfl.trt_runtime import tensorrt_api
+from rgfl.trt_runtime import machine, tensorrt_api
 from rgfl.trt_runtime.cuda_calls import Cuda, CudaError, host_view
 from rgfl.trt_runtime.device_arrays import DeviceArray, borrow, is_on_device
+from rgfl.trt_runtime.machine import Gpu
 from rgfl.trt_runtime.runners import INPUT_NAME, OUTPUT_NAMES, Runner, Tiles, normalised
-from rgfl.trt_runtime.tensorrt_api import Api, Gpu, Plan
+from rgfl.trt_runtime.tensorrt_api import Api, Plan
 
 OPTIONAL_OUTPUT = "uncertainty"  # of export/to_onnx.py --uncertainty; carried, not read
 TYPES = {"UINT8": "uint8", "FLOAT": "float32", "INT32": "int32"}
@@ -116,8 +119,6 @@ class Engine:
 
     def _load_kernels(self) -> None:
         """The CUDA NMS for behind the engine; where it was not, or cannot be, built, the CPU's takes over."""
-        from rgfl.plugins import launcher
-
         try:
             self.kernels = launcher.RotatedNms()
         except FileNotFoundError as error:
@@ -248,7 +249,7 @@ def open_engine(path: Path) -> tuple[Engine, str]:
         ModelError: it cannot run here; one line with the reason and the command that builds it anew.
     """
     plan = tensorrt_api.read_plan(path)
-    gpu = tensorrt_api.find_gpu()
+    gpu = machine.find_gpu()
     if gpu is None:
         raise ModelError(
             f"{path}: an engine needs an NVIDIA GPU, and CUDA's driver finds none here; "
@@ -496,8 +497,6 @@ class EngineRunner(Runner):
 
     def _prepare_nms(self, greatest: int) -> Callable[[Any, int], None]:
         """What enqueues the CUDA NMS on the outputs of the engine."""
-        from rgfl.plugins import launcher
-
         launch, spec = self.engine.kernels, self.spec
         settings = launcher.Settings(
             score_threshold=spec.score_threshold,
@@ -780,7 +779,6 @@ class EngineRunner(Runner):
         """Detections of each tile: the rows that count, in canonical form; or `select`'s, on the CPU."""
         if self.engine.nms == "cpu":
             return super().finish(outputs)
-        from rgfl.boxes import canonical
 
         counts, boxes, scores, labels = outputs
         found = []

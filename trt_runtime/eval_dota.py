@@ -18,14 +18,35 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from rgfl import atomic, errors
+from rgfl import atomic, draw, errors
 from rgfl.detections import Detections
+from rgfl.dota import average_precision, mistakes
+from rgfl.dota.average_precision import Result, evaluate_detections
+from rgfl.dota.journal import follow, read_journal, stamp
+from rgfl.dota.labels import (
+    CLASSES,
+    TEST_IMAGES,
+    Objects,
+    UnknownClassError,
+    count_others,
+    find_classes,
+    fits_task1,
+    read_classes,
+    read_label_folder,
+    read_task1,
+    task1_names,
+    version_of,
+    write_submission,
+)
+from rgfl.dota.merge import MERGE_IOU
+from rgfl.dota.tiling import are_tiles, default_stride
 from rgfl.folder_lock import lock_file
 from rgfl.screen import lasting
+from rgfl.trt_runtime import machine
 from rgfl.trt_runtime.pipeline import (
     Timing,
     add_model_arguments,
@@ -33,11 +54,7 @@ from rgfl.trt_runtime.pipeline import (
     find_scenes,
     stream,
 )
-
-if TYPE_CHECKING:
-    from rgfl.dota.average_precision import Result
-    from rgfl.dota.labels import Objects
-    from rgfl.trt_runtime.runners import Runner
+from rgfl.trt_runtime.runners import Runner, load_runner
 
 OUTPUTS = ("json", "submission", "mistakes")  # flags that name a file
 EXAMPLES = """\
@@ -130,10 +147,6 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def evaluate_files(arguments: argparse.Namespace) -> int:
     """Score Task 1 files; neither torch nor a model is loaded."""
-    from rgfl.dota import average_precision
-    from rgfl.dota.labels import CLASSES, read_classes, read_task1, task1_names, version_of
-    from rgfl.trt_runtime import machine
-
     unset: dict[str, Any] = {"images": None, "submission": None, "mistakes": None, "draw": None, "limit": 0}
     unset |= {"stride": 0, "scales": [1.0], "batch": 1, "threads": 0, "device": "auto"}
     for flag, value in unset.items():
@@ -208,9 +221,6 @@ def evaluate_model(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate_images(images: dict[str, Path], arguments: argparse.Namespace) -> int:
-    from rgfl.trt_runtime import machine
-    from rgfl.trt_runtime.runners import load_runner
-
     timing = Timing()
     with load_runner(arguments.model, device=arguments.device, threads=arguments.threads) as runner:
         classes = runner.spec.classes
@@ -230,9 +240,6 @@ def _evaluate_images(images: dict[str, Path], arguments: argparse.Namespace) -> 
         if arguments.submission:
             _check_names(images)
         found = _detect(runner, images, truth, arguments, timing)
-        from rgfl.dota.merge import MERGE_IOU
-        from rgfl.dota.tiling import default_stride
-
         model = runner.describe()
         settings = {
             "stride": arguments.stride or default_stride(runner.spec.tile_side),
@@ -275,8 +282,6 @@ def read_truth(
     arguments: argparse.Namespace, classes: tuple[str, ...], hint: str
 ) -> tuple[dict[str, Objects], list[str]]:
     """The label files of --labels, and other classes in them, which are an error unless they are ignored."""
-    from rgfl.dota.labels import UnknownClassError, count_others, find_classes, read_label_folder
-
     labels = errors.existing_directory(arguments.labels, "--labels")
     if arguments.ignore_unknown:
         left_out = count_others(labels, classes)
@@ -322,8 +327,6 @@ def image_set(
 
 def _check_names(images: Mapping[str, Path]) -> None:
     """InputError for a name that a submission cannot hold: before the work, not after it."""
-    from rgfl.dota.labels import fits_task1
-
     for name, path in images.items():
         if not fits_task1(name):
             raise errors.InputError(
@@ -344,9 +347,6 @@ def _detect(
     Raises:
         InputError: images that cannot be read; all others are done then.
     """
-    from rgfl import draw
-    from rgfl.dota.journal import follow, stamp
-
     drawn = {
         name: arguments.draw / f"{name}.jpg"
         for name in (list(images)[: arguments.draw_limit] if arguments.draw else [])
@@ -429,8 +429,6 @@ def _journal(arguments: argparse.Namespace) -> Path | None:
 
 def _head(runner: Runner, arguments: argparse.Namespace, truth: Sequence[Objects]) -> dict[str, Any]:
     """First line of the journal: what decides what is found, and which pictures are drawn of it."""
-    from rgfl.trt_runtime import machine
-
     model = runner.describe()
     facts = {name: model[name] for name in ("sha256", "backend", "precision", "device")}
     flags = ("stride", "scales", "batch", "draw", "draw_limit", "draw_score")
@@ -454,8 +452,6 @@ def _finished(
     Args:
         drawn: pictures, without which their images are not finished.
     """
-    from rgfl.dota.journal import read_journal, stamp
-
     entries = read_journal(journal) if journal.is_file() else []
     done = {
         entry["image"]: entry
@@ -490,9 +486,6 @@ def _score(
     left_out: list[str],
     arguments: argparse.Namespace,
 ) -> Result | None:
-    from rgfl.dota.average_precision import evaluate_detections
-    from rgfl.dota.labels import version_of
-
     if truth is None:
         return None
     version = arguments.version or version_of([*classes, *left_out])  # as training has it
@@ -534,9 +527,6 @@ def _deliver(text: str, files: Mapping[Path, Callable[[], str]], journal: Path |
 def _write_submission(
     found: Mapping[str, Detections], classes: tuple[str, ...], arguments: argparse.Namespace
 ) -> str:
-    from rgfl.dota.labels import CLASSES, TEST_IMAGES, version_of, write_submission
-    from rgfl.dota.tiling import are_tiles
-
     version = arguments.version or version_of(classes)
     official = CLASSES[version]
     missing = tuple(name for name in official if name not in classes)
@@ -561,8 +551,6 @@ def _write_submission(
 def _write_mistakes(
     found: Mapping[str, Detections], truth: Mapping[str, Objects], result: Result, path: Path
 ) -> str:
-    from rgfl.dota import mistakes
-
     verdicts = mistakes.judge(found, truth, result.classes, version=result.version)
     atomic.write_text(path, mistakes.to_csv(verdicts, result.classes))
     return ""

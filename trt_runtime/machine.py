@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
 import platform
 import re
 import sys
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -29,6 +31,40 @@ DISTRIBUTIONS = {
     "tensorrt": ("tensorrt",),
     "tensorrt_rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
 }
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The first GPU; `capability` is (8, 6) and the like, `bus_id` its PCI address, "" if unknown."""
+
+    name: str
+    capability: tuple[int, int]
+    bus_id: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} (compute capability {self.capability[0]}.{self.capability[1]})"
+
+
+def find_gpu() -> Gpu | None:
+    """The first GPU that CUDA's driver sees; asks the driver alone, no CUDA package is needed."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return None
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    name, bus_id = ctypes.create_string_buffer(256), ctypes.create_string_buffer(32)
+    calls = (
+        lambda: driver.cuInit(0),
+        lambda: driver.cuDeviceGet(ctypes.byref(device), 0),
+        lambda: driver.cuDeviceGetName(name, len(name), device),
+        lambda: driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device),
+        lambda: driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device),
+    )
+    if any(call() != 0 for call in calls):
+        return None
+    known = driver.cuDeviceGetPCIBusId(bus_id, len(bus_id), device) == 0
+    place = bus_id.value.decode() if known else ""
+    return Gpu(name.value.decode(errors="replace"), (major.value, minor.value), place)
 
 
 def versions() -> dict[str, str]:
@@ -57,7 +93,6 @@ def hardware() -> dict[str, Any]:
     }
     if hasattr(os, "getloadavg"):
         record["load_average"] = round(os.getloadavg()[0], 2)
-    from rgfl.trt_runtime.tensorrt_api import find_gpu
 
     if gpu := find_gpu():
         record["gpu"] = gpu.name
@@ -104,8 +139,6 @@ def gpu_state() -> dict[str, Any]:
     that it is asked by PCI address; {} where there is no GPU, or that library or pynvml (the package
     nvidia-ml-py) is missing. Not run on a GPU yet.
     """
-    from rgfl.trt_runtime.tensorrt_api import find_gpu
-
     try:
         import pynvml
     except ImportError:

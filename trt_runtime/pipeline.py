@@ -28,19 +28,31 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rgfl import atomic, errors
+from rgfl import atomic, draw, errors
+from rgfl.boxes import to_quads
 from rgfl.detections import Detections
+from rgfl.dota.images import (
+    IMAGE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    ImageError,
+    find_images,
+    image_size,
+    left_out,
+    read_image,
+    subfolders,
+    with_subfolders,
+)
+from rgfl.dota.labels import fits_task1, write_task1
+from rgfl.dota.merge import Part, Place, merge, places_at_scales, tile_at
 from rgfl.processes import usable_cores
-
-if TYPE_CHECKING:
-    from rgfl.dota.merge import Place
-    from rgfl.trt_runtime.georeference import Georeference
-    from rgfl.trt_runtime.runners import Runner
+from rgfl.trt_runtime import georeference, machine
+from rgfl.trt_runtime.georeference import Georeference
+from rgfl.trt_runtime.runners import Runner, load_runner
 
 WAITING_BATCHES = 2  # prepared and not yet inferred
 WAITING_RESULTS = 8  # batches inferred: merging a large scene takes as long as some of them
@@ -133,8 +145,6 @@ def stream(
     Raises:
         ImageError: without `unreadable`, a file that is no image, when its turn comes.
     """
-    from rgfl.dota.merge import Part, merge
-
     size = runner.spec.tile_side
     if not 0 <= stride <= size:
         raise errors.InputError(f"--stride {stride}: expected 0…{size}, the side of the model's tile")
@@ -193,9 +203,6 @@ def _batches(
     room: _Room,
 ) -> Generator[_Batch, None, None]:
     """The tiles of all images, in order, prepared `batch` at a time."""
-    from rgfl.dota.images import ImageError, image_size, read_image
-    from rgfl.dota.merge import places_at_scales, tile_at
-
     size = runner.spec.tile_side
     tiles: list[NDArray[np.uint8]] = []
     owners: _Owners = []
@@ -351,8 +358,6 @@ def geojson(
     With a georeference the polygons are in its coordinates instead, and the collection names them in "crs".
     The properties are in pixels always: cx, cy, width, height, and the angle in radians.
     """
-    from rgfl.boxes import to_quads
-
     boxes = detections.boxes.astype(np.float64)
     quads = to_quads(boxes).reshape(-1, 4, 2)
     rings = quads.round(3) if place is None else place.rings(quads)
@@ -385,8 +390,6 @@ def find_places(scenes: Mapping[str, Path]) -> dict[str, Georeference]:
     Raises:
         InputError: a world file is broken, or two scenes would write one file.
     """
-    from rgfl.trt_runtime import georeference
-
     found = {}
     for name, path in scenes.items():
         if (place := georeference.find(path)) is None:
@@ -423,8 +426,6 @@ def find_scenes(*paths: Path, recursive: bool | None = None) -> dict[str, Path]:
         InputError: a path leads nowhere, or to a video or a folder without images; two images share a name;
             a name is not UTF-8.
     """
-    from rgfl.dota.images import VIDEO_SUFFIXES
-
     scenes: dict[str, Path] = {}
     given = set()
     for path in paths:
@@ -453,15 +454,6 @@ def find_scenes(*paths: Path, recursive: bool | None = None) -> dict[str, Path]:
 
 def _in_folder(root: Path, recursive: bool | None) -> dict[str, Path]:
     """Images in the folder, by name; says what of it is left out."""
-    from rgfl.dota.images import (
-        IMAGE_SUFFIXES,
-        VIDEO_SUFFIXES,
-        find_images,
-        left_out,
-        subfolders,
-        with_subfolders,
-    )
-
     folders = list(with_subfolders(root, _is_drawn)) if recursive else [root]
     if not recursive and (others := subfolders(root)):
         names = ", ".join(path.name for path in others[:3])
@@ -579,11 +571,6 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
     pictures = errors.picture_directory(arguments.out / "pictures", "--out", scenes)
 
     from tqdm import tqdm
-
-    from rgfl import draw
-    from rgfl.dota.labels import fits_task1, write_task1
-    from rgfl.trt_runtime import machine
-    from rgfl.trt_runtime.runners import load_runner
 
     spaced = [name for name in scenes if not fits_task1(name)]
     found: dict[str, Detections] = {}

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from rgfl import atomic, errors
+from rgfl.trt_runtime.machine import file_facts
+from rgfl.trt_runtime.tensorrt_api import NAMES, read_plan, read_record
 
 EXAMPLES = """\
 examples:
@@ -235,9 +237,6 @@ def report(arguments: argparse.Namespace) -> int:
 
 def _engine(path: Path) -> dict[str, Any]:
     """What the build record beside an engine says of it, as a runner would describe it."""
-    from rgfl.trt_runtime.machine import file_facts
-    from rgfl.trt_runtime.tensorrt_api import NAMES, read_plan, read_record
-
     plan, record = read_plan(path), read_record(path)
     if not record:
         raise errors.InputError(

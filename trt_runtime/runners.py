@@ -26,10 +26,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rgfl.checkpoint import CheckpointError, load_detector
 from rgfl.detections import Detections
+from rgfl.dota import merge
 from rgfl.errors import ModelError, one_line
+from rgfl.postprocess import select
 from rgfl.spec import METADATA_KEY, DetectorSpec, SpecError
 from rgfl.trt_runtime.machine import file_facts, has_vnni, physical_cores
+from rgfl.trt_runtime.tensorrt_api import MAGIC
 
 # (B, H, W, 3), or B arrays (H, W, 3), such as views of a scene.
 Tiles = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
@@ -84,8 +88,6 @@ class Runner(ABC):
 
     def finish(self, outputs: Any) -> list[Detections]:
         """Detections from boxes (B, P, 5) and scores (B, P, C): threshold, top-k, NMS per class."""
-        from rgfl.postprocess import select
-
         boxes, scores = outputs
         # NMS would drop them without a word, and a broken model would pass for one that finds nothing.
         likely = ~(scores.max(axis=2) <= self.spec.score_threshold)  # NaN, too
@@ -119,8 +121,6 @@ class Runner(ABC):
         Raises:
             ValueError: the scene is of another kind, shape or type, or the runner is closed.
         """
-        from rgfl.dota import merge
-
         _check_scene(scene)
         found = merge.detect(
             scene,
@@ -194,7 +194,6 @@ class TorchRunner(Runner):
             raise ModelError(
                 f"{path}: PyTorch is needed for a checkpoint: pip install 'rgfl[train]'"
             ) from error
-        from rgfl.checkpoint import CheckpointError, load_detector
 
         if device == "cuda" and not torch.cuda.is_available():
             raise ModelError("--device cuda: PyTorch sees no GPU here; use --device cpu")
@@ -435,8 +434,6 @@ def _check_scene(scene: Any) -> None:
 
 
 def _kind_of_content(path: Path) -> Kind | None:
-    from rgfl.trt_runtime.tensorrt_api import MAGIC
-
     with path.open("rb") as file:
         head = file.read(4)
     if head in MAGIC:

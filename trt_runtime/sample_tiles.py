@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from rgfl.dota.images import IMAGE_SUFFIXES, find_images, read_image
+from rgfl.dota.nearby import nearby
 from rgfl.errors import InputError
 from rgfl.spec import DetectorSpec
 
@@ -43,9 +45,6 @@ def image_tiles(
     directory: Path, size: tuple[int, int], pad_value: Sequence[int], count: int
 ) -> NDArray[np.uint8]:
     """(count, H, W, 3): the first window of each image in `directory`, repeated if there are too few."""
-    from rgfl.dota.images import IMAGE_SUFFIXES, find_images, read_image
-    from rgfl.dota.nearby import nearby
-
     paths = list(find_images(directory).values())[:count]
     if not paths:
         raise InputError(f"--images {directory}: no image in this folder{nearby(directory, IMAGE_SUFFIXES)}")

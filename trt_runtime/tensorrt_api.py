@@ -25,8 +25,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import rgfl.plugins
 from rgfl.errors import InputError, ModelError, one_line
 from rgfl.spec import DetectorSpec
+from rgfl.trt_runtime.machine import Gpu, file_facts
 
 BackendName = Literal["tensorrt", "rtx"]
 Compatibility = Literal["none", "ampere-plus", "same-compute-capability"]
@@ -40,43 +42,6 @@ RTX_CAPABILITIES = ((7, 5), (8, 6), (8, 9), (12, 0), (12, 1))
 TURING = (7, 5)  # an engine for RTX runs there only if it was built for it alone
 # Never freed: the first logger stays TensorRT's global one for as long as anybody's builder or runtime lives.
 _LOGS: list[Any] = []
-
-
-# --- the GPU ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """The first GPU; `capability` is (8, 6) and the like, `bus_id` its PCI address, "" if unknown."""
-
-    name: str
-    capability: tuple[int, int]
-    bus_id: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.name} (compute capability {self.capability[0]}.{self.capability[1]})"
-
-
-def find_gpu() -> Gpu | None:
-    """The first GPU that CUDA's driver sees; asks the driver alone, no CUDA package is needed."""
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return None
-    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-    name, bus_id = ctypes.create_string_buffer(256), ctypes.create_string_buffer(32)
-    calls = (
-        lambda: driver.cuInit(0),
-        lambda: driver.cuDeviceGet(ctypes.byref(device), 0),
-        lambda: driver.cuDeviceGetName(name, len(name), device),
-        lambda: driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device),
-        lambda: driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device),
-    )
-    if any(call() != 0 for call in calls):
-        return None
-    known = driver.cuDeviceGetPCIBusId(bus_id, len(bus_id), device) == 0
-    place = bus_id.value.decode() if known else ""
-    return Gpu(name.value.decode(errors="replace"), (major.value, minor.value), place)
 
 
 # --- which TensorRT --------------------------------------------------------------------------------------
@@ -266,8 +231,6 @@ def load_plugin(api: Api, registry: Any, library: Path) -> None:
     Raises:
         ModelError: TensorRT cannot load `library`.
     """
-    import rgfl.plugins
-
     map_plugin(library)
     names = (rgfl.plugins.NAME, rgfl.plugins.VERSION, rgfl.plugins.NAMESPACE)
     # None also means that the process has it already, from another engine.
@@ -286,8 +249,6 @@ def new_runtime(api: Api, log: Any, *, version_compatible: bool) -> Any:
         FileNotFoundError: the plugin's library is not built.
         ModelError: TensorRT makes no runtime here, or cannot load the library.
     """
-    import rgfl.plugins
-
     runtime = create(api, log, "a runtime", lambda: api.trt.Runtime(log))
     if version_compatible:
         runtime.engine_host_code_allowed = True
@@ -533,8 +494,6 @@ def record_path(engine: Path) -> Path:
 
 def read_record(engine: Path) -> dict[str, Any]:
     """How `engine` was built, from the file beside it; {} where there is none of this very engine."""
-    from rgfl.trt_runtime.machine import file_facts
-
     try:
         record = json.loads(record_path(engine).read_text(encoding="utf-8"))
         return record if record["sha256"] == file_facts(engine)["sha256"] else {}

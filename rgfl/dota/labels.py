@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rgfl import atomic
+from rgfl.boxes import to_quads
 from rgfl.detections import Detections
 from rgfl.dota.nearby import CONVERT, nearby
 from rgfl.errors import UserError
@@ -493,8 +494,6 @@ def to_task1(detections: Mapping[str, Detections], classes: Sequence[str]) -> di
     Corners are computed in float64 and rounded to 1e-4 px, scores are the shortest decimals that
     give back the same float32: scoring records in memory and scoring the files are one thing.
     """
-    from rgfl.boxes import to_quads  # the compiled core, which reading labels does not need
-
     _check_sequence(classes)
     names = sorted(detections)
     parts = [detections[name] for name in names]

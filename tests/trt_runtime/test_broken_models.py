@@ -162,7 +162,7 @@ def test_no_command_takes_a_broken_engine(
 def test_without_a_gpu_an_engine_is_refused(
     tiny_onnx: Path, tiny_scenes: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    from rgfl.trt_runtime.tensorrt_api import find_gpu
+    from rgfl.trt_runtime.machine import find_gpu
 
     if find_gpu() is not None:
         pytest.skip("there is a GPU")

@@ -13,7 +13,8 @@ import pytest
 from stand_ins import HostCuda
 
 from rgfl.trt_runtime.cuda_calls import Cuda, CudaError, host_view
-from rgfl.trt_runtime.tensorrt_api import find_gpu, new_runtime
+from rgfl.trt_runtime.machine import find_gpu
+from rgfl.trt_runtime.tensorrt_api import new_runtime
 
 ROOT = Path(__file__).parents[2]
 

@@ -29,9 +29,11 @@ from rgfl.errors import ModelError
 from rgfl.matching import match_detections
 from rgfl.plugins import launcher
 from rgfl.plugins.launcher import RotatedNms
+from rgfl.trt_runtime import machine as hardware
 from rgfl.trt_runtime import tensorrt_api
 from rgfl.trt_runtime.cuda_calls import CudaError, host_view
 from rgfl.trt_runtime.engine import EngineRunner
+from rgfl.trt_runtime.machine import file_facts
 from rgfl.trt_runtime.pipeline import stream
 from rgfl.trt_runtime.runners import Runner, load_runner
 from rgfl.trt_runtime.sample_tiles import patterned_tiles
@@ -797,8 +799,6 @@ def test_engines_that_cannot_run_are_refused_with_the_command(
 def test_the_command_is_that_of_the_record(
     machine: Callable[..., Any], tiny_onnx: Path, tmp_path: Path
 ) -> None:
-    from rgfl.trt_runtime.machine import file_facts
-
     machine()
     path = write_engine(tmp_path / "m.engine", tiny_onnx, version=(11, 4, 0, 106))
     command = f"python export/to_trt.py m.onnx --out {path} --fp16 --max-batch 16"
@@ -828,10 +828,10 @@ def test_what_is_missing_on_the_machine_is_named(
         behind = write_engine(tmp_path / "behind.engine", tiny_onnx, backend="rtx")
         refused(behind, r"NMS runs behind this engine, and .*noise\.so.*; run: python -m .*build --force$")
     with monkeypatch.context() as patch:
-        patch.setattr(tensorrt_api, "find_gpu", lambda: None)
+        patch.setattr(hardware, "find_gpu", lambda: None)
         refused(path, r"needs an NVIDIA GPU, and CUDA's driver finds none here; run the \.onnx")
     monkeypatch.undo()
-    monkeypatch.setattr(tensorrt_api, "find_gpu", lambda: tensorrt_api.Gpu("NVIDIA H200", (9, 0)))
+    monkeypatch.setattr(hardware, "find_gpu", lambda: hardware.Gpu("NVIDIA H200", (9, 0)))
     monkeypatch.setattr(tensorrt_api, "_installed", lambda backend: False)
     message = refused(path, r"an engine of TensorRT 10\.16\.1\.11: TensorRT is not installed: pip install")
     assert message.endswith(f"python export/to_trt.py MODEL.onnx --out {path}")
@@ -840,8 +840,6 @@ def test_what_is_missing_on_the_machine_is_named(
 def test_the_plugin_comes_before_the_engine_or_inside_it(
     machine: Callable[..., Any], tiny_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rgfl.trt_runtime.machine import file_facts
-
     used = machine()
     path = write_engine(tmp_path / "m.engine", tiny_onnx, version=(10, 9, 0, 34))
     record = {"sha256": file_facts(path)["sha256"], "version_compatible": True, "precision": "fp16"}
@@ -875,7 +873,7 @@ def test_a_count_that_cannot_be_is_an_error(
 
 
 def skip_without_tensorrt_on_a_gpu() -> None:
-    gpu = tensorrt_api.find_gpu()
+    gpu = hardware.find_gpu()
     if gpu is None:
         pytest.skip("needs an NVIDIA GPU; this machine has none")
     if not any(map(tensorrt_api._installed, ("tensorrt", "rtx"))):
@@ -900,7 +898,7 @@ def test_tensorrt_for_rtx_alone_is_no_failure_on_a_gpu_of_a_data_centre(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The tests below skip there, with what to install."""
-    monkeypatch.setattr(tensorrt_api, "find_gpu", lambda: tensorrt_api.Gpu("NVIDIA H100", (9, 0)))
+    monkeypatch.setattr(hardware, "find_gpu", lambda: hardware.Gpu("NVIDIA H100", (9, 0)))
     monkeypatch.setattr(tensorrt_api, "_installed", lambda backend: backend == "rtx")
     with pytest.raises(pytest.skip.Exception, match=r"does not run on NVIDIA H100 .* 'rgfl\[tensorrt\]'"):
         skip_without_tensorrt_on_a_gpu()

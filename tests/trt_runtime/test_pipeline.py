@@ -139,7 +139,7 @@ def test_of_large_scenes_four_are_held(batch: int, tmp_path: Path, monkeypatch: 
         seen.append(weakref.ref(pixels))
         return pixels
 
-    monkeypatch.setattr("rgfl.dota.images.read_image", counted)
+    monkeypatch.setattr(pipeline, "read_image", counted)
     for scene in stream(BrightSpots(), images, stride=100, batch=batch):
         assert scene.image.shape == (400, 400, 3)
         time.sleep(0.05)
@@ -155,7 +155,7 @@ def test_images_are_decoded_side_by_side(tmp_path: Path, monkeypatch: pytest.Mon
         together.wait(timeout=20)
         return read_image(path)
 
-    monkeypatch.setattr("rgfl.dota.images.read_image", in_pairs)
+    monkeypatch.setattr(pipeline, "read_image", in_pairs)
     monkeypatch.setattr(pipeline, "usable_cores", lambda: 2)
     assert [scene.name for scene in stream(BrightSpots(), images)] == list(images)
 
@@ -192,7 +192,7 @@ def test_an_error_of_a_writer_is_told_at_once_and_ends_every_thread(
     monkeypatch.setattr(pipeline.atomic, "write_text", full)
     monkeypatch.setattr(pipeline, "usable_cores", lambda: 16)
     read, plain = [], read_image
-    monkeypatch.setattr("rgfl.dota.images.read_image", lambda path: read.append(path) or plain(path))
+    monkeypatch.setattr(pipeline, "read_image", lambda path: read.append(path) or plain(path))
     monkeypatch.setattr(pipeline, "AHEAD", 1)
     images = tmp_path / "images"
     images.mkdir()

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from rgfl.boxes import to_quads
 from rgfl.dota.formats.dataset import (
     SPLITS,
     ConvertError,
@@ -63,8 +64,6 @@ def read_hrsc(data: Path, classes: Sequence[str] | None = None) -> Dataset:
 
 def parse_hrsc(path: Path) -> Objects | None:
     """Objects of one HRSC2016 file, all with label 0; None where it says that nobody annotated the image."""
-    from rgfl.boxes import to_quads  # the compiled core, which the other formats do not need
-
     root = parse_xml(path)
     if (root.findtext("Annotated") or "1").strip() == "0":
         return None
