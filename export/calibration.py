@@ -20,6 +20,7 @@ from rgfl import errors
 from rgfl.dota.images import IMAGE_SUFFIXES, ImageError, find_images, read_image
 from rgfl.dota.nearby import nearby
 from rgfl.dota.tiling import crop, windows
+from rgfl.evenly import evenly
 from rgfl.export.qdq import LEVELS
 from rgfl.spec import DetectorSpec
 from rgfl.trt_runtime.runners import normalised
@@ -137,7 +138,7 @@ def find_calibration_images(directory: Path, count: int) -> dict[str, Path]:
         raise errors.InputError(
             f"--calib {directory}: no image in this folder{nearby(directory, IMAGE_SUFFIXES)}"
         )
-    return dict(found[index] for index in _spread(len(found), count))
+    return dict(evenly(found, count))
 
 
 def tiles_of(
@@ -151,24 +152,17 @@ def tiles_of(
     for number, path in enumerate(images.values()):
         image = read_image(path)
         places = windows(image.shape[0], image.shape[1], side, side)
-        chosen = _spread(len(places), per_image)
+        chosen = evenly(places, per_image)
         if per_image == 1:
-            chosen = [round(number * (len(places) - 1) / max(1, len(images) - 1))]
-        for index in chosen:
-            yield crop(image, places[index][0], places[index][1], side, spec.pad_value)[None]
+            chosen = [places[round(number * (len(places) - 1) / max(1, len(images) - 1))]]
+        for x, y in chosen:
+            yield crop(image, x, y, side, spec.pad_value)[None]
 
 
 def sample_of_tiles(images: Mapping[str, Path], spec: DetectorSpec, count: int) -> list[NDArray[np.uint8]]:
     """At most `count` tiles (1, H, W, 3), evenly from evenly spaced images; all at once in memory."""
-    names = list(images)
-    chosen = {names[index]: images[names[index]] for index in _spread(len(names), count)}
-    found = list(tiles_of(chosen, spec, -(-count // len(chosen))))
-    return [found[index] for index in _spread(len(found), count)]
-
-
-def _spread(size: int, count: int) -> list[int]:
-    """At most `count` of the indices 0 … size − 1, evenly spaced from the first to the last."""
-    return np.unique(np.linspace(0, size - 1, min(count, size)).round().astype(int)).tolist()
+    chosen = dict(evenly(list(images.items()), count))
+    return evenly(list(tiles_of(chosen, spec, -(-count // len(chosen)))), count)
 
 
 class Network:

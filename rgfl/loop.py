@@ -35,6 +35,7 @@ from rgfl.dataset import read_dataset
 from rgfl.detections import Detections
 from rgfl.devices import choose_device, device_name, expect_own_gpu, mixed_precision, peak_memory_mb
 from rgfl.errors import UserError
+from rgfl.evenly import evenly
 from rgfl.loader import Batch, Loader, batches, steps_per_epoch
 from rgfl.nn.backbone import WeightsError
 from rgfl.nn.batchnorm import statistics_kept, synchronise, training_batchnorms
@@ -50,7 +51,7 @@ from rgfl.spec import DetectorSpec
 from rgfl.stop import TIME_IS_UP, Stop, reason
 from rgfl.tiles import Tiles
 from rgfl.training_error import TrainingError
-from rgfl.validate import evenly, find, over_labels, score
+from rgfl.validate import find, over_labels, score
 
 # Under FP16 the scaler halves its factor at each gradient that is not finite, and skips the step. Where the
 # gradients as they are do not fit either, the fault is another, and every further step would be skipped too.

@@ -30,6 +30,7 @@ from rgfl.chart import Line, chart
 from rgfl.curves import scores_and_curves
 from rgfl.dota.average_precision import Result
 from rgfl.errors import UserError
+from rgfl.evenly import evenly
 from rgfl.nn.parts import Parts
 from rgfl.page_style import STYLE
 from rgfl.recipes import RECIPES, EvaluationConfig
@@ -442,7 +443,7 @@ def look(run: Path, data: Path, weights: Path, images: int | None, device: str) 
     from rgfl.dataset import read_dataset
     from rgfl.devices import choose_device
     from rgfl.nn.fake_int8 import fake_int8
-    from rgfl.validate import evenly, find, score
+    from rgfl.validate import find, score
 
     settings: dict[str, Any] = next(
         (record for record in reversed(read_log(run)) if record["kind"] == "run"), {}

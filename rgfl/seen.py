@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
-from typing import Any
 
 import cv2
 import numpy as np
@@ -25,6 +24,7 @@ from rgfl.dota import mistakes
 from rgfl.dota.average_precision import Result
 from rgfl.dota.labels import quad_areas
 from rgfl.dota.mistakes import Verdicts
+from rgfl.evenly import evenly
 
 PICTURES = 6  # samples, spread evenly over the validation images, the same at every evaluation
 WHOLE = 1280  # pixels a side up to which an image is shown whole
@@ -65,7 +65,7 @@ def pictures_and_mistakes(evaluation: Evaluation) -> str:
     truth = {picture.name: picture.objects for picture in evaluation.pictures}
     verdicts = mistakes.judge(evaluation.found, truth, classes, version=result.version)
     pictures = {picture.name: picture for picture in evaluation.pictures}
-    samples = [_sample(picture, verdicts) for picture in _spread(evaluation.pictures, PICTURES)]
+    samples = [_sample(picture, verdicts) for picture in evenly(evaluation.pictures, PICTURES)]
     images_D, images_G = verdicts.matching.images_D, verdicts.matching.images_G
     invented, misplaced, confused = (
         _varied(verdicts.false_positives(*fates), images_D)
@@ -110,7 +110,7 @@ def _sample(picture: Picture, verdicts: Verdicts) -> _Scene:
     if (picture.width, picture.height) != (width, height) and len(picture.objects):
         middles = picture.objects.quads.reshape(-1, 4, 2).mean(axis=1)
         room = np.array([picture.width - width, picture.height - height])
-        corners = np.clip(np.array(_spread(middles, 200)) - [width / 2, height / 2], 0, room).astype(int)
+        corners = np.clip(np.array(evenly(list(middles), 200)) - [width / 2, height / 2], 0, room).astype(int)
         inside = (middles >= corners[:, None]) & (middles < corners[:, None] + [width, height])
         x, y = corners[int(inside.all(axis=2).sum(axis=1).argmax())].tolist()
     matching = verdicts.matching
@@ -358,12 +358,6 @@ def _touches(quad: NDArray[np.float64], window: tuple[int, int, int, int]) -> bo
         and quad[1::2].max() > y
         and quad[1::2].min() < y + height
     )
-
-
-def _spread(items: Sequence[Any] | NDArray, most: int) -> list[Any]:
-    """At most so many of the items, evenly spaced."""
-    places = np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int)
-    return [items[place] for place in places.tolist()]
 
 
 def _varied(ranked: Iterable[int], images: NDArray[np.int64]) -> list[int]:

@@ -62,12 +62,6 @@ def find(
     return found
 
 
-def evenly(pictures: Sequence[Picture], count: int) -> list[Picture]:
-    """So many of them at equal distances, or all if there are no more: neighbours by name are often alike."""
-    count = min(count, len(pictures))
-    return [pictures[index * len(pictures) // count] for index in range(count)]
-
-
 def score(
     found: dict[str, Detections],
     pictures: Sequence[Picture],

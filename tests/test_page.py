@@ -499,7 +499,7 @@ def test_the_command_evaluates_and_draws(tmp_path, tiny_checkpoint, tiny_scenes,
     assert " 2/2 " in printed.err  # a bar of images, each of several tiles
     parsed = Parsed((run / "page.html").read_text())
     assert "on 2 and 4 full validation images" in parsed.text
-    assert re.findall(r"(P\d+)(?:, [^:]*)?: \d+ of \d+ objects", parsed.text) == ["P0001", "P0003"]  # evenly
+    assert re.findall(r"(P\d+)(?:, [^:]*)?: \d+ of \d+ objects", parsed.text) == ["P0001", "P0004"]  # evenly
     assert parsed.count("path", "r") > 0
 
 
