@@ -236,7 +236,7 @@ def sizes_of(folder):
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
 @pytest.mark.parametrize("block", EXIFS.values(), ids=EXIFS)
 def test_sizes_are_those_of_the_pixels_whatever_exif_says(folder, suffix, block):
-    """A PNG that OpenCV turns was listed unturned; EXIF that is slightly broken ended in a TypeError."""
+    """A PNG that is turned was listed unturned; EXIF that is slightly broken ended in a TypeError."""
     for path in (folder / "train/images").glob("tile*"):
         path.unlink()
     (folder / "train/labelTxt/tile.txt").rename(folder / "train/labelTxt/t.txt")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from rgfl.dota import rasters
+from rgfl.dota import orientation, rasters
 from rgfl.errors import InputError
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def find(path: Path) -> Georeference | None:
                 stacklevel=2,
             )
         return None
-    if rasters.orientation(path) != 1 or _turned_by_exif(path):
+    if orientation.of_file(path) != 1:
         warnings.warn(
             f"{path}: its orientation tag turns the image but not its georeference: no coordinates",
             stacklevel=2,
@@ -136,22 +136,6 @@ def _projection_file(path: Path) -> CRS | None:
             except CRSError as error:
                 raise InputError(f"{name}: expected a reference system as WKT") from error
     return None
-
-
-def _turned_by_exif(path: Path) -> bool:
-    """Whether a JPEG's or PNG's EXIF turns it when it is read."""
-    import cv2
-
-    if path.suffix.lower() not in (".jpg", ".jpeg", ".png"):
-        return False
-    data = path.read_bytes()
-    if b"Exif\0\0" not in data[: 1 << 17] and b"eXIf" not in data:
-        return False
-    kept, turned = (
-        cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_4 | flag)
-        for flag in (cv2.IMREAD_IGNORE_ORIENTATION, 0)
-    )
-    return kept is not None and turned is not None and not np.array_equal(kept, turned)
 
 
 def _world_file(path: Path) -> Path | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from rgfl.dota import rasters
+from rgfl.dota import orientation, rasters
 from rgfl.errors import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".jp2")
@@ -142,42 +141,11 @@ def image_size(path: Path | str) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            swapped = _swapped_by_exif(image.format, image.info.get("exif", b""))
+            turned = orientation.of_exif(image.info.get("exif", b"")) > 4
     except Exception:  # of any kind, as a damaged header has it; the pixels decide
-        swapped = None
-    if swapped is None:
         height, width, _ = read_image(path).shape
         return height, width
-    return (width, height) if swapped else (height, width)
-
-
-def _swapped_by_exif(kind: str | None, exif: bytes) -> bool | None:
-    """Whether OpenCV swaps height and width for this EXIF in a file of this kind; None: cannot be said.
-
-    It is asked with an image of 1 × 2 pixels: libraries and their versions differ in which files they turn,
-    and in what they make of EXIF that is slightly broken.
-    """
-    if not exif:
-        return False
-    narrow = np.zeros((2, 1, 3), np.uint8)
-    if kind in ("JPEG", "MPO") and len(exif) <= 0xFFFD:
-        whole = cv2.imencode(".jpg", narrow)[1].tobytes()
-        data = whole[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + whole[2:]
-    elif kind == "PNG":
-        whole = cv2.imencode(".png", narrow)[1].tobytes()
-        chunk = b"eXIf" + exif.removeprefix(b"Exif\0\0")
-        length, check = (len(chunk) - 4).to_bytes(4, "big"), zlib.crc32(chunk).to_bytes(4, "big")
-        data = whole[:33] + length + chunk + check + whole[33:]  # after the header
-    elif kind == "WEBP":
-        whole = cv2.imencode(".webp", narrow)[1].tobytes()
-        head = b"VP8X\x0a\0\0\0\x08\0\0\0\0\0\0\x01\0\0"  # 10 bytes: has EXIF, width − 1, height − 1
-        chunk = b"EXIF" + len(exif).to_bytes(4, "little") + exif + b"\0" * (len(exif) % 2)
-        data = b"WEBP" + head + whole[12:] + chunk
-        data = b"RIFF" + len(data).to_bytes(4, "little") + data
-    else:
-        return None
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    return None if image is None else image.shape[0] == 1
+    return (width, height) if turned else (height, width)
 
 
 def _read_raster(path: Path) -> NDArray[np.uint8]:
@@ -196,7 +164,7 @@ def _decode(path: Path, data: bytearray, flags: int) -> NDArray[Any]:
         ImageError: OpenCV does not read it.
     """
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         if "CV_IO_MAX_IMAGE" in str(error):
             raise ImageError(
@@ -215,7 +183,7 @@ def _decode(path: Path, data: bytearray, flags: int) -> NDArray[Any]:
     for top in range(0, len(image), 64):
         rows = image[top : top + 64]
         cv2.cvtColor(rows, cv2.COLOR_BGR2RGB, dst=rows)
-    return np.asarray(image)
+    return orientation.turned(np.asarray(image), orientation.of_file(path))
 
 
 def _warn_if_dark(path: Path, bright: int, bits: int) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import re
-import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from rgfl.dota import orientation
 from rgfl.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # What a file of each of GDAL's drivers begins with: of those that are read here…
 DRIVERS = {
-    "GTiff": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    "GTiff": orientation.TIFF,
     "JP2OpenJPEG": (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),
     "NITF": (b"NITF", b"NSIF"),
     "HFA": (b"EHFA_HEADER_TAG",),
@@ -40,7 +40,6 @@ SUFFIXES = {"VRT": (".vrt",), "NITF": (".ntf", ".nitf"), "HFA": (".img",)}
 COLOURS = ("red", "green", "blue")
 STRIP = 1 << 24  # values read at once
 SAMPLE = 8  # of the rows, and of the columns, one in so many tells how bright an image is
-ORIENTATION = 274  # a tag of TIFF
 
 # GDAL's complaints come as exceptions; printed as well they would stand between the tool's own lines.
 logging.getLogger("rasterio").addHandler(logging.NullHandler())
@@ -111,7 +110,7 @@ def size(path: Path) -> tuple[int, int]:
         RasterError: the header is broken.
     """
     with opened(path) as dataset:
-        turned = orientation(path) in (5, 6, 7, 8)
+        turned = orientation.of_file(path) > 4
         return (dataset.width, dataset.height) if turned else (dataset.height, dataset.width)
 
 
@@ -150,7 +149,7 @@ def read(path: Path) -> Pixels:
             if inverted:
                 np.subtract(255, strip, out=strip)
     bright = 0 if inverted else brightness(np.concatenate(samples))
-    return Pixels(_turned(image, orientation(path)), bits, bright)
+    return Pixels(orientation.turned(image, orientation.of_file(path)), bits, bright)
 
 
 def sample(values: NDArray[np.uint16]) -> NDArray[np.uint16]:
@@ -233,39 +232,3 @@ def _to_8_bit(values: NDArray[np.uint16], bits: int) -> NDArray[np.uint8]:
             np.uint8
         )
     return values.astype(np.uint8, copy=False)
-
-
-# --------------------------------------------------------------------------------------- orientation
-
-
-def orientation(path: Path) -> int:
-    """1…8 as in EXIF, of a TIFF; 1 where there is none. GDAL does not tell it."""
-    with path.open("rb") as file:
-        head = file.read(16)
-        if not head.startswith(DRIVERS["GTiff"]):
-            return 1
-        order, big = "<" if head[:2] == b"II" else ">", b"+" in head[2:4]
-        count, entry = ("Q", "HHQ8s") if big else ("H", "HHI4s")
-        try:
-            (start,) = struct.unpack_from(order + ("Q" if big else "I"), head, 8 if big else 4)
-            file.seek(start)
-            (entries,) = struct.unpack(order + count, file.read(struct.calcsize(order + count)))
-            table = file.read(struct.calcsize(order + entry) * min(entries, 1 << 12))
-            for tag, _, _, value in struct.iter_unpack(order + entry, table):
-                if tag == ORIENTATION:
-                    (number,) = struct.unpack_from(order + "H", value)
-                    return number if 1 <= number <= 8 else 1
-        except (struct.error, OSError, OverflowError):  # a broken directory: reading it says so
-            pass
-    return 1
-
-
-def _turned(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """The image as EXIF's orientation 1…8 says that it is to be seen."""
-    if orientation in (5, 6, 7, 8):
-        image = image.transpose(1, 0, 2)
-    if orientation in (2, 3, 6, 7):
-        image = image[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        image = image[::-1]
-    return np.ascontiguousarray(image)
