@@ -36,8 +36,10 @@ $(VENV)/.installed: pyproject.toml
 	@command -v c++ >/dev/null || { echo "no C++ compiler: apt-get install g++"; exit 1; }
 	test -x $(PY) || $(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip uv "setuptools>=77" "pybind11>=2.12"
-	# uv fetches the wheels side by side, three times as fast; pip where only pip knows the way out.
-	$(BIN)/uv pip install --python $(PY) --no-build-isolation --editable ".[$(EXTRAS)]" \
+	# uv fetches the wheels side by side, three times as fast; pip where only pip knows the way out, and where
+	# the system's packages count: uv would put others in place of JetPack's PyTorch.
+	test -z "$(VENV_FLAGS)" \
+	    && $(BIN)/uv pip install --python $(PY) --no-build-isolation --editable ".[$(EXTRAS)]" \
 	    || $(PY) -m pip install --no-build-isolation --editable ".[$(EXTRAS)]"
 	@touch $@
 

@@ -165,6 +165,13 @@ def _region(
             "export the checkpoint with: python export/to_onnx.py CHECKPOINT --out MODEL.onnx"
         )
     check_patterns([node.name for node in graph.nodes], keep_fp32)
+
+    def asked(node: onnx_graphsurgeon.Node) -> bool:
+        names = [node.name]
+        if node.op == "QuantizeLinear":  # goes with its readers: named after a tensor, and of the same scale
+            names += [reader.name for reader in node.outputs[0].outputs]
+        return any(fnmatch.fnmatch(name, pattern) for name in names for pattern in keep_fp32)
+
     report = Fp16Report()
     nodes = []
     behind: set[int] = set()
@@ -175,7 +182,7 @@ def _region(
         behind.update(id(tensor) for tensor in node.outputs)
         if node.name.rpartition("/")[0].partition(".")[0] == FP32_MODULE or node.op == rgfl.plugins.NAME:
             continue
-        if any(fnmatch.fnmatch(node.name, pattern) for pattern in keep_fp32):
+        if asked(node):
             report.refused[node.name] = "as asked"
         elif not any(_half_ports(node, graph.opset)):
             if any(tensor.dtype == "float32" for tensor in (*node.inputs, *node.outputs)):

@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import math
 import shlex
 import sys
 import tempfile
@@ -40,6 +41,8 @@ from rgfl.trt_runtime.tensorrt_api import Api, BuildOptions, Layers, record_path
 if TYPE_CHECKING:
     import onnx
 
+
+LARGEST_K = 3840  # of TensorRT's ITopKLayer
 
 EXAMPLES = """\
 examples:
@@ -390,9 +393,16 @@ def convert(arguments: argparse.Namespace) -> int:
         errors.cache_file(options.timing_cache, "--timing-cache", [path, out])
     try:
         model = onnx_file.load(path, weights=False)
-        onnx_file.read_spec(model)
+        spec = onnx_file.read_spec(model)
     except ValueError as error:
         raise ModelError(_named(path, error)) from error
+    finest = math.prod(side // spec.strides[0] for side in spec.image_size)
+    if LARGEST_K < spec.level_topk < finest:
+        raise InputError(
+            f"{path}: level_topk is {spec.level_topk}, and TensorRT's TopK takes {LARGEST_K} at most; "
+            f"train with --level-topk {LARGEST_K}, or save the checkpoint with that in its spec "
+            "(rgfl.checkpoint.save), and export it again"
+        )
     quantised = onnx_file.precision(model).startswith(onnx_file.INT8)
     if arguments.int8 and arguments.calib is None and not quantised:
         raise InputError(
@@ -430,7 +440,6 @@ def convert(arguments: argparse.Namespace) -> int:
         cost = "kernels are timed anew by the next build"
         errors.write_cache(options.timing_cache, built.timing_cache, cost)
     print(built.layers.text())
-    spec = onnx_file.read_spec(model)
     print(
         f"{out}: {len(built.plan) / 1e6:.1f} MB, {onnx_file.precision(model)}, built in {seconds:.0f} s, "
         f"batch {'/'.join(map(str, options.batch))}, spec {spec.digest}"
@@ -476,6 +485,11 @@ def _command(path: Path, out: Path, arguments: argparse.Namespace) -> str:
     return shlex.join(words)
 
 
+def _facts(gpu: Gpu) -> dict[str, Any]:
+    """What `tensorrt_api.check_engine` compares."""
+    return {"name": gpu.name, "capability": list(gpu.capability), "multiprocessors": gpu.multiprocessors}
+
+
 def _record(
     api: Api,
     gpu: Gpu | None,
@@ -492,7 +506,7 @@ def _record(
         "bytes": len(built.plan),
         "backend": api.name,
         "version": list(api.version),
-        "gpu": {"name": gpu.name, "capability": list(gpu.capability)} if gpu else {},
+        "gpu": _facts(gpu) if gpu else {},
         "precision": onnx_file.precision(model),
         "nms": "inside" if graph.has_nms(model) else "behind",
         "batch": list(options.batch),

@@ -19,8 +19,8 @@ HeadMode = Literal["integral", "gfl"]
 ANGLE_CONVENTION = "le135"
 SPEC_FORMAT = 1
 METADATA_KEY = "rgfl_spec"  # under this key the spec lies in an ONNX file's metadata_props
-# TensorRT cuts an engine's name here and only logs it, so the spec must stay below.
-MAX_JSON_BYTES = 4096
+# TensorRT takes 4096 bytes with the terminator as an engine's name, and only logs that it drops a longer one.
+MAX_JSON_BYTES = 4095
 LARGEST_SIDE = 16384  # pixels; the activations of more would not fit into memory
 LONGEST_NAME = 200  # bytes of a class name; file systems take 255 for Task1_<class>.txt and its temporary
 
@@ -99,7 +99,7 @@ class DetectorSpec:
         angle_bins: bins of the angle distribution over one period of π (`gfl`); 0 in `integral`.
         score_threshold: detections need a score strictly greater than this.
         iou_threshold: NMS suppresses strictly above this rotated IoU, within a class.
-        level_topk: points kept per level before NMS, by best class score (0: all).
+        level_topk: points kept per level before NMS, by best class score (0: all; TensorRT: at most 3840).
         pre_nms_topk: candidates kept per image before NMS (0: all).
         max_detections: detections kept per tile.
         angle_convention: always "le135"; present so that a foreign model is refused, not guessed at.

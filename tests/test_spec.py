@@ -139,7 +139,7 @@ def test_every_number_of_a_field_is_looked_at(field: str, value: object) -> None
 
 
 def test_a_spec_fits_an_engines_name_in_bytes() -> None:
-    """TensorRT cuts at a byte, and each of these letters is three."""
+    """TensorRT counts bytes, and each of these letters is three."""
     with pytest.raises(SpecError, match=str(MAX_JSON_BYTES)):
         DetectorSpec(classes=tuple(f"{'船' * 60}-{index}" for index in range(22)))
 

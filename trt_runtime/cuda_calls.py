@@ -17,12 +17,7 @@ from numpy.typing import NDArray
 
 from rgfl.errors import ModelError
 
-# What to do about an error, by its name.
-REMEDIES = {
-    "cudaErrorMemoryAllocation": "build the engine with a smaller --max-batch",
-    "cudaErrorInsufficientDriver": "cuda-bindings 13 needs a driver of R580 or newer: install one, or for an "
-    "older one pip install 'cuda-bindings<13'",
-}
+OLDER = "JetPack 6 and drivers before R580: pip install 'cuda-bindings<13'"
 LEGACY_STREAM = 1  # the default stream by name; 0 may mean another under per-thread default streams
 
 
@@ -41,10 +36,16 @@ class Cuda:
 
     def __init__(self) -> None:
         try:
-            from cuda.bindings import runtime
+            from cuda.bindings import __version__, runtime
         except ImportError as error:
-            raise CudaError(f"an engine needs cuda-bindings ({error}): pip install cuda-bindings") from error
+            missing = f"an engine needs cuda-bindings ({error}): pip install cuda-bindings"
+            raise CudaError(f"{missing}; {OLDER}") from error
         self._runtime: Any = runtime
+        driver = "R535 or newer" if str(__version__) < "13" else f"R580 or newer; {OLDER}"
+        self._remedies = {  # what to do about an error, by its name
+            "cudaErrorMemoryAllocation": "build the engine with a smaller --max-batch",
+            "cudaErrorInsufficientDriver": f"cuda-bindings {__version__} needs a driver of {driver}",
+        }
 
     def _call(self, name: str, *arguments: Any) -> Any:
         """The result of a function of CUDA, whose first return value is its status."""
@@ -52,7 +53,7 @@ class Cuda:
         if int(status) != 0:
             _, text = self._runtime.cudaGetErrorString(status)
             self._runtime.cudaGetLastError()  # or the next launch would report it again
-            remedy = f"; {REMEDIES[status.name]}" if status.name in REMEDIES else ""
+            remedy = f"; {self._remedies[status.name]}" if status.name in self._remedies else ""
             raise CudaError(f"{name}: {text.decode()} ({status.name}){remedy}")
         return results[0] if results else None
 

@@ -90,9 +90,12 @@ class Engine:
         except (FileNotFoundError, ModelError) as error:
             raise ModelError(f"{path}: {error}{copied}") from error
         data = path.read_bytes()
+        before = len(self.log.messages)
         self._engine = self._create(
             "the engine from its file", lambda: self._runtime.deserialize_cuda_engine(data), copied
         )
+        for _, message in self.log.messages[before:]:
+            warnings.warn(f"{path}: {api}: {message}", stacklevel=2)
         self.spec = self._read_spec()
         self.tensors = self._read_tensors()
         self.nms: Literal["inside", "behind", "cpu"]

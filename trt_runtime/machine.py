@@ -31,6 +31,7 @@ DISTRIBUTIONS = {
     "tensorrt": ("tensorrt",),
     "tensorrt_rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
 }
+BOARD = Path("/proc/device-tree/model")  # its name, where the system has one: Jetson and other boards
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,11 @@ class Gpu:
     name: str
     capability: tuple[int, int]
     bus_id: str = ""
+    multiprocessors: int = 0  # 0: unknown
 
     def __str__(self) -> str:
-        return f"{self.name} (compute capability {self.capability[0]}.{self.capability[1]})"
+        size = f", {self.multiprocessors} multiprocessors" if self.multiprocessors else ""
+        return f"{self.name} (compute capability {self.capability[0]}.{self.capability[1]}{size})"
 
 
 def find_gpu() -> Gpu | None:
@@ -51,7 +54,7 @@ def find_gpu() -> Gpu | None:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
         return None
-    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    device, major, minor, size = ctypes.c_int(), ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
     name, bus_id = ctypes.create_string_buffer(256), ctypes.create_string_buffer(32)
     calls = (
         lambda: driver.cuInit(0),
@@ -59,12 +62,13 @@ def find_gpu() -> Gpu | None:
         lambda: driver.cuDeviceGetName(name, len(name), device),
         lambda: driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device),
         lambda: driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device),
+        lambda: driver.cuDeviceGetAttribute(ctypes.byref(size), 16, device),
     )
     if any(call() != 0 for call in calls):
         return None
     known = driver.cuDeviceGetPCIBusId(bus_id, len(bus_id), device) == 0
     place = bus_id.value.decode() if known else ""
-    return Gpu(name.value.decode(errors="replace"), (major.value, minor.value), place)
+    return Gpu(name.value.decode(errors="replace"), (major.value, minor.value), place, size.value)
 
 
 def versions() -> dict[str, str]:
@@ -85,7 +89,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """CPU model, usable cores, the GPU where there is one, and the load when asked."""
+    """CPU model, usable cores, the load when asked, and the board and the GPU where there is such a thing."""
     record: dict[str, Any] = {
         "cpu": _cpu_model(),
         "cores": usable_cores(),
@@ -94,6 +98,8 @@ def hardware() -> dict[str, Any]:
     if hasattr(os, "getloadavg"):
         record["load_average"] = round(os.getloadavg()[0], 2)
 
+    if BOARD.exists():  # a Jetson's GPU is called "Orin", on every board
+        record["board"] = BOARD.read_text(errors="replace").rstrip("\0")
     if gpu := find_gpu():
         record["gpu"] = gpu.name
     return record
@@ -197,7 +203,7 @@ def write_record(folder: Path, kind: str, record: dict[str, Any], text: str = ""
         The JSON file.
     """
     facts = record["hardware"]
-    name = facts.get("gpu") or f"{facts['cpu']} {facts['cores']} cores"
+    name = facts.get("board") or facts.get("gpu") or f"{facts['cpu']} {facts['cores']} cores"
     slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", name.lower())).strip("-")
     path = folder / f"{record['date'][:10]}-{kind}-{slug}.json"
     atomic.write_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")

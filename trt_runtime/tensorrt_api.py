@@ -6,8 +6,9 @@
     TensorRT-RTX 1   flag STRONGLY_TYPED    none          no-op          no
 
 All of them lack, or deprecate, precision flags and the INT8 calibrator, so nothing here uses them.
-Only TensorRT for RTX has run in this project's tests; the calls to 10 (from 10.3, JetPack 6's) and 11
-are checked by name against their Python bindings (tests/export/test_to_trt.py).
+Only TensorRT for RTX has run in this project's tests; the calls to 10 (from 10.3, JetPack 6.1's) and 11
+are checked by name against their Python bindings (tests/export/test_to_trt.py, and those of engine.py in
+tests/trt_runtime/test_cuda_calls.py).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import json
 import platform
 import re
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -36,6 +38,7 @@ Compatibility = Literal["none", "ampere-plus", "same-compute-capability"]
 MODULES: dict[BackendName, str] = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 NAMES: dict[BackendName, str] = {"tensorrt": "TensorRT", "rtx": "TensorRT for RTX"}
 BUILD_PLUGIN = "python -m rgfl.plugins.build --force"  # what cannot be loaded may still be up to date
+OLDEST = (10, 3)  # of the standard one: JetPack 6.1's, the first whose bindings are checked for every name
 MAGIC: dict[bytes, BackendName] = {b"ftrt": "tensorrt", b"vtrt": "rtx"}
 # In NVIDIA's support matrices of TensorRT for RTX 1.0 to 1.5: no data centre's GPU, such as A100 and H100.
 RTX_CAPABILITIES = ((7, 5), (8, 6), (8, 9), (12, 0), (12, 1))
@@ -164,12 +167,15 @@ def open_api(backend: Literal["auto", "tensorrt", "rtx"], gpu: Gpu | None) -> Ap
 
 def install(backend: BackendName) -> str:
     """The command that installs it. Of JetPack's TensorRT there is no wheel, and pip's is not for Jetson."""
+    command = f"pip install 'rgfl[{backend}]'"
+    if backend == "tensorrt":
+        command += " (drivers before R580: tensorrt-cu12 'rgfl[cuda12]')"
     if backend == "tensorrt" and platform.machine() == "aarch64":
         return (
             "on a Jetson apt-get install python3-libnvinfer, then an environment that sees it, "
-            "python3 -m venv --system-site-packages; elsewhere pip install 'rgfl[tensorrt]'"
+            f"python3 -m venv --system-site-packages; elsewhere {command}"
         )
-    return f"pip install 'rgfl[{backend}]'"
+    return command
 
 
 def _installed(backend: BackendName) -> bool:
@@ -183,7 +189,12 @@ def _load(backend: BackendName, reason: str) -> Api:
         module = importlib.import_module(MODULES[backend])
     except (ImportError, OSError) as error:
         raise InputError(f"{NAMES[backend]} does not load ({error}); {install(backend)}") from error
-    return Api(backend, module, _numbers(module.__version__), reason)
+    api = Api(backend, module, _numbers(module.__version__), reason)
+    if backend == "tensorrt" and api.version < OLDEST:
+        raise InputError(
+            f"{api} is too old, expected 10.3 or newer; update it, on a Jetson by JetPack 6.1 or newer"
+        )
+    return api
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -516,6 +527,9 @@ def missing_record(engine: Path, record: dict[str, Any]) -> str:
 def check_engine(path: Path, api: Api, gpu: Gpu) -> dict[str, Any]:
     """The build record of the engine in `path`, if `api` and `gpu` can run it; TensorRT is not asked.
 
+    Warns:
+        of another GPU of the same compute capability, for which TensorRT promises nothing.
+
     Raises:
         ModelError: they cannot; one line with the reason and the command that builds it anew.
     """
@@ -528,11 +542,18 @@ def check_engine(path: Path, api: Api, gpu: Gpu) -> dict[str, Any]:
     if not same and not (record.get("version_compatible") and older):
         copied = missing_record(path, record) if older and api.has_plugins else ""
         raise ModelError(f"{path}: built with {plan}, and this is {api}{again}{copied}")
-    built_for = tuple(record.get("gpu", {}).get("capability", ()))
     level = record.get("hardware_compatibility", "none")
-    if plan.backend == "tensorrt" and built_for and built_for != gpu.capability:
-        if level == "ampere-plus" and gpu.capability >= (8, 0):
-            return record
-        name = record["gpu"].get("name", "another GPU")
-        raise ModelError(f"{path}: built for {Gpu(name, built_for)}, and this is {gpu}{again}")
+    facts = record.get("gpu")
+    if plan.backend == "rtx" or not facts or (level == "ampere-plus" and gpu.capability >= (8, 0)):
+        return record
+    # Jetson's GPUs are all called alike, and differ in the number of multiprocessors.
+    size = facts.get("multiprocessors", gpu.multiprocessors)
+    built_for = Gpu(facts["name"], tuple(facts["capability"]), gpu.bus_id, size)
+    if built_for.capability != gpu.capability:
+        raise ModelError(f"{path}: built for {built_for}, and this is {gpu}{again}")
+    if level == "none" and built_for != gpu:
+        warnings.warn(
+            f"{path}: built for {built_for}, and this is {gpu}: it may be slower here, or fail{again}",
+            stacklevel=2,
+        )
     return record

@@ -271,25 +271,43 @@ def test_layers_stay_fp32_by_name() -> None:
         to_fp16(small_model(), ["nick*"])
 
 
-def test_quantised_graphs_get_fp16_scales_that_are_positive() -> None:
-    """TensorRT types a DequantizeLinear by its scale, and refuses scales of 0."""
+def quantised_model(scale_of_x: float) -> onnx.ModelProto:
+    """`small_model` with Q/DQ before the neck's convolution, named as export/qdq.py names them."""
     surgeon = gs.import_onnx(small_model())
     convolution = next(node for node in surgeon.nodes if node.name == "neck/Conv")
     x = convolution.inputs[0]
     scale, zero = (
-        gs.Constant("scale_x", np.array(2e-9, np.float32)),
+        gs.Constant("scale_x", np.array(scale_of_x, np.float32)),
         gs.Constant("zero_x", np.array(0, np.int8)),
     )
     q, dq = gs.Variable("q", np.int8), gs.Variable("dq", np.float32)
     surgeon.nodes += [
-        gs.Node("QuantizeLinear", "neck/QuantizeLinear", {}, [x, scale, zero], [q]),
-        gs.Node("DequantizeLinear", "neck/DequantizeLinear", {}, [q, scale, zero], [dq]),
+        gs.Node("QuantizeLinear", "pool/QuantizeLinear", {}, [x, scale, zero], [q]),
+        gs.Node("DequantizeLinear", "neck/Conv.input0/DequantizeLinear", {}, [q, scale, zero], [dq]),
     ]
     convolution.inputs[0] = dq
     surgeon.toposort()
     model = gs.export_onnx(surgeon)
     model.ir_version = 10
     onnx_file.write_spec(model, SPEC, precision="int8")
+    return model
+
+
+def test_a_tensor_is_quantised_in_the_type_of_its_readers() -> None:
+    """A pattern of a layer is none of the tensor's name, and the two had different scales."""
+    model = quantised_model(0.1)
+    typed, report = to_fp16(model, ["neck/Conv*"])
+    assert {"pool/QuantizeLinear", "neck/Conv.input0/DequantizeLinear"} <= set(report.refused)
+    scales = {
+        node.input[1] for node in typed.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")
+    }
+    assert scales == {"scale_x"}
+    assert "pool/QuantizeLinear" not in to_fp16(model, ["neck/Mul"])[1].refused
+
+
+def test_quantised_graphs_get_fp16_scales_that_are_positive() -> None:
+    """TensorRT types a DequantizeLinear by its scale, and refuses scales of 0."""
+    model = quantised_model(2e-9)
     typed, report = to_fp16(model)
     assert onnx_file.precision(typed) == "int8-fp16"
     assert report.refused == {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 import os
 import shutil
@@ -10,8 +11,10 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -25,6 +28,7 @@ import rgfl.plugins  # noqa: E402
 from rgfl import atomic, draw  # noqa: E402
 from rgfl.errors import InputError, ModelError  # noqa: E402
 from rgfl.export import graph, onnx_file, quantize, to_trt  # noqa: E402
+from rgfl.spec import MAX_JSON_BYTES  # noqa: E402
 from rgfl.trt_runtime import machine, tensorrt_api  # noqa: E402
 from rgfl.trt_runtime.machine import Gpu, file_facts  # noqa: E402
 from rgfl.trt_runtime.sample_tiles import patterned_tiles  # noqa: E402
@@ -335,6 +339,26 @@ def test_what_can_be_refused_is_refused_before_calibration(
     assert "without --uncertainty" in error_of(command, capsys)
 
 
+@pytest.mark.parametrize(
+    ("side", "topk", "reason"),
+    [
+        (512, 3841, "level_topk is 3841, and TensorRT's TopK takes 3840 at most; train with --level-topk"),
+        (512, 3840, "not quantised yet"),
+        (512, 0, "not quantised yet"),
+        (256, 3841, "not quantised yet"),  # its finest level has 1024 points, and no TopK
+    ],
+)
+def test_a_topk_that_tensorrt_does_not_build_is_refused_first(
+    side: int, topk: int, reason: str, model: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The build failed, behind the calibration."""
+    changed = onnx_file.load(model)
+    spec = dataclasses.replace(onnx_file.read_spec(changed), image_size=(side, side), level_topk=topk)
+    onnx_file.write_spec(changed, spec, precision="fp32")
+    onnx_file.save(changed, model)
+    assert reason in error_of([str(model), "--int8", "--backend", "rtx"], capsys)
+
+
 @pytest.mark.parametrize("damaged", [True, False])
 def test_a_timing_cache_of_another_version_is_refused_before_calibration(
     damaged: bool,
@@ -466,6 +490,18 @@ def test_no_tensorrt_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
         open_api("rtx", None)
 
 
+def test_a_tensorrt_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """JetPack 6.0's ended in an AttributeError."""
+    monkeypatch.setattr(tensorrt_api, "_installed", lambda backend: True)
+    module = SimpleNamespace(__version__="10.3.0")
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    assert open_api("auto", H200).version == (10, 3, 0)
+    for module.__version__ in ("8.6.2", "10.2.0.post1"):
+        expected = r"TensorRT (8\.6\.2|10\.2\.0) is too old, expected 10\.3 or newer; .*JetPack 6\.1 or newer"
+        with pytest.raises(InputError, match=expected):
+            open_api("auto", H200)
+
+
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_on_a_jetson_tensorrt_is_jetpacks(machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """pip's is not built for it, and would hide JetPack's."""
@@ -477,7 +513,7 @@ def test_on_a_jetson_tensorrt_is_jetpacks(machine: str, monkeypatch: pytest.Monk
         message = str(caught.value)
         for part in ("apt-get install python3-libnvinfer", "python3 -m venv --system-site-packages"):
             assert (part in message) == (machine == "aarch64")
-        assert "pip install 'rgfl[tensorrt]'" in message
+        assert "pip install 'rgfl[tensorrt]' (drivers before R580: tensorrt-cu12 'rgfl[cuda12]')" in message
 
 
 # --- an engine of another version or GPU -----------------------------------------------------------------
@@ -496,7 +532,7 @@ def fake_engine(path: Path, version: tuple[int, ...], magic: bytes = b"ftrt", **
 
 
 def on(gpu: Gpu) -> dict[str, Any]:
-    return {"name": gpu.name, "capability": list(gpu.capability)}
+    return to_trt._facts(gpu)
 
 
 def test_engines_of_other_versions_and_gpus_are_refused_with_the_command(tmp_path: Path) -> None:
@@ -542,6 +578,25 @@ def test_engines_of_other_versions_and_gpus_are_refused_with_the_command(tmp_pat
         assert str(caught.value).endswith(
             f"build it anew with: python export/to_trt.py m.onnx --out {engine}"
         )
+
+
+def test_an_engine_of_another_gpu_of_the_same_capability_is_told(tmp_path: Path) -> None:
+    """TensorRT said it to a log that nobody saw. Jetson's GPUs differ in their size alone."""
+    nano, agx = Gpu("Orin", (8, 7), "0000:00:00.0", 8), Gpu("Orin", (8, 7), "", 16)
+    l4, rtx_4090 = Gpu("NVIDIA L4", (8, 9), "", 58), Gpu("NVIDIA GeForce RTX 4090", (8, 9), "", 128)
+    engine = tmp_path / "a.engine"
+    for here, built_for in ((nano, agx), (l4, rtx_4090)):
+        fake_engine(engine, (10, 16, 1, 11), gpu=on(built_for))
+        with pytest.warns(UserWarning, match="may be slower here, or fail; build it anew with") as caught:
+            tensorrt_api.check_engine(engine, STANDARD, here)
+        assert f"built for {built_for}, and this is {here}" in str(caught[0].message)
+    assert str(nano) == "Orin (compute capability 8.7, 8 multiprocessors)"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fake_engine(engine, (10, 16, 1, 11), gpu=on(nano))
+        tensorrt_api.check_engine(engine, STANDARD, dataclasses.replace(nano, bus_id="0000:01:00.0"))
+        fake_engine(engine, (10, 16, 1, 11), gpu=on(agx), hardware_compatibility="same-compute-capability")
+        tensorrt_api.check_engine(engine, STANDARD, nano)
 
 
 def test_a_version_compatible_engine_without_its_record(tmp_path: Path) -> None:
@@ -615,6 +670,14 @@ def test_networks_are_strongly_typed_by_flag_until_version_11(version: tuple[int
 
     strongly_typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     assert Api("tensorrt", trt, version, "").new_network(Builder()) == flags * strongly_typed
+
+
+def test_an_engines_name_holds_the_longest_spec() -> None:
+    """A longer name TensorRT only logs, and the build ended there."""
+    network = RTX.new_network(trt.Builder(RTX.new_logger()))
+    for length in (MAX_JSON_BYTES, MAX_JSON_BYTES + 1):
+        network.name = "x" * length
+        assert len(network.name) == MAX_JSON_BYTES
 
 
 def test_the_inspectors_answer_is_read_in_both_forms() -> None:

@@ -253,20 +253,30 @@ def test_cmake_builds_the_same_architectures_with_the_same_rounding() -> None:
     assert "--fmad=false" in build.FLAGS
 
 
-def run_cmake(*words: object) -> None:
+def run_cmake(*words: object, error: str = "") -> None:
+    """It succeeds, or ends with `error`."""
     cmake = shutil.which("cmake")
     if cmake is None:
         pytest.skip("CMake is not installed")
     done = subprocess.run([cmake, *map(str, words)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert (done.returncode != 0) == bool(error), done.stdout + done.stderr
+    assert error in " ".join(done.stderr.split())
 
 
-def configure(folder: Path, compiler: Path, nvcc: Path, include: Path, *options: str) -> None:
+def configure(
+    folder: Path, compiler: Path, nvcc: Path, include: Path, *options: str, error: str = ""
+) -> None:
     """`nvcc` is what `compiler` is or calls: CMake tries it, and PyPI's needs its folder of libraries."""
     settings: dict[str, object] = {"TENSORRT_INCLUDE_DIR": include, "CMAKE_CUDA_COMPILER": compiler}
     settings["CMAKE_CUDA_FLAGS"] = " ".join(f"-L{path}" for path in build.library_folders(nvcc))
     defined = [f"-D{name}={value}" for name, value in settings.items()]
-    run_cmake("-G", "Unix Makefiles", "-S", build.HERE, "-B", folder, *defined, *options)
+    run_cmake("-G", "Unix Makefiles", "-S", build.HERE, "-B", folder, *defined, *options, error=error)
+
+
+def test_cmake_refuses_the_headers_of_tensorrt_8(tmp_path: Path, nvcc: Path) -> None:
+    """The compiler's errors named a base class that was not there."""
+    error = "holds the headers of TensorRT 8; the plugin interface V3 came with 10"
+    configure(tmp_path / "build", nvcc, nvcc, write_headers(tmp_path / "old", 8), error=error)
 
 
 def test_cmake_leaves_out_what_the_compiler_does_not_know(
@@ -335,6 +345,24 @@ def test_make_passes_flags_to_venv(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     printed = run_make(tmp_path, "-n", "setup", "VENV_FLAGS=--system-site-packages")
     assert "python3 -m venv --system-site-packages .venv" in printed
+
+
+@pytest.mark.parametrize("flags", ["", "--system-site-packages"])
+def test_make_installs_by_pip_alone_where_the_systems_packages_count(flags: str, tmp_path: Path) -> None:
+    """uv does not see JetPack's PyTorch, and put PyPI's in front of it."""
+    called = tmp_path / "called"
+    for name in ("python", "uv"):
+        tool = tmp_path / ".venv" / "bin" / name
+        tool.parent.mkdir(parents=True, exist_ok=True)
+        tool.write_text(f'#!/bin/sh\necho {name} "$@" >> {called}\n')
+        tool.chmod(0o755)
+    for name in ("pyproject.toml", "setup.py"):
+        (tmp_path / name).touch()
+    run_make(tmp_path, "setup", f"PYTHON={sys.executable}", f"VENV_FLAGS={flags}")
+    words = "--no-build-isolation --editable .[train,export,rtx,test,dev]"
+    by_uv, by_pip = f"uv pip install --python .venv/bin/python {words}", f"python -m pip install {words}"
+    lines = called.read_text().splitlines()
+    assert [line for line in lines if "--editable" in line] == [by_pip if flags else by_uv]
 
 
 @pytest.mark.parametrize("installed", [False, True])

@@ -139,7 +139,7 @@ def test_the_first_gpu_is_asked_of_cudas_driver(monkeypatch: pytest.MonkeyPatch)
             return 0
 
         def cuDeviceGetAttribute(self, value: Any, attribute: int, device: Any) -> int:
-            value._obj.value = {75: 9, 76: 0}[attribute]
+            value._obj.value = {16: 132, 75: 9, 76: 0}[attribute]
             return 0
 
         def cuDeviceGetPCIBusId(self, place: Any, size: int, device: Any) -> int:
@@ -148,9 +148,21 @@ def test_the_first_gpu_is_asked_of_cudas_driver(monkeypatch: pytest.MonkeyPatch)
             return self.known
 
     monkeypatch.setattr(tensorrt_api.ctypes, "CDLL", lambda name: Driver())
-    assert hardware.find_gpu() == hardware.Gpu("NVIDIA H200", (9, 0), "0000:3b:00.0")
+    assert hardware.find_gpu() == hardware.Gpu("NVIDIA H200", (9, 0), "0000:3b:00.0", 132)
     monkeypatch.setattr(Driver, "known", 1)
-    assert hardware.find_gpu() == hardware.Gpu("NVIDIA H200", (9, 0), "")
+    assert hardware.find_gpu() == hardware.Gpu("NVIDIA H200", (9, 0), "", 132)
+
+
+def test_results_of_a_jetson_name_its_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPUs of all of them are called alike."""
+    monkeypatch.setattr(hardware, "BOARD", tmp_path / "model")
+    monkeypatch.setattr(hardware, "find_gpu", lambda: hardware.Gpu("Orin", (8, 7)))
+    assert "board" not in hardware.hardware()
+    (tmp_path / "model").write_bytes(b"NVIDIA Jetson Orin Nano Developer Kit\0")
+    facts = hardware.hardware()
+    assert (facts["board"], facts["gpu"]) == ("NVIDIA Jetson Orin Nano Developer Kit", "Orin")
+    path = hardware.write_record(tmp_path, "latency", {"date": "2026-11-29", "hardware": facts})
+    assert path.name == "2026-11-29-latency-nvidia-jetson-orin-nano-developer-kit.json"
 
 
 def test_the_state_of_the_gpu_is_what_the_library_answers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,21 +54,27 @@ def test_cuda_takes_the_call_and_refuses_for_want_of_a_driver(name: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("error", "remedy"),
+    ("version", "error", "remedy"),
     [
-        ("cudaErrorMemoryAllocation", "build the engine with a smaller --max-batch"),
-        ("cudaErrorInsufficientDriver", "a driver of R580 or newer: .* pip install 'cuda-bindings<13'"),
+        ("13.5.0", "cudaErrorMemoryAllocation", "build the engine with a smaller --max-batch"),
+        (
+            "13.5.0",
+            "cudaErrorInsufficientDriver",
+            r"cuda-bindings 13.5.0 needs a driver of R580 or newer; .* pip install 'cuda-bindings<13'",
+        ),
+        ("12.9.4", "cudaErrorInsufficientDriver", r"cuda-bindings 12.9.4 needs a driver of R535 or newer"),
     ],
 )
 def test_an_error_that_can_be_put_right_says_how(
-    error: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+    version: str, error: str, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime = pytest.importorskip(
         "cuda.bindings.runtime", reason="needs cuda-bindings: pip install cuda-bindings"
     )
+    monkeypatch.setattr("cuda.bindings.__version__", version)
     cuda = Cuda()
     monkeypatch.setattr(runtime, "cudaMalloc", lambda size: (getattr(runtime.cudaError_t, error), None))
-    with pytest.raises(CudaError, match=rf"^cudaMalloc: .* \({error}\); .*{remedy}$"):
+    with pytest.raises(CudaError, match=rf"^cudaMalloc: [^;]* \({error}\); {remedy}$"):
         cuda.allocate(1 << 50)
 
 
@@ -103,7 +109,7 @@ def test_without_cuda_bindings_the_package_is_named(monkeypatch: pytest.MonkeyPa
     import sys
 
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    with pytest.raises(CudaError, match="pip install cuda-bindings"):
+    with pytest.raises(CudaError, match=r"pip install cuda-bindings; JetPack 6 .* 'cuda-bindings<13'$"):
         Cuda()
 
 

@@ -21,7 +21,7 @@ import pytest
 
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxruntime")
 
-from stand_ins import ORDERS, Context, HostCuda, Runtime, aligned, write_engine
+from stand_ins import ORDERS, Context, HostCuda, Runtime, Severity, aligned, write_engine
 
 import rgfl.plugins
 from rgfl.detections import Detections
@@ -794,6 +794,23 @@ def test_engines_that_cannot_run_are_refused_with_the_command(
     refused(path, r"scores float32 \(B, 185, 4\), expected float32 \(B, 185, 3\)")
     assert used.cuda.live == {}
     assert set(tmp_path.iterdir()) == before
+
+
+def test_what_tensorrt_warns_of_an_engine_is_told(
+    machine: Callable[..., Any], tiny_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine()
+    path = write_engine(tmp_path / "m.engine", tiny_onnx)
+    deserialize = Runtime.deserialize_cuda_engine
+
+    def warned(self: Runtime, data: bytes) -> Any:
+        self.log.log(Severity.WARNING, "across different models of devices")
+        return deserialize(self, data)
+
+    monkeypatch.setattr(Runtime, "deserialize_cuda_engine", warned)
+    with pytest.warns(UserWarning, match=r"m\.engine: TensorRT 10\S+: across different models") as told:
+        open_runner(path).close()
+    assert len(told) == 1
 
 
 def test_the_command_is_that_of_the_record(
