@@ -45,7 +45,7 @@ def export(detector: Detector, *, float_input: bool = False, uncertainty: bool =
     Args:
         detector: in eval mode.
         float_input: take float32 (B, 3, H, W), already normalised, in place of uint8 (B, H, W, 3).
-        uncertainty: a third output `uncertainty` (B, P, 5): spread of l, t, r, b in pixels, of θ in radians
+        uncertainty: a third output `uncertainty` (B, P, 5): spread of cx, cy, w, h in pixels, of θ in radians
             (Detector.decode_with_uncertainty). It is not for graphs with NMS inside; runners ignore it.
     """
     import torch
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="MODEL.onnx", help="the file to write")
     parser.add_argument("--float-input", action="store_true", help="input float32 (B, 3, H, W), normalised")
     parser.add_argument(
-        "--uncertainty", action="store_true", help="a third output: spread of l, t, r, b (px) and θ (rad)"
+        "--uncertainty", action="store_true", help="a third output: spread of cx, cy, w, h (px) and θ (rad)"
     )
     parser.add_argument(
         "--verify",

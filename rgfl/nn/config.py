@@ -34,5 +34,5 @@ class ModelConfig:
     atss_topk: int = 9  # nearest anchors per level that ATSS considers
     cls_loss_weight: float = 1.0  # focal loss (integral) or Quality Focal Loss (gfl)
     iou_loss_weight: float = 2.0  # rotated-IoU loss (the published row: 1)
-    dfl_loss_weight: float = 0.25  # Distribution Focal Loss of the four distances
+    dfl_loss_weight: float = 0.25  # Distribution Focal Loss: mean of the four distances + mean of the shifts
     angle_loss_weight: float = 0.25  # Distribution Focal Loss of the angle

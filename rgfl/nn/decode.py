@@ -16,6 +16,8 @@ from rgfl.nn.config import ModelConfig
 from rgfl.nn.precision import full_precision
 from rgfl.spec import DetectorSpec
 
+SHIFT_STEP = 0.5  # strides a bin; the points of ATSS lie within two strides of the centre, at borders three
+
 
 class Raw(NamedTuple):
     """What the network computes before FP32 begins; one tensor a level, finest first."""
@@ -47,9 +49,14 @@ class BoxDecoder(nn.Module):
     """Distributions at points → boxes `cx, cy, w, h, θ`.
 
     `integral`: five deltas against a square anchor of anchor_scale·stride at (i·stride, j·stride).
-    `gfl`: distances l, t, r, b in strides, in the box's rotation, from the point ((i + ½)·stride,
-    (j + ½)·stride), and a circular distribution of the angle. The half offset makes the grid symmetric
-    under flips, so that objects at the right and bottom border find points as those at the left and top do.
+    `gfl`: from the point ((i + ½)·stride, (j + ½)·stride) distances l, t, r, b in strides, in the box's
+    rotation; the centre's shift x, y along the image's axes; and a circular distribution of the angle. The
+    half offset makes the grid symmetric under flips, so that objects at the right and bottom border find
+    points as those at the left and top do.
+
+    Of l and r, t and b the box takes the sums, its sides. Their differences would say where its centre is,
+    but at the seam of the angle l and r change places: what no network can follow, so that boxes near
+    θ = −π/4 came out at their points, not at their centres.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -66,7 +73,7 @@ class BoxDecoder(nn.Module):
             project = torch.stack((sides, sides, sides, sides, angle))  # (5, bins)
         else:
             self.angle_bins = config.angle_bins
-            self.channels = 4 * self.bins + config.angle_bins
+            self.channels = 6 * self.bins + config.angle_bins
             project = torch.arange(self.bins, dtype=torch.float64)  # (bins,)
             twice = 2 * (-math.pi / 4 + torch.arange(config.angle_bins) * math.pi / config.angle_bins)
             circle = torch.stack((torch.sin(twice), torch.cos(twice)), -1)  # (K, 2)
@@ -95,10 +102,20 @@ class BoxDecoder(nn.Module):
                 else self._gfl(reg, points, strides)
             )
 
-    def uncertainty(self, reg: Tensor, strides: Tensor) -> Tensor:
-        """How wide the distributions are (`gfl`): of l, t, r, b in pixels, of θ in radians.
+    def split(self, reg: Tensor) -> tuple[Tensor, Tensor]:
+        """(…, 6, bins) logits of l, t, r, b, x, y and (…, K) of the angle (`gfl`)."""
+        lines = reg[..., : 6 * self.bins].unflatten(-1, (6, self.bins))
+        return lines, reg[..., 6 * self.bins :]
 
-            side    √Σ pₖ (k − Σ pₖ k)² · stride               standard deviation
+    def shift_bins(self, centres: Tensor, points: Tensor, strides: Tensor) -> Tensor:
+        """(…, 2) places among the bins of x and y (`gfl`), of centres (…, 2) in pixels."""
+        return (centres - points) / (SHIFT_STEP * strides) + (self.bins - 1) / 2
+
+    def uncertainty(self, reg: Tensor, strides: Tensor) -> Tensor:
+        """How wide the distributions are (`gfl`): of cx, cy, w, h in pixels, of θ in radians.
+
+            centre  √Σ pₖ (k − Σ pₖ k)² · step · stride        standard deviation
+            side    the same of l and r, or t and b, as if these two were independent
             angle   ½ √(2 (1 − R)), R = |Σ pₖ (cos 2θₖ, sin 2θₖ)|    angular deviation on the doubled circle
 
         The angle's is the standard deviation where the distribution is narrow, and never more than
@@ -122,13 +139,16 @@ class BoxDecoder(nn.Module):
             )
         with full_precision(reg):
             reg = reg.float()
-            prob = reg[..., : 4 * self.bins].unflatten(-1, (4, self.bins)).softmax(-1)
-            off = self.project - torch.matmul(prob, self.project).unsqueeze(-1)  # (…, 4, bins)
-            sides = torch.sqrt((prob * off * off).sum(-1)) * strides
-            resultant = torch.matmul(reg[..., 4 * self.bins :].softmax(-1), self.circle)
+            lines, angle_logits = self.split(reg)
+            prob = lines.softmax(-1)
+            off = self.project - torch.matmul(prob, self.project).unsqueeze(-1)  # (…, 6, bins)
+            variance = (prob * off * off).sum(-1)
+            centre = torch.sqrt(variance[..., 4:]) * (SHIFT_STEP * strides)
+            sides = torch.sqrt(variance[..., :2] + variance[..., 2:4]) * strides
+            resultant = torch.matmul(angle_logits.softmax(-1), self.circle)
             length = torch.sqrt((resultant * resultant).sum(-1, keepdim=True))
             angle = 0.5 * torch.sqrt(2 * (1 - length).clamp(min=0))
-            return torch.cat((sides, angle), -1)
+            return torch.cat((centre, sides, angle), -1)
 
     def _integral(self, reg: Tensor, points: Tensor, strides: Tensor) -> Tensor:
         prob = reg.unflatten(-1, (5, self.bins)).softmax(-1)
@@ -141,22 +161,12 @@ class BoxDecoder(nn.Module):
         return torch.cat((centre, size, angle), -1)
 
     def _gfl(self, reg: Tensor, points: Tensor, strides: Tensor) -> Tensor:
-        sides, angle_logits = reg[..., : 4 * self.bins], reg[..., 4 * self.bins :]
-        distance = torch.matmul(sides.unflatten(-1, (4, self.bins)).softmax(-1), self.project) * strides
+        lines, angle_logits = self.split(reg)
+        mean = torch.matmul(lines.softmax(-1), self.project)  # (…, 6) l, t, r, b, x, y in bins
+        centre = points + (mean[..., 4:] - (self.bins - 1) / 2) * (SHIFT_STEP * strides)
+        size = (mean[..., :2] + mean[..., 2:4]) * strides
         resultant = torch.matmul(angle_logits.softmax(-1), self.circle)
-        angle = half_atan2(resultant[..., :1], resultant[..., 1:])
-        return self.box_of_distances(distance, angle, points)
-
-    @staticmethod
-    def box_of_distances(distance: Tensor, angle: Tensor, points: Tensor) -> Tensor:
-        """(…, 5) boxes from l, t, r, b (…, 4) in pixels and θ (…, 1)."""
-        left_top, right_bottom = distance[..., :2], distance[..., 2:]
-        size = left_top + right_bottom
-        half = 0.5 * (right_bottom - left_top)
-        cos, sin = torch.cos(angle), torch.sin(angle)
-        u, v = half[..., :1], half[..., 1:]
-        centre = points + torch.cat((u * cos - v * sin, u * sin + v * cos), -1)
-        return torch.cat((centre, size, angle), -1)
+        return torch.cat((centre, size, half_atan2(resultant[..., :1], resultant[..., 1:])), -1)
 
 
 class LevelDecoder(nn.Module):

@@ -51,7 +51,7 @@ class Tower(nn.Module):
 class QualityPredictor(nn.Module):
     """GFLv2's distribution-guided quality: a sharp distribution means a good box.
 
-    The four largest probabilities and their mean, of each side and of the angle, through two 1×1
+    The four largest probabilities and their mean, of each of the seven distributions, through two 1×1
     convolutions to one logit; its sigmoid multiplies the class scores.
     """
 
@@ -60,13 +60,13 @@ class QualityPredictor(nn.Module):
     def __init__(self, bins: int, angle_bins: int, hidden: int = 64) -> None:
         super().__init__()
         self.bins, self.angle_bins = bins, angle_bins
-        self.hidden = nn.Conv2d((self.TOP + 1) * 5, hidden, 1)
+        self.hidden = nn.Conv2d((self.TOP + 1) * 7, hidden, 1)
         self.out = nn.Conv2d(hidden, 1, 1)
 
     def forward(self, reg: Tensor) -> Tensor:
-        sides = reg[:, : 4 * self.bins].unflatten(1, (4, self.bins)).softmax(2)  # (B, 4, bins, h, w)
-        angle = reg[:, 4 * self.bins :].unsqueeze(1).softmax(2)  # (B, 1, K, h, w)
-        top = torch.cat([prob.topk(self.TOP, dim=2).values for prob in (sides, angle)], 1)  # (B, 5, 4, h, w)
+        lines = reg[:, : 6 * self.bins].unflatten(1, (6, self.bins)).softmax(2)  # (B, 6, bins, h, w)
+        angle = reg[:, 6 * self.bins :].unsqueeze(1).softmax(2)  # (B, 1, K, h, w)
+        top = torch.cat([prob.topk(self.TOP, dim=2).values for prob in (lines, angle)], 1)  # (B, 7, 4, h, w)
         statistics = torch.cat((top, top.mean(2, keepdim=True)), 2).flatten(1, 2)
         return self.out(self.hidden(statistics).relu())
 

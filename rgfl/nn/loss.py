@@ -91,8 +91,8 @@ def nearest_description(
 ) -> tuple[Tensor, Tensor]:
     """Of the descriptions (θ + kπ/2; l, t, r, b rolled by k) of one box, the one nearest to a prediction.
 
-    Every box has two, k = 0 and 2: the decoded angle has period π, so a prediction just beyond the seam
-    of [−π/4, 3π/4) needs l and r, t and b exchanged, or its box lands on the other side of the point.
+    Every box has two, k = 0 and 2: the decoded angle has period π, and just beyond the seam of
+    [−π/4, 3π/4) l and r, t and b have changed places.
     A near-square has four: k = 1 and 3 exchange its nearly equal sides. They lie opposite on the doubled
     circle, so one fixed choice would tear the angle's loss.
 
@@ -143,9 +143,7 @@ def detection_losses(
         weight = _weights(cls, quality, targets)
         if normalisers is None:
             normalisers = _count_weights(weight, targets)
-        sides = distances(points, targets.box) / strides
-        angles = predicted[:, 4].detach()
-        return _gfl_losses(cls, quality, reg, angles, sides, iou, weight, targets, normalisers, config)
+        return _gfl_losses(cls, quality, reg, predicted, iou, weight, targets, normalisers, config, decode)
 
 
 @torch.no_grad()
@@ -216,13 +214,13 @@ def _gfl_losses(
     cls: Tensor,
     quality: Tensor | None,
     reg: Tensor,
-    predicted_angle: Tensor,
-    sides: Tensor,
+    predicted: Tensor,
     iou: Tensor,
     weight: Tensor,
     targets: Targets,
     normalisers: Tensor,
     config: ModelConfig,
+    decode: BoxDecoder,
 ) -> dict[str, Tensor]:
     """QFL over all points; IoU and the distributions over the positives, weighted by the best score."""
     chosen = cls[targets.image, targets.label, targets.point]
@@ -236,14 +234,22 @@ def _gfl_losses(
     negative = quality_focal_loss(chosen, torch.zeros_like(chosen), quality=chosen_quality)
     focal = focal + (positive - negative).sum()
 
-    bins = config.reg_max + 1
-    sides, angle = nearest_description(sides, targets.box[:, 4], predicted_angle, config.square_ratio)
-    side_logits = reg[:, : 4 * bins].unflatten(1, (4, bins))
-    side_loss = distribution_focal_loss(side_logits, sides.clamp(0, config.reg_max - 0.1)).mean(-1)
-    angle_loss = circular_distribution_focal_loss(reg[:, 4 * bins :], angle)
+    points, strides = targets.place[:, :2], targets.place[:, 2:]
+    sides, angle = nearest_description(
+        distances(points, targets.box) / strides,
+        targets.box[:, 4],
+        predicted[:, 4].detach(),
+        config.square_ratio,
+    )
+    shift = decode.shift_bins(targets.box[:, :2], points, strides)
+    lines, angle_logits = decode.split(reg)
+    goal = torch.cat((sides, shift), 1).clamp(0, config.reg_max - 0.1)
+    line_loss = distribution_focal_loss(lines, goal)  # (N, 6)
+    dfl = line_loss[:, :4].mean(1) + line_loss[:, 4:].mean(1)
+    angle_loss = circular_distribution_focal_loss(angle_logits, angle)
     return {
         "cls": config.cls_loss_weight * focal / positives,
         "iou": config.iou_loss_weight * ((1 - iou) * weight).sum() / total_weight,
-        "dfl": config.dfl_loss_weight * (side_loss * weight).sum() / total_weight,
+        "dfl": config.dfl_loss_weight * (dfl * weight).sum() / total_weight,
         "angle": config.angle_loss_weight * (angle_loss * weight).sum() / total_weight,
     }

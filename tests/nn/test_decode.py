@@ -13,7 +13,6 @@ from rgfl.nn.assign import distances
 from rgfl.nn.config import ModelConfig
 from rgfl.nn.decode import BoxDecoder, LevelDecoder, Raw, grid, half_atan2
 from rgfl.nn.iou import rotated_iou_pairwise
-from rgfl.nn.loss import nearest_description
 from rgfl.spec import DetectorSpec
 
 SPEC = DetectorSpec(classes=("a", "b", "c"), image_size=(128, 128), angle_bins=18, level_topk=20)
@@ -83,12 +82,12 @@ def test_one_hot_distributions_give_their_bin() -> None:
     gfl = BoxDecoder(ModelConfig(reg_max=16, angle_bins=18))
     for bin_ in range(1, 16):  # bin 0 is the seam
         reg = torch.full((1, gfl.channels), -100.0)
-        for side_index in range(4):
-            reg[0, 17 * side_index + bin_ + (side_index == 2)] = 100.0  # r is one more
-        reg[0, 68 + bin_] = 100.0
+        for row, place in enumerate((bin_, bin_, bin_ + 1, bin_, 9, 6)):  # l, t, r, b, x, y
+            reg[0, 17 * row + place] = 100.0
+        reg[0, 102 + bin_] = 100.0
         box = gfl(reg, torch.tensor([[80.0, 40.0]]), torch.tensor([[8.0]]))[0]
         angle = -math.pi / 4 + bin_ * math.pi / 18
-        expected = [80 + 4 * math.cos(angle), 40 + 4 * math.sin(angle), 16 * bin_ + 8, 16 * bin_, angle]
+        expected = [80 + 4, 40 - 8, 16 * bin_ + 8, 16 * bin_, angle]  # the shift's bins are 4 px, from −8
         torch.testing.assert_close(box, torch.tensor(expected), atol=2e-4, rtol=1e-5)
 
 
@@ -135,14 +134,22 @@ def test_gfl_decode_inverts_the_encoding() -> None:
     angle = torch.zeros(len(points), 18, dtype=torch.float64)
     angle.scatter_(1, (place.floor().long() % 18)[:, None], (1 - share)[:, None])
     angle.scatter_(1, ((place.floor().long() + 1) % 18)[:, None], share[:, None])
-    reg = torch.cat((two_bins(sides, 17).flatten(1), angle.clamp(min=1e-12).log()), 1)
-    decoded = decoder(reg, points, torch.tensor([[8.0]])).double()
-    assert torch.sin(decoded[:, 4] - target[:, 4]).abs().max() < 1e-5
-    # On the seam the angle may come back half a turn away: then the sides are those seen from there.
-    seen, _ = nearest_description(sides, target[:, 4], decoded[:, 4], square_ratio=1.0)
-    reg[:, : 4 * 17] = two_bins(seen, 17).flatten(1)
-    decoded = decoder(reg, points, torch.tensor([[8.0]])).double()
-    assert rotated_iou_pairwise(decoded, target).min() > 1 - 1e-4
+    shift = decoder.shift_bins(target[:, :2], points, torch.full((1, 1), 8.0))
+    lines = two_bins(torch.cat((sides, shift), 1), 17).flatten(1)
+    decoded = decoder(torch.cat((lines, angle.clamp(min=1e-12).log()), 1), points, torch.full((1, 1), 8.0))
+    # On the seam the angle may come back half a turn away: the box is the same.
+    assert torch.sin(decoded[:, 4].double() - target[:, 4]).abs().max() < 1e-5
+    assert rotated_iou_pairwise(decoded.double(), target).min() > 1 - 1e-4
+
+
+def test_a_box_is_the_same_on_both_sides_of_the_seam() -> None:
+    """A network hedges there between l and r, t and b: the box must not depend on which is which."""
+    decoder = BoxDecoder(ModelConfig())
+    reg = torch.randn(50, decoder.channels, generator=torch.Generator().manual_seed(0))
+    lines, angle = decoder.split(reg)
+    swapped = torch.cat((lines[:, [2, 3, 0, 1, 4, 5]].flatten(1), angle), 1)
+    place = torch.zeros(50, 2), torch.full((50, 1), 8.0)
+    torch.testing.assert_close(decoder(swapped, *place), decoder(reg, *place))
 
 
 def test_grid_runs_along_rows() -> None:

@@ -110,11 +110,13 @@ def test_losses_are_what_a_loop_over_the_points_adds_up(name: str) -> None:
         sides, angle = nearest_description(
             distances(place, box)[None] / stride, box[None, 4], found[None, 4], config.square_ratio
         )
-        bins = own[: 4 * 17].reshape(4, 17)
+        goal_shift = (box[:2] - place) / (stride / 2) + 8
+        lines = own[: 6 * 17].reshape(6, 17)
         total += score
         sums["iou"] += score * (1 - iou)
-        sums["dfl"] += score * distribution_focal_loss(bins, sides[0].clamp(0, 15.9)).mean()
-        sums["angle"] += score * circular_distribution_focal_loss(own[None, 4 * 17 :], angle)[0]
+        sums["dfl"] += score * distribution_focal_loss(lines[:4], sides[0].clamp(0, 15.9)).mean()
+        sums["dfl"] += score * distribution_focal_loss(lines[4:], goal_shift.clamp(0, 15.9)).mean()
+        sums["angle"] += score * circular_distribution_focal_loss(own[None, 6 * 17 :], angle)[0]
     if config.mode == "integral":
         sums["cls"] = focal_loss(cls, goal).sum()
         positives = total = len(targets.point) + 1  # of the second image

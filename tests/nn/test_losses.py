@@ -114,7 +114,7 @@ def test_circular_loss_trains_to_the_exact_angle_even_across_the_seam(bins: int)
     (gradient,) = torch.autograd.grad(circular_distribution_focal_loss(logits, angle).sum(), logits)
     shares = 1 / bins - gradient
     assert ((shares > 1e-9).sum(1) <= 2).all()
-    reg = torch.cat((torch.zeros(len(angle), 4 * 17), shares.clamp(min=1e-12).log().float()), 1)
+    reg = torch.cat((torch.zeros(len(angle), 6 * 17), shares.clamp(min=1e-12).log().float()), 1)
     decoded = decoder(reg, torch.zeros(len(angle), 2), torch.full((len(angle), 1), 8.0))[:, 4].double()
     assert torch.sin(decoded - angle).abs().max() < 1e-6
 
@@ -129,6 +129,13 @@ def test_circular_loss_has_period_pi() -> None:
         )
 
 
+def box_of(sides, angle, point):
+    """(N, 5) the box whose sides lie l, t, r, b (N, 4) from its point, in its own axes turned by θ (N, 1)."""
+    u, v = ((sides[:, 2:] - sides[:, :2]) / 2).split(1, 1)
+    shift = torch.cat((u * angle.cos() - v * angle.sin(), u * angle.sin() + v * angle.cos()), 1)
+    return torch.cat((point + shift, sides[:, :2] + sides[:, 2:], angle), 1)
+
+
 def test_near_squares_have_two_descriptions_of_one_box() -> None:
     point = torch.tensor([[30.0, 40.0]])
     sides = torch.tensor([[5.0, 7.0, 6.0, 3.0]])  # 11 × 10
@@ -139,8 +146,8 @@ def test_near_squares_have_two_descriptions_of_one_box() -> None:
     far, far_angle = nearest_description(sides, angle, torch.tensor([1.7]), 1.2)
     assert far.tolist() == [[7.0, 6.0, 3.0, 5.0]]  # t, r, b, l
     assert far_angle.item() == pytest.approx(0.3 + math.pi / 2)
-    one = BoxDecoder.box_of_distances(sides, angle[:, None], point)
-    other = BoxDecoder.box_of_distances(far, far_angle[:, None], point)
+    one = box_of(sides, angle[:, None], point)
+    other = box_of(far, far_angle[:, None], point)
     torch.testing.assert_close(one[:, :2], other[:, :2])
     torch.testing.assert_close(one[:, 2:4], other[:, [3, 2]])
     # Just beyond the seam the same box is described from its other end.
@@ -148,8 +155,8 @@ def test_near_squares_have_two_descriptions_of_one_box() -> None:
     turned, turned_angle = nearest_description(sides, seam, torch.tensor([3 * math.pi / 4 - 0.01]), 1.0)
     assert turned.tolist() == [[6.0, 3.0, 5.0, 7.0]]  # r, b, l, t
     torch.testing.assert_close(
-        BoxDecoder.box_of_distances(sides, seam[:, None], point)[:, :4],
-        BoxDecoder.box_of_distances(turned, turned_angle[:, None], point)[:, :4],
+        box_of(sides, seam[:, None], point)[:, :4],
+        box_of(turned, turned_angle[:, None], point)[:, :4],
     )
     # An elongated box has no quarter turn, however far the prediction.
     long = torch.tensor([[15.0, 7.0, 16.0, 3.0]])
