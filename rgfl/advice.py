@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from rgfl.dataset import Dataset, Picture
 from rgfl.devices import device_name
 from rgfl.dota.labels import version_of
+from rgfl.dota.tiling import clip_objects
 from rgfl.recipes import Recipe, schedule_warnings
 from rgfl.spec import DetectorSpec
 from rgfl.tiles import Tiles
@@ -25,6 +27,8 @@ from rgfl.validate import without_truth
 LISTED = 40  # classes, of which the number of objects is said at the start
 # Fewer pictures than these in a group, and the tiles of a batch are much alike.
 LEAST_MIXED = 8
+# Labels so many times as far out as an image is long are no slip of a hand.
+FAR_OUTSIDE = 10
 # A greater share of the time spent waiting for tiles is told once, with what helps.
 WAITING_SHARE = 0.05
 
@@ -115,12 +119,8 @@ def warnings(plan: Plan, batchnorm_trains: bool, processes: int, on_cuda: bool) 
         )
     if missing := [name for name, count in tiles.objects_by_class().items() if not count]:
         told.append(f"train has no object of {', '.join(missing)}: the detector will not find any")
-    if tiles.outside:
-        name, number = next(iter(tiles.outside.items()))
-        told.append(
-            "objects of train left out, as they lie outside their images or have no area: "
-            f"{sum(tiles.outside.values()):,} ({number} of them in {name}.txt)"
-        )
+    told += _outside("train left out", plan.dataset.train, tiles.outside)
+    told += _outside("val that nothing can find", plan.val, {one.name: _lost(one) for one in plan.val})
     if tiles.too_small:
         name, number = next(iter(tiles.too_small.items()))
         told.append(
@@ -153,6 +153,25 @@ def warnings(plan: Plan, batchnorm_trains: bool, processes: int, on_cuda: bool) 
             "whole batch at once"
         )
     return told
+
+
+def _lost(picture: Picture) -> int:
+    """How many of its objects lie outside of it or have no area, as `Tiles.outside` counts them."""
+    extent = picture.width, picture.height
+    return len(picture.objects) - len(clip_objects(picture.objects, 0, 0, extent, 0.0, cut="whole"))
+
+
+def _outside(which: str, pictures: Sequence[Picture], lost: Mapping[str, int]) -> list[str]:
+    """A warning of `which` objects, if any are lost: so many of a picture, by its name."""
+    first = next((picture for picture in pictures if lost.get(picture.name)), None)
+    if first is None:
+        return []
+    far = np.abs(first.objects.quads).max() > FAR_OUTSIDE * max(first.height, first.width)
+    return [
+        f"objects of {which}, as they lie outside their images or have no area: {sum(lost.values()):,} "
+        f"({lost[first.name]} of them in {first.name}.txt)"
+        f"{'; map coordinates? labels are pixels of the image' if far else ''}"
+    ]
 
 
 def seen_otherwise(path: str, before: DetectorSpec, now: DetectorSpec) -> list[str]:
@@ -250,6 +269,15 @@ def told_errors(
         raise TrainingError(
             "another process of this run has ended, or cannot be reached; its own lines say why. Here: "
             + " ".join(str(error).split())
+        ) from error
+    except ValueError as error:
+        if "Expected more than 1 value per channel" not in str(error):
+            raise
+        model, batch = plan.recipe.model, plan.recipe.schedule.batch
+        raise TrainingError(
+            f"--batch {batch}: one tile at a time gives a BatchNorm of --backbone {model.backbone} a single "
+            "value of each channel; use a larger --batch, a smaller --accumulate, fewer processes, or "
+            "--norm-eval"
         ) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from rgfl.dataset import DataError
 from rgfl.nn.assign import Targets
-from rgfl.processes import end_with_parent
+from rgfl.processes import end_with_parent, warn_in_lines
 from rgfl.tiles import Tile, Tiles
 
 
@@ -239,4 +239,5 @@ def _start_worker(_index: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     cv2.setNumThreads(0)
+    warn_in_lines()
     end_with_parent()  # torch looks for the parent between two tiles only, not while one hangs

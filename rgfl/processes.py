@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -46,7 +47,13 @@ def _start_worker() -> None:
     import cv2  # late: whoever asks for the number of cores needs it not
 
     cv2.setNumThreads(1)
+    warn_in_lines()
     end_with_parent()
+
+
+def warn_in_lines() -> None:
+    """Let each warning of this worker be one line, below the bar that its parent draws."""
+    warnings.formatwarning = lambda message, *_: f"\nwarning: {message}\n"
 
 
 def end_with_parent() -> None:

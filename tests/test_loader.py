@@ -3,6 +3,7 @@
 import multiprocessing
 import pickle
 import time
+import warnings
 from multiprocessing import resource_sharer
 from multiprocessing.reduction import ForkingPickler
 
@@ -192,7 +193,7 @@ def test_a_worker_that_finds_no_shared_memory_says_so(folder, monkeypatch):
 
 
 class Stuck:
-    """Tiles of which the second never comes."""
+    """Tiles of which the first comes with a warning and the second never."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -205,13 +206,15 @@ class Stuck:
             (self.folder / "stuck").touch()
             while True:
                 time.sleep(3600)
+        warnings.warn("dark", stacklevel=1)
         return tiles_of(self.folder)[0, 0]
 
 
-def test_a_worker_that_hangs_is_killed_at_the_end(folder):
+def test_a_worker_warns_in_a_line_and_where_it_hangs_is_killed_at_the_end(folder, capfd):
     loader = Loader(Stuck(folder), [[(0, 0)], [(0, 1)]], ASSIGN, workers=1)
     try:
         assert isinstance(next(loader), Batch)
+        assert "\nwarning: dark\n" in capfd.readouterr().err  # below the bar
         deadline = time.monotonic() + PATIENCE
         while not (folder / "stuck").exists():
             assert time.monotonic() < deadline

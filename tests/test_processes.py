@@ -1,6 +1,7 @@
 """Work in several processes: everything comes back, and a process that is killed is told in a line."""
 
 import os
+import warnings
 
 import pytest
 
@@ -20,6 +21,13 @@ def test_everything_comes_back(workers):
 def test_errors_of_the_work_are_raised_as_they_are():
     with pytest.raises(ValueError, match="invalid literal"):
         list(each(int, ["1", "x", "2"], 2))
+
+
+def test_a_warning_of_a_worker_is_one_line_below_the_bar(capfd):
+    list(each(warnings.warn, ["dark", "darker"], 2))
+    told = capfd.readouterr().err
+    assert sorted(told.split("\n")) == ["", "", "", "warning: dark", "warning: darker"]
+    assert told.startswith("\nwarning: dark")
 
 
 def test_a_worker_that_is_killed_is_told():

@@ -126,7 +126,7 @@ def image_size(path: Path | str) -> tuple[int, int]:
     """(height, width) of what `read_image` gives, from the file's header where that says it.
 
     Raises:
-        ImageError: it is no image.
+        ImageError: it is no image, or its header says that `read_image` will refuse the pixels.
     """
     path = Path(path)
     with contextlib.suppress(OSError), path.open("rb") as file:

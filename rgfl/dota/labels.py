@@ -83,8 +83,10 @@ class UnknownClassError(LabelError):
     """A label's class is not among those that were asked for."""
 
     def __init__(self, place: str, name: str, classes: Collection[str]) -> None:
-        expected = f"expected one of {', '.join(classes)}; name every class that the labels have"
-        super().__init__(f"{place}: unknown class {name!r}, {expected}")
+        super().__init__(
+            f"{place}: unknown class {name!r}, expected one of {', '.join(classes)}; name every class that "
+            "the labels have; training and evaluation leave the others out with --ignore-unknown"
+        )
         self.place = place
 
 

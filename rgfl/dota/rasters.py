@@ -107,9 +107,10 @@ def size(path: Path) -> tuple[int, int]:
     """(height, width) of what `read` gives, from the header.
 
     Raises:
-        RasterError: the header is broken.
+        RasterError: the header is broken, or says that `read` will refuse the pixels.
     """
     with opened(path) as dataset:
+        _bands(dataset)  # what is no picture is told before hours of work, not in them
         turned = orientation.of_file(path) > 4
         return (dataset.width, dataset.height) if turned else (dataset.height, dataset.width)
 
