@@ -214,7 +214,7 @@ class Tiles:
                 f"{path.parent.parent / 'labelTxt' / name}.txt: expected objects inside their images with "
                 f"sides of --min-side {self.data.min_side:g} px at least, got {outside + small:,} of "
                 f"{total:,} in train that are not ({outside:,} outside or without area, {small:,} smaller), "
-                "some of them here; correct the labels"
+                "some of them here; correct the labels, which are pixels of the image and no map coordinates"
             )
         if not any(len(_learned(picture, self.data)) for picture in self.pictures):
             limit = _too_difficult(self.data)
@@ -352,7 +352,8 @@ class Tiles:
         extent = size / factor  # side of the window in the picture's pixels
         room = np.array([picture.width, picture.height]) - extent
         low, high = np.minimum(room, 0), np.maximum(room, 0)
-        quads, labels = picture.objects.quads, picture.objects.labels
+        objects = _learned(picture, self.data)
+        quads, labels = objects.quads, objects.labels
         if len(quads) and rng.random() < self.data.object_probability:
             if self.data.repeat_below:  # each class alike
                 quads = quads[labels == rng.choice(np.unique(labels))]

@@ -127,6 +127,17 @@ def test_random_windows_are_placed_around_each_class_alike_where_rare_ones_count
     assert shares[1] == pytest.approx(0.5, abs=0.1)
 
 
+def test_random_windows_are_placed_around_what_is_learned():
+    """Not around the nine of ten objects that were cut when tiles were written."""
+    objects = squares((3000, 3000), *[(10, y) for y in range(0, 180, 20)])
+    objects.difficult[1:] = 2
+    picture = Picture("P", Path("P.png"), 4000, 4000, objects)
+    data = dataclasses.replace(SMALL, object_probability=1.0)
+    tiles, rng = Tiles([picture], ("a",), data, PLAIN, 0), np.random.default_rng(0)
+    centers = [tiles._random_center(rng, picture, 128, 1.0) for _ in range(50)]
+    assert min(map(min, centers)) > 2900
+
+
 def drawn_objects(rng, count, extent):
     """Quads of any kind in and around a picture, many with corners where windows end, some of no area."""
     corners = rng.uniform(-40, extent + 40, (count, 1, 2)) + rng.uniform(-60, 60, (count, 4, 2))
