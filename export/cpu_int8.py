@@ -208,7 +208,6 @@ def _quantise_before_clipping(model: onnx.ModelProto) -> None:
     producer = {output: node for node in model.graph.node for output in node.output}
     consumers = consumers_of(model)
     outputs = {output.name for output in model.graph.output}
-    fresh: dict[str, onnx.TensorProto] = {}
     removed, after = [], {}
     for node in model.graph.node:
         if node.op_type != "QuantizeLinear":
@@ -227,10 +226,8 @@ def _quantise_before_clipping(model: onnx.ModelProto) -> None:
         for bound in bounds:
             # As the operator does it: divide in float32, round half to even, saturate.
             steps = np.rint(np.float32(bound) / scale) if math.isfinite(bound) else math.copysign(128, bound)
-            step = np.array(np.clip(steps, -128, 127), np.int8)
-            name = f"int8.{int(step)}"
-            fresh[name] = numpy_helper.from_array(step, name)
-            names.append(name)
+            step = np.int8(np.clip(steps, -128, 127))
+            names.append(_constant(model, f"int8.{step}", step))
         clipped, unclipped = node.output[0], f"{node.output[0]}.unclipped"
         node.input[0], node.output[0] = activation.input[0], unclipped
         after[node.name] = helper.make_node(
@@ -245,7 +242,6 @@ def _quantise_before_clipping(model: onnx.ModelProto) -> None:
             nodes.append(after[node.name])
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    model.graph.initializer.extend(tensor for name, tensor in fresh.items() if name not in constants)
 
 
 def _offset_activations(model: onnx.ModelProto) -> None:
@@ -254,15 +250,12 @@ def _offset_activations(model: onnx.ModelProto) -> None:
 
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     producer = {output: node for node in model.graph.node for output in node.output}
-    fresh: dict[str, onnx.TensorProto] = {}
 
     def offset(name: str) -> str:
         if constants[name].data_type == TensorProto.UINT8:
             return name
         value = int(numpy_helper.to_array(constants[name])) + CPU_OFFSET
-        other = f"uint8.{value}"
-        fresh[other] = numpy_helper.from_array(np.array(value, np.uint8), other)
-        return other
+        return _constant(model, f"uint8.{value}", np.uint8(value))
 
     for node in model.graph.node:
         if node.op_type == "QuantizeLinear" or (
@@ -275,5 +268,4 @@ def _offset_activations(model: onnx.ModelProto) -> None:
     read = {name for node in model.graph.node for name in node.input}
     kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
     del model.graph.initializer[:]
-    names = {tensor.name for tensor in kept}
-    model.graph.initializer.extend([*kept, *(one for name, one in fresh.items() if name not in names)])
+    model.graph.initializer.extend(kept)

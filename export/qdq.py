@@ -60,67 +60,56 @@ def insert(
     graph = result.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
     fresh: dict[str, onnx.TensorProto] = {}
+    nodes: list[onnx.NodeProto] = []
+    quantised: set[tuple[str, str]] = set()
 
     def constant(name: str, values: NDArray) -> str:
         if name not in fresh:
             fresh[name] = numpy_helper.from_array(values, name)
         return name
 
-    nodes: list[onnx.NodeProto] = []
-    quantised: dict[tuple[str, str], str] = {}
-    zero = np.array(0, np.int8)
-    original = list(graph.node)
-    for node in original:
+    def dequantise(inputs: list[str], output: str, axis: int | None = None) -> str:
+        name = f"{output}/DequantizeLinear"
+        nodes.append(helper.make_node("DequantizeLinear", inputs, [output], name=name, axis=axis))
+        return output
+
+    def activation(node: onnx.NodeProto, index: int, source: str) -> str:
+        """An input of a node, through int8 and back on the grid of `source`."""
+        tensor = node.input[index]
+        scale = constant(f"{source}.scale", np.array(thresholds[source] / LEVELS, np.float32))
+        zero = constant("int8.zero", np.array(0, np.int8))
+        if (tensor, source) not in quantised:
+            quantised.add((tensor, source))
+            name = f"{tensor}/QuantizeLinear"
+            inputs = [tensor, scale, zero]
+            nodes.append(helper.make_node("QuantizeLinear", inputs, [f"{tensor}.int8"], name=name))
+        return dequantise([f"{tensor}.int8", scale, zero], f"{node.name}.input{index}")
+
+    def weight(node: onnx.NodeProto) -> str:
+        """The weight of a node, stored as int8; what that shifts, its bias takes back."""
+        axis, name = placement.weights[node.name], node.input[1]
+        values = numpy_helper.to_array(constants[name])
+        steps, shift = nearest(values, axis) if weights is None else weights[name]
+        inputs = [
+            constant(f"{name}.int8", steps),
+            constant(f"{name}.scale", weight_scale(values, axis)),
+            constant(f"{name}.zero", np.zeros(values.shape[axis], np.int8)),
+        ]
+        if shift is not None:
+            if len(node.input) < 3:
+                node.input.append("")
+            bias = node.input[2]
+            before = numpy_helper.to_array(constants[bias]) if bias else np.float32(0)
+            node.input[2] = constant(f"{name}.shifted.{bias}", before + shift)
+        return dequantise(inputs, f"{node.name}.weight", axis=axis)
+
+    for node in graph.node:
         for index in range(len(node.input)):
             source = placement.activations.get((node.name, index))
             if source is not None:
-                tensor = node.input[index]
-                scale = constant(f"{source}.scale", np.array(thresholds[source] / LEVELS, np.float32))
-                point = constant("int8.zero", zero)
-                if (tensor, source) not in quantised:
-                    quantised[tensor, source] = f"{tensor}.int8"
-                    nodes.append(
-                        helper.make_node(
-                            "QuantizeLinear",
-                            [tensor, scale, point],
-                            [f"{tensor}.int8"],
-                            name=f"{tensor}/QuantizeLinear",
-                        )
-                    )
-                output = f"{node.name}.input{index}"
-                nodes.append(
-                    helper.make_node(
-                        "DequantizeLinear",
-                        [quantised[tensor, source], scale, point],
-                        [output],
-                        name=f"{output}/DequantizeLinear",
-                    )
-                )
-                node.input[index] = output
+                node.input[index] = activation(node, index, source)
             elif index == 1 and node.name in placement.weights:
-                axis, name = placement.weights[node.name], node.input[1]
-                weight = numpy_helper.to_array(constants[name])
-                steps, shift = nearest(weight, axis) if weights is None else weights[name]
-                constant(f"{name}.int8", steps)
-                constant(f"{name}.scale", weight_scale(weight, axis))
-                constant(f"{name}.zero", np.zeros(weight.shape[axis], np.int8))
-                if shift is not None:
-                    if len(node.input) < 3:
-                        node.input.append("")
-                    bias = node.input[2]
-                    before = numpy_helper.to_array(constants[bias]) if bias else np.float32(0)
-                    node.input[2] = constant(f"{name}.shifted.{bias}", before + shift)
-                output = f"{node.name}.weight"
-                nodes.append(
-                    helper.make_node(
-                        "DequantizeLinear",
-                        [f"{name}.int8", f"{name}.scale", f"{name}.zero"],
-                        [output],
-                        name=f"{output}/DequantizeLinear",
-                        axis=axis,
-                    )
-                )
-                node.input[1] = output
+                node.input[1] = weight(node)
         nodes.append(node)
     read = {name for node in nodes for name in node.input}
     kept = [tensor for tensor in graph.initializer if tensor.name in read]

@@ -51,10 +51,7 @@ def expect_own_gpu(device: torch.device, ranks: Ranks) -> None:
     """
     if device.type != "cuda" or ranks.alone:
         return
-    number = getattr(torch.cuda.get_device_properties(device), "uuid", None)
-    gpus = ranks.gather((socket.gethostname(), str(number)))
-    if number is None:  # before torch 2.5
-        return
+    gpus = ranks.gather((socket.gethostname(), str(torch.cuda.get_device_properties(device).uuid)))
     for rank, gpu in enumerate(gpus):
         if gpus.index(gpu) < rank:
             raise SharedError(

@@ -23,7 +23,7 @@ from rgfl.processes import end_with_parent, warn_in_lines
 from rgfl.tiles import Tile, Tiles
 
 
-def batches(
+def batch_keys(
     tiles: Tiles, batch: int, start: int, stop: int, rank: int = 0, ranks: int = 1
 ) -> Iterator[list[tuple[int, int]]]:
     """Keys of `tiles` for the steps `start` to `stop`: each epoch a new order, the last odd ones left out.

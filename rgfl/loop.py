@@ -36,7 +36,7 @@ from rgfl.detections import Detections
 from rgfl.devices import choose_device, device_name, expect_own_gpu, mixed_precision, peak_memory_mb
 from rgfl.errors import UserError
 from rgfl.evenly import evenly
-from rgfl.loader import Batch, Loader, batches, steps_per_epoch
+from rgfl.loader import Batch, Loader, batch_keys, steps_per_epoch
 from rgfl.nn.backbone import WeightsError
 from rgfl.nn.batchnorm import statistics_kept, synchronise, training_batchnorms
 from rgfl.nn.decode import Raw
@@ -263,8 +263,8 @@ class Training:
         """To the end (0), or to a halt: the signal, or `TIME_IS_UP`."""
         plan, run, ranks = self.plan, self.recipe.run, self.ranks
         self._catch_up()
-        batch = self.recipe.schedule.batch
-        keys = batches(plan.tiles, batch, self.step, plan.total_steps, ranks.rank, ranks.size)
+        size = self.recipe.schedule.batch
+        keys = batch_keys(plan.tiles, size, self.step, plan.total_steps, ranks.rank, ranks.size)
         loader = self.loader = Loader(
             plan.tiles, keys, self.model.assigner, self.workers, pin_memory=self.on_cuda
         )
@@ -280,13 +280,13 @@ class Training:
                 self.save_last()
                 saved = time.monotonic()
             with interval.waiting():
-                tiles = next(loader)
+                batch = next(loader)
                 with ranks.together(ERRORS):
-                    if isinstance(tiles, Exception):
-                        raise tiles
-                assert isinstance(tiles, Batch)
-                tiles = tiles.to(self.device)
-            shown = self._learn(tiles)
+                    if isinstance(batch, Exception):
+                        raise batch
+                assert isinstance(batch, Batch)
+                batch = batch.to(self.device)
+            shown = self._learn(batch)
 
             interval.steps += 1
             for name, value in shown.items():
@@ -394,10 +394,24 @@ class Training:
         # its share, times their number.
         *values, scale = ranks.mean(torch.stack([*totals.values(), norm, factor])).tolist()
         shown = dict(zip([*totals, "grad_norm"], values, strict=True))
-        mending = self.scaler.is_enabled() and scale >= LEAST_SCALE
-        _check_finite(self.step, shown, rate, batch.names, mending, self.amp == torch.float16, ranks)
+        self._expect_finite(shown, scale, rate, batch.names)
         self.step += 1
         return shown
+
+    def _expect_finite(self, shown: dict[str, float], scale: float, rate: float, names: list[str]) -> None:
+        """Stop before spoilt weights are saved. An infinite norm is none of them where FP16's scaler skipped
+        the step and will take a smaller factor."""
+        skipped = self.scaler.is_enabled() and scale >= LEAST_SCALE
+        looked_at = {name: value for name, value in shown.items() if not (skipped and name == "grad_norm")}
+        if bad := [name for name, value in looked_at.items() if not math.isfinite(value)]:
+            values = ", ".join(f"{name} {value:g}" for name, value in shown.items())
+            names = [name for share in self.ranks.gather(names) for name in share]  # all see the same values
+            half = "give --amp off, " if self.amp == torch.float16 else ""
+            raise (TrainingError if self.ranks.alone else SharedError)(
+                f"step {self.step}: {', '.join(bad)} not finite ({values}) at learning rate {rate:g} on "
+                f"images {', '.join(sorted(set(names)))}; lower --lr or --clip-norm, {half}or look at "
+                "their labels"
+            )
 
     def _forward(self, part: Batch) -> Raw:
         images = self.model.normalise(part.images).contiguous(memory_format=torch.channels_last)
@@ -640,27 +654,6 @@ class _Ema:
         torch._foreach_lerp_(*self._floats, 1 - decay)
         if self._others[0]:
             torch._foreach_copy_(*self._others)
-
-
-def _check_finite(
-    step: int,
-    parts: dict[str, float],
-    rate: float,
-    names: list[str],
-    mending: bool,
-    fp16: bool,
-    ranks: Ranks,
-) -> None:
-    """Stop before spoilt weights are saved. (`mending`: FP16's scaler skipped the step and takes less.)"""
-    looked_at = {name: value for name, value in parts.items() if not (mending and name == "grad_norm")}
-    if bad := [name for name, value in looked_at.items() if not math.isfinite(value)]:
-        values = ", ".join(f"{name} {value:g}" for name, value in parts.items())
-        names = [name for share in ranks.gather(names) for name in share]  # all see the same values
-        half = "give --amp off, " if fp16 else ""
-        raise (TrainingError if ranks.alone else SharedError)(
-            f"step {step}: {', '.join(bad)} not finite ({values}) at learning rate {rate:g} on images "
-            f"{', '.join(sorted(set(names)))}; lower --lr or --clip-norm, {half}or look at their labels"
-        )
 
 
 def _means(measured: Evaluation | None) -> dict[str, float]:

@@ -15,7 +15,7 @@ from tiny_training import PATIENCE
 
 from rgfl.dataset import DataError
 from rgfl.dota.images import ImageError
-from rgfl.loader import Batch, Loader, _Sent, batches, collate, steps_per_epoch
+from rgfl.loader import Batch, Loader, _Sent, batch_keys, collate, steps_per_epoch
 from rgfl.nn.assign import Assigner, Targets
 from rgfl.recipes import DataConfig
 from rgfl.tiles import Tiles
@@ -41,7 +41,7 @@ def grouped(monkeypatch):
 
 
 def test_each_epoch_sees_every_window_once_in_a_new_order():
-    keys = list(batches(one_each(10, seed=0), 5, start=0, stop=4))
+    keys = list(batch_keys(one_each(10, seed=0), 5, start=0, stop=4))
     for epoch in range(2):
         seen = [key for batch in keys[2 * epoch : 2 * epoch + 2] for key in batch]
         assert sorted(seen) == [(epoch, index) for index in range(10)]
@@ -51,15 +51,15 @@ def test_each_epoch_sees_every_window_once_in_a_new_order():
 def test_batches_from_the_middle_are_those_of_the_whole(grouped):
     for tiles in (one_each(11, seed=4), grouped):
         assert len(tiles) == 11
-        whole = list(batches(tiles, 3, start=0, stop=20))
+        whole = list(batch_keys(tiles, 3, start=0, stop=20))
         for start in (1, 3, 7, 19):
             there = pickle.loads(pickle.dumps(tiles))
-            assert list(batches(there, 3, start=start, stop=20)) == whole[start:]
+            assert list(batch_keys(there, 3, start=start, stop=20)) == whole[start:]
 
 
 def test_fewer_windows_than_a_batch_repeat():
     assert steps_per_epoch(3, 8) == 1
-    (keys,) = batches(one_each(3, seed=0), 8, start=5, stop=6)
+    (keys,) = batch_keys(one_each(3, seed=0), 8, start=5, stop=6)
     assert len(keys) == 8
     assert {index % 3 for _, index in keys} == {0, 1, 2}
     assert {epoch for epoch, _ in keys} == {5}
@@ -69,7 +69,7 @@ def test_fewer_windows_than_a_batch_repeat():
 def test_a_window_that_repeats_is_drawn_anew(folder):
     """With fewer windows than --batch, a batch held equal tiles."""
     tiles = tiles_of(folder, augment=BUSY)
-    (keys,) = batches(tiles, 2 * len(tiles), start=0, stop=1)
+    (keys,) = batch_keys(tiles, 2 * len(tiles), start=0, stop=1)
     drawn = [tiles[key] for key in keys]
     for index, (first, again) in enumerate(zip(drawn[: len(tiles)], drawn[len(tiles) :], strict=True)):
         assert keys[index + len(tiles)] == (0, keys[index][1] + len(tiles))
@@ -81,8 +81,8 @@ def test_a_window_that_repeats_is_drawn_anew(folder):
 @pytest.mark.parametrize("count", [11, 3])
 def test_ranks_see_together_what_one_sees(count, grouped):
     for tiles in (one_each(count, seed=4), grouped):
-        whole = list(batches(tiles, 6, start=2, stop=9))
-        shares = [list(batches(tiles, 6, start=2, stop=9, rank=rank, ranks=3)) for rank in range(3)]
+        whole = list(batch_keys(tiles, 6, start=2, stop=9))
+        shares = [list(batch_keys(tiles, 6, start=2, stop=9, rank=rank, ranks=3)) for rank in range(3)]
         for step, keys in enumerate(zip(*shares, strict=True)):
             assert [key for share in keys for key in share] == whole[step]
 

@@ -118,12 +118,17 @@ class Matching:
     quads_G8: NDArray[np.float64]
     difficult_G: NDArray[np.bool_]
 
-    def fates(self, thresholds: Sequence[float]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    @property
+    def to_difficult_D(self) -> NDArray[np.bool_]:
+        """Whether the object of `match_D` is a difficult one."""
+        found = np.zeros(len(self.match_D), bool)
+        found[self.match_D >= 0] = self.difficult_G[self.match_D[self.match_D >= 0]]
+        return found
+
+    def hits_and_misses(self, thresholds: Sequence[float]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """True and false positives, (T, D) each; a match with a difficult object is neither."""
-        match_D = self.match_D
+        match_D, to_difficult_D = self.match_D, self.to_difficult_D
         above_TD = self.iou_D > np.asarray(thresholds)[:, None]
-        to_difficult_D = np.zeros(len(match_D), bool)
-        to_difficult_D[match_D >= 0] = self.difficult_G[match_D[match_D >= 0]]
         hits_TD = np.zeros_like(above_TD)
         for hits_D, above_D in zip(hits_TD, above_TD, strict=True):
             claims = np.flatnonzero(above_D & ~to_difficult_D)
@@ -311,7 +316,7 @@ def evaluate(
     Raises:
         EvaluationError: a class or image that is missing or unknown, a score or corner that is not finite.
     """
-    names = _check(truth, classes, version, thresholds)
+    _check(truth, classes, version, thresholds)
     unknown = [name for name in task1 if name not in classes]
     if unknown:
         raise EvaluationError(f"Task1_{unknown[0]}.txt: no such class; evaluated are {', '.join(classes)}")
@@ -321,13 +326,13 @@ def evaluate(
                 f"Task1_{name}.txt is missing: every class needs a file, an empty one if nothing was found"
             )
         for place, image in enumerate(task1[name].images, start=1):
-            if image not in names:
+            if image not in truth:
                 raise EvaluationError(
                     f"Task1_{name}.txt, detection {place}: image {image!r} has no label file "
-                    f"(there are {len(names)}, {min(names)} … {max(names)})"
+                    f"(there are {len(truth)}, {min(truth)} … {max(truth)})"
                 )
         _check_finite(f"Task1_{name}.txt", task1[name].scores, task1[name].quads)
-    return _evaluate(task1, truth, classes, version, thresholds, names)
+    return _evaluate(task1, truth, classes, version, thresholds)
 
 
 def evaluate_detections(
@@ -351,8 +356,8 @@ def evaluate_detections(
     Raises:
         EvaluationError: an unknown image or label, a score or box that is not finite.
     """
-    names = _check_detections(detections, truth, classes, version, thresholds)
-    result = _evaluate(to_task1(detections, classes), truth, classes, version, thresholds, names)
+    _check_detections(detections, truth, classes, version, thresholds)
+    result = _evaluate(to_task1(detections, classes), truth, classes, version, thresholds)
     theta = Detections.concatenate(list(detections.values())).boxes[:, 4]
     if np.count_nonzero(np.abs(theta) > 2 * np.pi) > len(theta) / 2:
         note = "Most angles are beyond 2π: they look like degrees, θ is in radians (rgfl.boxes.from_opencv)."
@@ -372,8 +377,8 @@ def match_to_truth(
     Raises:
         EvaluationError: as `evaluate_detections`.
     """
-    names = _check_detections(detections, truth, classes, version, THRESHOLDS)
-    return _matching(to_task1(detections, classes), truth, classes, version, names)
+    _check_detections(detections, truth, classes, version, THRESHOLDS)
+    return _matching(to_task1(detections, classes), truth, classes, version)
 
 
 def eleven_points(recall: NDArray[np.float64], precision: NDArray[np.float64]) -> float:
@@ -394,8 +399,7 @@ def best_from(
 
 def _check(
     truth: Mapping[str, Objects], classes: Sequence[str], version: str, thresholds: Sequence[float]
-) -> dict[str, int]:
-    """The images, numbered."""
+) -> None:
     if version not in CLASSES:
         raise EvaluationError(f"version is one of {', '.join(CLASSES)}, not {version!r}")
     if isinstance(classes, str):  # a sequence of letters
@@ -413,7 +417,6 @@ def _check(
         _check_labels(f"ground truth of image {image!r}", objects.labels, classes)
         if not np.isfinite(objects.quads).all():
             raise EvaluationError(f"ground truth of image {image!r}: a corner is not finite")
-    return {image: number for number, image in enumerate(truth)}
 
 
 def _check_detections(
@@ -422,18 +425,16 @@ def _check_detections(
     classes: Sequence[str],
     version: str,
     thresholds: Sequence[float],
-) -> dict[str, int]:
-    """The images, numbered."""
-    names = _check(truth, classes, version, thresholds)
+) -> None:
+    _check(truth, classes, version, thresholds)
     for image, found in detections.items():
-        if image not in names:
+        if image not in truth:
             raise EvaluationError(
                 f"detections of image {image!r}: it has no ground truth "
-                f"(there are {len(names)} images, {min(names)} … {max(names)})"
+                f"(there are {len(truth)} images, {min(truth)} … {max(truth)})"
             )
         _check_labels(f"detections of image {image!r}", found.labels, classes)
         _check_finite(f"image {image!r}", found.scores, found.boxes)
-    return names
 
 
 def _check_labels(where: str, labels: NDArray[np.integer], classes: Sequence[str]) -> None:
@@ -458,12 +459,11 @@ def _evaluate(
     classes: Sequence[str],
     version: str,
     thresholds: Sequence[float],
-    names: Mapping[str, int],
 ) -> Result:
-    matching = _matching(task1, truth, classes, version, names)
+    matching = _matching(task1, truth, classes, version)
     labels_D, scores_D = matching.labels_D, matching.scores_D
     labels_G, difficult_G = matching.labels_G, matching.difficult_G
-    hits_TD, misses_TD = matching.fates(thresholds)
+    hits_TD, misses_TD = matching.hits_and_misses(thresholds)
 
     bounds = np.searchsorted(labels_D, np.arange(len(classes) + 1))
     by_class, ap_CT = [], np.zeros((len(classes), len(thresholds)))
@@ -480,13 +480,13 @@ def _evaluate(
         by_class.append(record)
         if record.ground_truth:
             ap_CT[label] = [eleven_points(*curve) for curve in zip(*record.recall_precision(), strict=True)]
-    unit = "tile" if are_tiles(names) else "image"
+    unit = "tile" if are_tiles(truth) else "image"
     return Result(
         ap=ap_CT,
         classes=tuple(classes),
         thresholds=tuple(float(t) for t in thresholds),
         version=version,
-        images=len(names),
+        images=len(truth),
         by_class=tuple(by_class),
         notes=tuple(_notes(classes, by_class, version, thresholds, unit)),
         unit=unit,
@@ -498,11 +498,11 @@ def _matching(
     truth: Mapping[str, Objects],
     classes: Sequence[str],
     version: str,
-    names: Mapping[str, int],
 ) -> Matching:
+    numbers = {image: number for number, image in enumerate(truth)}
     parts = [task1[name] for name in classes]
     labels_D = np.repeat(np.arange(len(classes)), [len(part) for part in parts])
-    images_D = np.array([names[image] for part in parts for image in part.images], np.int64)
+    images_D = np.array([numbers[image] for part in parts for image in part.images], np.int64)
     scores_D = np.concatenate([part.scores for part in parts]).astype(np.float64)
     quads_D8 = np.concatenate([part.quads for part in parts]).astype(np.float64)
     rank = np.lexsort((-scores_D, labels_D))  # by class, then score; stable
@@ -510,16 +510,16 @@ def _matching(
 
     objects = Objects.concatenate(list(truth.values()))
     quads_G8, labels_G = objects.quads.astype(np.float64), objects.labels.astype(np.int64)
-    images_G = np.repeat(np.arange(len(names)), [len(part) for part in truth.values()])
+    images_G = np.repeat(np.arange(len(truth)), [len(part) for part in truth.values()])
     # From v1.5 on every object counts; only a tile's border takes some away.
-    cut_G = (objects.difficult == DIFFICULT_CUT) & are_tiles(names)
+    cut_G = (objects.difficult == DIFFICULT_CUT) & are_tiles(truth)
     difficult_G = objects.difficult > 0 if version == "1.0" else cut_G
 
     # Only pairs of one class and image are of interest: number those groups.
-    group_D, group_G = labels_D * len(names) + images_D, labels_G * len(names) + images_G
-    match_D, iou_D = _match(quads_D8, group_D, quads_G8, group_G, len(classes) * len(names))
+    group_D, group_G = labels_D * len(truth) + images_D, labels_G * len(truth) + images_G
+    match_D, iou_D = _match(quads_D8, group_D, quads_G8, group_G, len(classes) * len(truth))
     return Matching(
-        tuple(names), labels_D, images_D, scores_D, quads_D8, match_D, iou_D,
+        tuple(truth), labels_D, images_D, scores_D, quads_D8, match_D, iou_D,
         labels_G, images_G, quads_G8, difficult_G,
     )  # fmt: skip
 

@@ -79,15 +79,13 @@ def judge(
 ) -> Verdicts:
     """The fates of all detections and objects; the arguments are those of `evaluate_detections`."""
     matching = match_to_truth(detections, truth, classes, version=version)
-    hits_D = matching.fates((THRESHOLD,))[0][0]
+    hits_D = matching.hits_and_misses((THRESHOLD,))[0][0]
     own_D, own_iou_D = matching.match_D, matching.iou_D
     any_D, any_iou_D = matching.nearest()
 
-    to_difficult_D = np.zeros(len(own_D), bool)
-    to_difficult_D[own_D >= 0] = matching.difficult_G[own_D[own_D >= 0]]
     on_own_D = own_iou_D > THRESHOLD
     fate_D = np.select(
-        [hits_D, on_own_D & to_difficult_D, on_own_D, any_iou_D > THRESHOLD, own_iou_D > NEAR],
+        [hits_D, on_own_D & matching.to_difficult_D, on_own_D, any_iou_D > THRESHOLD, own_iou_D > NEAR],
         [RIGHT, IGNORED, DUPLICATE, CONFUSED, MISPLACED],
         BACKGROUND,
     )
