@@ -8,20 +8,18 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from rgfl.dataset import Dataset, Picture
+from rgfl.dataset import Picture
 from rgfl.devices import device_name
 from rgfl.dota.labels import version_of
 from rgfl.dota.tiling import clip_objects
+from rgfl.errors import TrainingError
+from rgfl.plan import Plan
 from rgfl.recipes import Recipe, schedule_warnings
 from rgfl.spec import DetectorSpec
-from rgfl.tiles import Tiles
-from rgfl.training_error import TrainingError
 from rgfl.validate import without_truth
 
 LISTED = 40  # classes, of which the number of objects is said at the start
@@ -33,40 +31,6 @@ FAR_OUTSIDE = 10
 WAITING_SHARE = 0.05
 
 MEANS = {"ap50": "AP50", "ap75": "AP75", "map": "mAP"}  # over the classes; shown in percent
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run is going to do, known once its labels are read."""
-
-    recipe: Recipe
-    root: Path  # of the data
-    dataset: Dataset
-    spec: DetectorSpec
-    tiles: Tiles  # to learn from
-    val: list[Picture]  # to evaluate on
-    steps_per_epoch: int
-    total_steps: int
-    steps_between_evaluations: int
-
-    @property
-    def evaluating(self) -> bool:
-        """Whether there is any evaluation, and so a val/."""
-        return self.recipe.evaluation.eval_every > 0
-
-    @property
-    def cut_train(self) -> str:
-        """What helps where whole images are too much."""
-        return (
-            "cut train/ into tiles, not val/ (AP on tiles is not the official one): "
-            + self.recipe.tiling_command(self.root.resolve())
-        )
-
-    @property
-    def quicker_tiles(self) -> str:
-        """What helps, besides more --workers, where the tiles come too slowly."""
-        larger = "a larger --cache-mb, " if self.recipe.run.cache_mb < self.tiles.cache_wanted() else ""
-        return f"{larger}or {self.cut_train}"
 
 
 # ---- at the start -----------------------------------------------------------------------------------------

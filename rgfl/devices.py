@@ -7,8 +7,8 @@ import sys
 
 import torch
 
+from rgfl.errors import TrainingError
 from rgfl.ranks import Ranks, SharedError, local_rank
-from rgfl.training_error import TrainingError
 
 
 def choose_device(name: str) -> torch.device:

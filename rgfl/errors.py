@@ -28,6 +28,10 @@ class InputError(UserError):
     """Images, labels or flags that do not fit together."""
 
 
+class TrainingError(UserError):
+    """The run cannot go on; one line that says why and what to do."""
+
+
 # What a command says on Ctrl-C that goes on where it stopped.
 GOES_ON = "stopped; the same command goes on from here"
 

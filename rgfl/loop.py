@@ -30,18 +30,18 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from rgfl import advice, checkpoint, page
-from rgfl.advice import MEANS, Plan
-from rgfl.dataset import read_dataset
+from rgfl.advice import MEANS
 from rgfl.detections import Detections
 from rgfl.devices import choose_device, device_name, expect_own_gpu, mixed_precision, peak_memory_mb
-from rgfl.errors import UserError
+from rgfl.errors import TrainingError, UserError
 from rgfl.evenly import evenly
-from rgfl.loader import Batch, Loader, batch_keys, steps_per_epoch
+from rgfl.loader import Batch, Loader, batch_keys
 from rgfl.nn.backbone import WeightsError
 from rgfl.nn.batchnorm import statistics_kept, synchronise, training_batchnorms
 from rgfl.nn.decode import Raw
 from rgfl.nn.detector import Detector, build_detector
 from rgfl.nn.fake_int8 import fake_int8
+from rgfl.plan import make_plan
 from rgfl.processes import usable_cores
 from rgfl.ranks import Ranks, SharedError
 from rgfl.recipes import Recipe, ScheduleConfig, learning_rate
@@ -49,8 +49,6 @@ from rgfl.run_folder import RunFolder, of_this_version, read_last
 from rgfl.seen import Evaluation
 from rgfl.spec import DetectorSpec
 from rgfl.stop import TIME_IS_UP, Stop, reason
-from rgfl.tiles import Tiles
-from rgfl.training_error import TrainingError
 from rgfl.validate import find, over_labels, score
 
 # Under FP16 the scaler halves its factor at each gradient that is not finite, and skips the step. Where the
@@ -120,7 +118,7 @@ class Training:
         torch.manual_seed(schedule.seed)
 
         with ranks.together(ERRORS):
-            self.plan = plan = _plan(recipe, root, classes, ignore_unknown)
+            self.plan = plan = make_plan(recipe, root, classes, ignore_unknown)
             self.amp = mixed_precision(schedule.amp, device)
             last = read_last(out, recipe, plan.dataset) if resume else None
             model, said = _build_model(recipe, plan.spec, last)
@@ -550,35 +548,6 @@ def _expect_parts(recipe: Recipe, processes: int, on_cuda: bool) -> None:
             "cell, too little for BatchNorm; use a larger --batch or --tile-size, a smaller --accumulate, "
             "fewer processes, or --head-norm group"
         )
-
-
-def _plan(recipe: Recipe, root: Path, classes: str, ignore_unknown: bool) -> Plan:
-    """The tiles to train on, the images to evaluate on, and the numbers of steps that follow."""
-    evaluation, schedule = recipe.evaluation, recipe.schedule
-    evaluating = evaluation.eval_every > 0
-    dataset = read_dataset(
-        root,
-        classes,
-        with_val=evaluating,
-        ignore_unknown=ignore_unknown,
-        train_splits=recipe.data.train_splits,
-    )
-    tiles = Tiles(
-        dataset.train, dataset.classes, recipe.data, recipe.augment, schedule.seed, recipe.run.cache_mb
-    )
-    epoch = steps_per_epoch(len(tiles), schedule.batch)
-    total = max(1, round(schedule.epochs * epoch))
-    return Plan(
-        recipe=recipe,
-        root=root,
-        dataset=dataset,
-        spec=recipe.spec(dataset.classes),
-        tiles=tiles,
-        val=evenly(dataset.val, evaluation.eval_images or len(dataset.val)),
-        steps_per_epoch=epoch,
-        total_steps=total,
-        steps_between_evaluations=max(1, round(evaluation.eval_every * epoch)) if evaluating else total,
-    )
 
 
 def _build_model(

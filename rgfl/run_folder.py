@@ -21,13 +21,13 @@ from torch.utils.tensorboard import SummaryWriter
 
 from rgfl import atomic, checkpoint
 from rgfl.dataset import Dataset
+from rgfl.errors import TrainingError
 from rgfl.folder_lock import FolderInUse, lock_folder
 from rgfl.nn.config import ModelConfig
 from rgfl.nn.detector import Detector
 from rgfl.recipes import Recipe
 from rgfl.run_log import read_records
 from rgfl.spec import DetectorSpec
-from rgfl.training_error import TrainingError
 
 # Fields that only say how to evaluate and how often. (No evaluation at all needs no val/: other data.)
 FREE = ("test_batch", "eval_every")

@@ -14,9 +14,9 @@ from rgfl.dota.average_precision import Result, evaluate_detections
 from rgfl.dota.labels import version_of
 from rgfl.dota.merge import NotFiniteError, detect
 from rgfl.draw import picture as draw_picture
+from rgfl.errors import TrainingError
 from rgfl.recipes import EvaluationConfig
 from rgfl.spec import DetectorSpec
-from rgfl.training_error import TrainingError
 
 LONGEST_SIDE = 1024  # pixels of a drawn picture
 
