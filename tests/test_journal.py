@@ -1,11 +1,15 @@
-"""A journal is read as far as it is whole."""
+"""A journal is read as far as it is whole, and gives back what was found."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from rgfl.dota.journal import read_journal
+from rgfl.detections import Detections
+from rgfl.dota.journal import failure, packed, read_journal, resume, unpacked
 
 HEAD = {"settings": 1}
 FIRST, SECOND = {"image": "a"}, {"image": "b"}
@@ -28,3 +32,32 @@ def test_damage_ends_it(tmp_path: Path, damage: bytes) -> None:
 def test_without_a_head_there_is_nothing(tmp_path: Path, damage: bytes) -> None:
     (tmp_path / "journal").write_bytes(damage + b'\n{"image": "a"}\n')
     assert read_journal(tmp_path / "journal") == []
+
+
+def test_what_another_run_or_another_file_left_is_not_gone_on_with(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    entries = [{"image": name, "state": [1, 2.5]} for name in "abcd"]
+    lines = "".join(json.dumps(entry) + "\n" for entry in (HEAD, *entries))
+    states = {"a": [1, 2.5], "b": [1, 3], "c": [1, 2.5]}
+    for head, kept in ((HEAD, entries[:1]), ({"settings": 2}, [])):
+        journal.write_text(lines)
+        assert resume(journal, head, states, lambda name: name != "c") == {one["image"]: one for one in kept}
+        assert read_journal(journal) == [head, *kept]
+    journal.unlink()
+    assert resume(journal, HEAD, states, lambda name: True) == {}
+    assert read_journal(journal) == [HEAD]
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_detections_come_back_bit_by_bit(count: int) -> None:
+    values = np.random.default_rng(0).normal(size=(count, 7)).astype(np.float32)
+    found = Detections(values[:, :5], values[:, 5], np.arange(count))
+    again = unpacked(json.loads(json.dumps(packed(found))))
+    for name, expected in vars(found).items():
+        np.testing.assert_array_equal(getattr(again, name), expected)
+
+
+def test_a_full_disk_is_not_the_images_fault() -> None:
+    assert failure(["a.png: broken"], 3) == "a.png: broken\n1 of 3 images failed; mend them and run again"
+    full = f"a.png: {os.strerror(errno.ENOSPC)}"
+    assert failure(["b.png: broken", full], 3).endswith("2 of 3 images failed; make room and run again")

@@ -15,9 +15,9 @@ import torch
 from tiny_training import PATIENCE, TINY, curve, make_data, records, run
 
 from rgfl import checkpoint, loop, page
+from rgfl.errors import TrainingError
 from rgfl.run_folder import RunFolder, of_this_version
 from rgfl.stop import Stop
-from rgfl.training_error import TrainingError
 
 SHORT = ["--epochs", "1", "--eval-every", "1"]
 

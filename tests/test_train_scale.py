@@ -16,8 +16,8 @@ from plugin_libraries import skip_without_gpu
 from tiny_training import PATIENCE, TINY, make_data, records, run
 
 from rgfl import checkpoint, devices, loop, page
+from rgfl.errors import TrainingError
 from rgfl.ranks import SharedError
-from rgfl.training_error import TrainingError
 
 # No BatchNorm that trains: its statistics are the one thing that depends on who computes what.
 # GroupNorm of 32 groups needs two values in each, also on the level of one cell. SGD, since AdamW's first

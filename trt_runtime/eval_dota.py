@@ -10,7 +10,6 @@ does (rgfl.dota.average_precision). Every model, whatever its backend, goes thro
 from __future__ import annotations
 
 import argparse
-import base64
 import contextlib
 import hashlib
 import json
@@ -20,13 +19,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rgfl import atomic, draw, errors
 from rgfl.detections import Detections
 from rgfl.dota import average_precision, mistakes
 from rgfl.dota.average_precision import Result, evaluate_detections
-from rgfl.dota.journal import follow, read_journal, stamp
+from rgfl.dota.journal import follow, packed, resume, stamp, unpacked
 from rgfl.dota.labels import (
     CLASSES,
     TEST_IMAGES,
@@ -52,6 +49,7 @@ from rgfl.trt_runtime.pipeline import (
     add_model_arguments,
     check_model_arguments,
     find_scenes,
+    journal_head,
     stream,
 )
 from rgfl.trt_runtime.runners import Runner, load_runner
@@ -353,11 +351,13 @@ def _detect(
     }
     journal = _journal(arguments)
     done: dict[str, dict[str, Any]] = {}
+    states = {name: stamp(path) for name, path in images.items()}  # before they are read
     if journal:
         head = _head(runner, arguments, [truth[name] for name in drawn] if truth else [])
-        done = _finished(journal, head, images, drawn)
+        done = resume(journal, head, states, lambda name: name not in drawn or drawn[name].is_file())
+        if done:
+            print(f"eval_dota: {len(done)} of {len(images)} images are done, by {journal}", file=sys.stderr)
     left = {name: path for name, path in images.items() if name not in done}
-    states = {name: stamp(path) for name, path in left.items()}  # before they are read
     unreadable: dict[str, str] = {}
 
     scenes = stream(
@@ -381,7 +381,7 @@ def _detect(
                     min_score=arguments.draw_score,
                 )
                 draw.save(picture, drawn[scene.name])
-            yield {"image": scene.name, "state": states[scene.name], **_packed(scene.detections)}
+            yield {"image": scene.name, "state": states[scene.name], **packed(scene.detections)}
         yield from ({"error": reason} for reason in unreadable.values())
 
     place = journal or Path(os.devnull)
@@ -396,7 +396,7 @@ def _detect(
         )
     if arguments.draw:
         print(f"pictures: {len(drawn)} of {len(images)} in {arguments.draw}", file=sys.stderr)
-    return {name: _unpacked(done[name]) for name in images}
+    return {name: unpacked(done[name]) for name in images}
 
 
 @contextlib.contextmanager
@@ -429,11 +429,8 @@ def _journal(arguments: argparse.Namespace) -> Path | None:
 
 def _head(runner: Runner, arguments: argparse.Namespace, truth: Sequence[Objects]) -> dict[str, Any]:
     """First line of the journal: what decides what is found, and which pictures are drawn of it."""
-    model = runner.describe()
-    facts = {name: model[name] for name in ("sha256", "backend", "precision", "device")}
-    flags = ("stride", "scales", "batch", "draw", "draw_limit", "draw_score")
-    facts |= {name: str(getattr(arguments, name)) for name in flags}
-    return facts | {"truth": _digest(truth), "versions": machine.versions()}
+    head = journal_head(runner.describe(), arguments, ("draw", "draw_limit", "draw_score"))
+    return head | {"truth": _digest(truth)}
 
 
 def _digest(truth: Sequence[Objects]) -> str:
@@ -442,41 +439,6 @@ def _digest(truth: Sequence[Objects]) -> str:
         for name, values in vars(objects).items():
             digest.update(f"{name} {values.shape}".encode() + values.tobytes())
     return digest.hexdigest()
-
-
-def _finished(
-    journal: Path, head: dict[str, Any], images: Mapping[str, Path], drawn: Mapping[str, Path]
-) -> dict[str, dict[str, Any]]:
-    """Entries of the images that a run before this one has finished; the journal is left with these.
-
-    Args:
-        drawn: pictures, without which their images are not finished.
-    """
-    entries = read_journal(journal) if journal.is_file() else []
-    done = {
-        entry["image"]: entry
-        for entry in (entries[1:] if entries[:1] == [head] else [])
-        if (name := entry["image"]) in images
-        and entry.get("state") == stamp(images[name])
-        and (name not in drawn or drawn[name].is_file())
-    }
-    if done:
-        print(f"eval_dota: {len(done)} of {len(images)} images are done, by {journal}", file=sys.stderr)
-    atomic.write_text(journal, "".join(json.dumps(entry) + "\n" for entry in (head, *done.values())))
-    return done
-
-
-def _packed(detections: Detections) -> dict[str, str]:
-    """For a journal: the very bits."""
-    return {name: base64.b64encode(values.tobytes()).decode() for name, values in vars(detections).items()}
-
-
-def _unpacked(entry: Mapping[str, str]) -> Detections:
-    def values(name: str, kind: type[np.generic]) -> Any:
-        return np.frombuffer(base64.b64decode(entry[name]), kind)
-
-    boxes = values("boxes", np.float32).reshape(-1, 5)
-    return Detections(boxes, values("scores", np.float32), values("labels", np.int32))
 
 
 def _score(

@@ -8,7 +8,10 @@ inferring it on a GPU, and so does drawing it: several are decoded, and several 
 Memory is bounded: the pixels of what is read ahead, of what is inferred, and of what waits to be drawn stay
 below `AHEAD` each, and a scene's pixels are let go when the next scene is asked for. Of larger scenes four
 are held at a time: one is read, one waits, one is inferred, one drawn. The result is that of
-rgfl.dota.merge.detect.
+rgfl.dota.merge.detect, which leaves out tiles of zeros alone, too.
+
+What is found in finished scenes is kept in `JOURNAL` until all is written: after a kill the same command goes
+on.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,6 +35,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from rgfl import atomic, draw, errors
 from rgfl.boxes import to_quads
@@ -47,8 +51,10 @@ from rgfl.dota.images import (
     subfolders,
     with_subfolders,
 )
+from rgfl.dota.journal import follow, packed, resume, stamp, unpacked
 from rgfl.dota.labels import fits_task1, write_task1
-from rgfl.dota.merge import Part, Place, merge, places_at_scales, tile_at
+from rgfl.dota.merge import Part, Place, merge, pixels_at, places_at_scales, tile_at
+from rgfl.folder_lock import lock_folder
 from rgfl.processes import usable_cores
 from rgfl.trt_runtime import georeference, machine
 from rgfl.trt_runtime.georeference import Georeference
@@ -56,6 +62,7 @@ from rgfl.trt_runtime.runners import Runner, load_runner
 
 WAITING_BATCHES = 2  # prepared and not yet inferred
 WAITING_RESULTS = 8  # batches inferred: merging a large scene takes as long as some of them
+JOURNAL = ".journal"  # in --out; its first line says what decides the results, then one line a finished scene
 AHEAD = 1 << 28  # bytes of pixels: of images read before their turn, of those inferred, of those to be drawn
 
 Item = TypeVar("Item")
@@ -71,8 +78,13 @@ writes to --out:
   geojson/NAME.geojson (boxes in pixel coordinates) and pictures/NAME.jpg, of scores from --score on,
   Task1_<class>.txt (boxes, by class, of all scores), detections.json (record of the run: model, times, how
   many of each class are in each scene's GeoJSON)
-  geojson/NAME.world.geojson for a scene whose place on earth GDAL knows (GeoTIFF, world file, .aux.xml):
-  polygons in the scene's own reference system, not reprojected; QGIS, geopandas and ogr2ogr read it
+  map/NAME.geojson for a scene whose place on earth GDAL knows (GeoTIFF, world file, .aux.xml): polygons in
+  the scene's own reference system; QGIS, geopandas and ogr2ogr read it
+  map.geojson: all scenes with a reference system as one layer, in longitude and latitude; of each object the
+  image, class, score, length and width in metres
+
+After a kill or Ctrl-C, or once a scene that could not be read is mended, the same command goes on; times in
+detections.json are then those of the scenes that were left.
 
 exit status: 0 done, 2 bad input, also if single scenes could not be read: the others are done then
 """
@@ -80,7 +92,10 @@ exit status: 0 done, 2 bad input, also if single scenes could not be read: the o
 
 @dataclass
 class Timing:
-    """Seconds that each part of the pipeline was busy; parts overlap, so they may exceed `total`."""
+    """Seconds that each part of the pipeline was busy; parts overlap, so they may exceed `total`.
+
+    `tiles` are those that went through the network, `blank` those that were left out.
+    """
 
     total: float = 0.0
     read: float = 0.0
@@ -89,6 +104,7 @@ class Timing:
     nms: float = 0.0
     merge: float = 0.0
     tiles: int = 0
+    blank: int = 0
     images: int = 0
 
     def record(self) -> dict[str, Any]:
@@ -104,13 +120,15 @@ class Scene:
     Attributes:
         name: see find_scenes.
         image: (H, W, 3) uint8 RGB; empty once the next scene is asked for.
-        windows: tiles that it is cut into.
+        windows: tiles of it that the network sees.
+        blank: tiles of zeros alone, which are left out.
         detections: merged, in pixels of the image; set when the scene is done.
     """
 
     name: str
     image: NDArray[np.uint8]
     windows: int = 0
+    blank: int = 0
     detections: Detections = field(default_factory=Detections.empty)
     parts: list[Any] = field(default_factory=list)
 
@@ -128,6 +146,7 @@ def stream(
     batch: int = 1,
     timing: Timing | None = None,
     unreadable: dict[str, str] | None = None,
+    progress: Callable[[int], object] = lambda tiles: None,
 ) -> Generator[Scene, None, None]:
     """Scenes with their detections, in the order of `images`, as they get done.
 
@@ -141,13 +160,13 @@ def stream(
         batch: tiles a call.
         timing: filled while the scenes come.
         unreadable: takes the scenes that cannot be read, with the reason; they are left out.
+        progress: called with how many tiles more are done, see `count_tiles`.
 
     Raises:
         ImageError: without `unreadable`, a file that is no image, when its turn comes.
     """
     size = runner.spec.tile_side
-    if not 0 <= stride <= size:
-        raise errors.InputError(f"--stride {stride}: expected 0…{size}, the side of the model's tile")
+    expect_stride(stride, size)
     timing = timing if timing is not None else Timing()
     started = time.perf_counter()
     room = _Room()
@@ -169,6 +188,7 @@ def stream(
                 found = runner.finish(outputs)
                 timing.nms += time.perf_counter() - finishing
                 timing.tiles += len(owners)
+                progress(len(owners))
                 for (scene, place), record in zip(owners, found, strict=True):
                     scene.parts.append(Part.at(place, size, record))
                     if len(scene.parts) == scene.windows:
@@ -177,6 +197,8 @@ def stream(
                         scene.parts = []
                         timing.merge += time.perf_counter() - merging
                         timing.images += 1
+                        timing.blank += scene.blank
+                        progress(scene.blank)
                         timing.total = time.perf_counter() - started
                         held = scene.image.nbytes
                         yield scene
@@ -184,6 +206,21 @@ def stream(
                         room.give(held)
     finally:
         timing.total = time.perf_counter() - started
+
+
+def expect_stride(stride: int, size: int) -> None:
+    """InputError for a stride that does not fit tiles of `size` pixels."""
+    if not 0 <= stride <= size:
+        raise errors.InputError(f"--stride {stride}: expected 0…{size}, the side of the model's tile")
+
+
+def count_tiles(paths: Iterable[Path], size: int, stride: int, scales: Sequence[float]) -> int:
+    """Tiles of all images, blank ones included; none of a file that is no image."""
+    total = 0
+    for path in paths:
+        with contextlib.suppress(ImageError, OSError):
+            total += len(places_at_scales(*image_size(path), size=size, stride=stride, scales=scales))
+    return total
 
 
 @dataclass
@@ -243,8 +280,9 @@ def _batches(
                 yield prepared()  # or it would be waited for in vain
             room.take(scene.image.nbytes)
             places = places_at_scales(*scene.image.shape[:2], size=size, stride=stride, scales=scales)
-            scene.windows = len(places)
-            for place in places:
+            seen = [place for place in places if pixels_at(scene.image, place).any()] or places[-1:]
+            scene.windows, scene.blank = len(seen), len(places) - len(seen)
+            for place in seen:
                 tiles.append(tile_at(scene.image, place, size, runner.spec.pad_value))
                 owners.append((scene, place))
                 if len(tiles) == batch:
@@ -358,46 +396,85 @@ def geojson(
     With a georeference the polygons are in its coordinates instead, and the collection names them in "crs".
     The properties are in pixels always: cx, cy, width, height, and the angle in radians.
     """
-    boxes = detections.boxes.astype(np.float64)
-    quads = to_quads(boxes).reshape(-1, 4, 2)
+    quads = _quads(detections)
     rings = quads.round(3) if place is None else place.rings(quads)
-    features = []
-    for ring, (cx, cy, width, height), angle, score, label in zip(
-        rings.tolist(),
-        boxes[:, :4].round(3).tolist(),
-        boxes[:, 4].round(5).tolist(),
-        detections.scores.astype(np.float64).round(4).tolist(),
-        detections.labels.tolist(),
-        strict=True,
-    ):
-        sides = {"cx": cx, "cy": cy, "width": width, "height": height}
-        properties = {"class": classes[label], "score": score, **sides, "angle": angle}
-        polygon = {"type": "Polygon", "coordinates": [[*ring, ring[0]]]}
-        features.append({"type": "Feature", "geometry": polygon, "properties": properties})
+    boxes = detections.boxes.astype(np.float64)
+    properties = [
+        {**known, "cx": cx, "cy": cy, "width": width, "height": height, "angle": angle}
+        for known, (cx, cy, width, height), angle in zip(
+            _known(detections, classes),
+            boxes[:, :4].round(3).tolist(),
+            boxes[:, 4].round(5).tolist(),
+            strict=True,
+        )
+    ]
     pixels = "pixels of the image, x right, y down; angle in radians, clockwise"
     return {
         "type": "FeatureCollection",
         "name": name,
         "coordinate_system": pixels if place is None else f"{place.crs}; properties in {pixels}",
         **(place.member() if place is not None else {}),
-        "features": features,
+        "features": list(_features(rings, properties)),
     }
 
 
-def find_places(scenes: Mapping[str, Path]) -> dict[str, Georeference]:
-    """Georeferences of the scenes that have one, by name.
+def write_map(
+    path: Path,
+    scenes: Iterable[tuple[str, Detections]],
+    places: Mapping[str, Georeference],
+    classes: tuple[str, ...],
+) -> int:
+    """Write what is found in all scenes as one layer in longitude and latitude, as RFC 7946 has GeoJSON.
 
-    Raises:
-        InputError: a world file is broken, or two scenes would write one file.
+    Properties of an object are image, class, score, and length and width in metres on the ground, see
+    `georeference.metres`.
+
+    Args:
+        scenes: names and detections, taken one at a time.
+        places: georeferences that have a system.
+
+    Returns:
+        How many objects are not in it: they lie where the scene's system has no longitude and latitude.
     """
-    found = {}
-    for name, path in scenes.items():
-        if (place := georeference.find(path)) is None:
-            continue
-        if (other := scenes.get(f"{name}.world")) is not None:
-            raise errors.InputError(f"{other}: {name}.world.geojson is that of {path.name} too; rename one")
-        found[name] = place
-    return found
+    beyond, separator = 0, "\n"
+    with atomic.whole(path) as hidden, hidden.open("w", encoding="utf-8", newline="\n") as file:
+        file.write('{"type": "FeatureCollection", "features": [')
+        for name, detections in scenes:
+            rings = places[name].degrees(_quads(detections))
+            properties = [
+                {"image": name, **known, "length": length, "width": width}
+                for known, (length, width) in zip(
+                    _known(detections, classes), georeference.metres(rings).round(2).tolist(), strict=True
+                )
+            ]
+            features = list(_features(rings, properties))
+            beyond += len(rings) - len(features)
+            for feature in features:
+                file.write(separator + json.dumps(feature))
+                separator = ",\n"
+        file.write("\n]}\n")
+    return beyond
+
+
+def _quads(detections: Detections) -> NDArray[Any]:
+    """Corners (N, 4, 2) in pixels."""
+    return to_quads(detections.boxes.astype(np.float64)).reshape(-1, 4, 2)
+
+
+def _known(detections: Detections, classes: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """Class and score of each."""
+    scores = detections.scores.astype(np.float64).round(4).tolist()
+    for label, score in zip(detections.labels.tolist(), scores, strict=True):
+        yield {"class": classes[label], "score": score}
+
+
+def _features(rings: NDArray[np.float64], properties: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """GeoJSON's features of rings (N, 4, 2), but for those with a corner that is not finite."""
+    for ring, values in zip(rings, properties, strict=True):
+        if np.isfinite(ring).all():
+            ring = ring.tolist()
+            polygon = {"type": "Polygon", "coordinates": [[*ring, ring[0]]]}
+            yield {"type": "Feature", "geometry": polygon, "properties": values}
 
 
 def say_places(scenes: Mapping[str, Path], places: Mapping[str, Georeference]) -> None:
@@ -406,11 +483,15 @@ def say_places(scenes: Mapping[str, Path], places: Mapping[str, Georeference]) -
     for name, place in places.items():
         systems.setdefault(place.crs, []).append(name)
     for crs, names in systems.items():
-        if len(names) == 1:
-            who = scenes[names[0]].name
-        else:
-            who = f"{len(names)} scenes, such as {scenes[names[0]].name},"
-        print(f"{who} in {crs}: polygons in these coordinates in geojson/NAME.world.geojson")
+        first = scenes[names[0]]
+        who = first.name if len(names) == 1 else f"{len(names)} scenes, such as {first.name},"
+        print(f"{who} in {crs}: polygons in these coordinates in map/NAME.geojson")
+        if not places[names[0]].member():
+            print(
+                "note: GIS will take such a layer for EPSG:4326: set its reference system by hand, or give "
+                f"the image one and run again: gdal_edit.py -a_srs EPSG:… {shlex.quote(str(first))}",
+                file=sys.stderr,
+            )
 
 
 def find_scenes(*paths: Path, recursive: bool | None = None) -> dict[str, Path]:
@@ -558,28 +639,20 @@ def main(argv: list[str] | None = None) -> int:
     )
     add_model_arguments(parser)
     arguments = parser.parse_args(argv)
-    return errors.run("pipeline", lambda: detect_scenes(arguments))
+    return errors.run("pipeline", lambda: detect_scenes(arguments), interrupted=errors.GOES_ON)
 
 
 def detect_scenes(arguments: argparse.Namespace) -> int:
     """The command behind `main`, with parsed arguments."""
     check_model_arguments(arguments)
     scenes = find_scenes(*arguments.images, recursive=arguments.recursive)
-    places = find_places(scenes)
+    places = {name: place for name, path in scenes.items() if (place := georeference.find(path)) is not None}
     errors.new_directory(arguments.out, "--out")
     expect_no_others(arguments.out, scenes)
-    pictures = errors.picture_directory(arguments.out / "pictures", "--out", scenes)
-
-    from tqdm import tqdm
-
-    spaced = [name for name in scenes if not fits_task1(name)]
-    found: dict[str, Detections] = {}
-    counts: dict[str, dict[str, int]] = {}
-    timing = Timing()
-    unreadable: dict[str, str] = {}
+    errors.picture_directory(arguments.out / "pictures", "--out", scenes)
     with load_runner(arguments.model, device=arguments.device, threads=arguments.threads) as runner:
-        classes, threshold = runner.spec.classes, runner.spec.score_threshold
-        say_places(scenes, places)
+        threshold = runner.spec.score_threshold
+        expect_stride(arguments.stride, runner.spec.tile_side)
         print(f"{runner.name}: {runner.reason}", file=sys.stderr)
         if arguments.score < threshold:
             print(
@@ -587,66 +660,68 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
                 "spec's score_threshold; for lower ones train with --score-threshold, or see Runner.detect",
                 file=sys.stderr,
             )
-        score = max(arguments.score, threshold)
-        started = time.perf_counter()
-        done = stream(
-            runner,
-            scenes,
-            stride=arguments.stride,
-            scales=arguments.scales,
-            batch=arguments.batch,
-            timing=timing,
-            unreadable=unreadable,
-        )
-        remove_results(arguments.out, scenes, arguments.pictures)
+            arguments.score = threshold
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        with lock_folder(arguments.out):
+            return _detect_scenes(runner, scenes, places, arguments)
 
-        def write(name: str, shown: Detections) -> None:
-            file = arguments.out / "geojson" / f"{name}.geojson"
-            atomic.write_text(file, json.dumps(geojson(name, shown, classes)))
-            if (place := places.get(name)) is not None:
-                collection = geojson(name, shown, classes, place)
-                file = arguments.out / "geojson" / f"{name}.world.geojson"
-                atomic.write_text(file, json.dumps(collection))
 
-        def draw_picture(name: str, shown: Detections, image: NDArray[np.uint8]) -> None:
-            draw.save(draw.picture(image, shown, classes, min_score=score), pictures / f"{name}.jpg")
-
-        def writing() -> Iterator[tuple[int, Callable[[], None]]]:
-            for scene in tqdm(done, total=len(scenes), unit="scene"):
-                found[scene.name] = scene.detections
-                shown = scene.detections[scene.detections.scores >= score]
-                numbers = np.bincount(shown.labels, minlength=len(classes)).tolist()
-                counts[scene.name] = {name: n for name, n in zip(classes, numbers, strict=True) if n}
-                yield 0, partial(write, scene.name, shown)
-                if arguments.pictures:
-                    yield scene.image.nbytes, partial(draw_picture, scene.name, shown, scene.image)
-
-        # An error of a writer must end what still runs, before the runner is closed.
-        with contextlib.closing(done), contextlib.closing(_side_by_side(writing(), "rgfl-writer")) as files:
-            for written in files:
-                written.result()
-        timing.total = time.perf_counter() - started
-        if not found:
-            more = f" (and {len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
-            raise errors.InputError(next(iter(unreadable.values())) + more)
-        write_task1(arguments.out, {name: one for name, one in found.items() if name not in spaced}, classes)
-        record = {
-            "model": runner.describe(),
-            "scales": arguments.scales,
-            "score": score,
-            "pictures": arguments.pictures,
-            "timing": timing.record(),
-            "hardware": machine.hardware(),
-            "versions": machine.versions(),
-            "detections": counts,
-            "unreadable": unreadable,
-        }
+def _detect_scenes(
+    runner: Runner,
+    scenes: Mapping[str, Path],
+    places: Mapping[str, Georeference],
+    arguments: argparse.Namespace,
+) -> int:
+    """Find, write, and say what there is; exit status."""
+    out, classes, model = arguments.out, runner.spec.classes, runner.describe()
+    timing = Timing()
+    unreadable: dict[str, str] = {}
+    started = time.perf_counter()
+    head = journal_head(model, arguments, ("score", "pictures"))
+    found = _find(runner, scenes, places, arguments, head, timing, unreadable)
+    timing.total = time.perf_counter() - started
+    if not found:
+        more = f" (and {len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
+        raise errors.InputError(next(iter(unreadable.values())) + more)
+    spaced = [name for name in scenes if not fits_task1(name)]
+    write_task1(out, {name: one for name, one in found.items() if name not in spaced}, classes)
+    shown = {name: one[one.scores >= arguments.score] for name, one in found.items()}
+    places = {name: place for name, place in places.items() if name in found}
+    on_map = {name: place for name, place in places.items() if place.system}
+    beyond = 0
+    if on_map:
+        beyond = write_map(out / "map.geojson", ((name, shown[name]) for name in on_map), on_map, classes)
+    counts = {name: np.bincount(one.labels, minlength=len(classes)).tolist() for name, one in shown.items()}
+    record = {
+        "model": model,
+        "scales": arguments.scales,
+        "score": arguments.score,
+        "pictures": arguments.pictures,
+        "timing": timing.record(),
+        "hardware": machine.hardware(),
+        "versions": machine.versions(),
+        "detections": {
+            name: {kind: count for kind, count in zip(classes, numbers, strict=True) if count}
+            for name, numbers in counts.items()
+        },
+        "unreadable": unreadable,
+    }
     # Written last: where it lies, all results are of one run.
-    atomic.write_text(arguments.out / "detections.json", json.dumps(record, indent=2) + "\n")
-    total = sum(sum(numbers.values()) for numbers in counts.values())
+    atomic.write_text(out / "detections.json", json.dumps(record, indent=2) + "\n")
+    if not unreadable:
+        (out / JOURNAL).unlink()
+    say_places(scenes, places)
+    if on_map:
+        print(f"{len(on_map)} scenes as one layer, in longitude and latitude: {out / 'map.geojson'}")
+    if beyond:
+        print(
+            f"note: {beyond} objects are not in map.geojson, as they have no longitude and latitude",
+            file=sys.stderr,
+        )
+    blank = f" and {timing.blank} blank ones left out" if timing.blank else ""
     print(
-        f"{total} detections of score ≥ {score:g} in {timing.images} scenes ({timing.tiles} tiles, "
-        f"{timing.tiles / timing.total:.1f} a second): {arguments.out}"
+        f"{sum(map(len, shown.values()))} detections of score ≥ {arguments.score:g} in {len(found)} scenes "
+        f"({timing.tiles} tiles{blank}, {timing.tiles / timing.total:.1f} a second): {out}"
     )
     if spaced:
         print(
@@ -659,6 +734,109 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
     return 2 if unreadable else 0
 
 
+def _find(
+    runner: Runner,
+    scenes: Mapping[str, Path],
+    places: Mapping[str, Georeference],
+    arguments: argparse.Namespace,
+    head: dict[str, Any],
+    timing: Timing,
+    unreadable: dict[str, str],
+) -> dict[str, Detections]:
+    """What is in each scene, in their order; GeoJSON is written and pictures are drawn on the way.
+
+    Args:
+        head: of the journal.
+        timing, unreadable: see `stream`; of the scenes that an earlier run has not finished.
+    """
+    out, pictures, classes = arguments.out, arguments.pictures, runner.spec.classes
+    states = {name: _state(path, places.get(name)) for name, path in scenes.items()}  # before they are read
+
+    def is_whole(name: str) -> bool:
+        return all(path.is_file() for path in scene_files(out, name, name in places, pictures))
+
+    done = resume(out / JOURNAL, head, states, is_whole)
+    left = {name: path for name, path in scenes.items() if name not in done}
+    remove_results(out, left, pictures)
+    if done:
+        print(f"pipeline: {len(done)} of {len(scenes)} scenes are done, by {out / JOURNAL}", file=sys.stderr)
+
+    def write(name: str, found: Detections, image: NDArray[np.uint8] | None) -> dict[str, Any]:
+        """The scene's files; its entry in the journal."""
+        shown = found[found.scores >= arguments.score]
+        file = f"{name}.geojson"
+        atomic.write_text(out / "geojson" / file, json.dumps(geojson(name, shown, classes)))
+        if (place := places.get(name)) is not None:
+            atomic.write_text(out / "map" / file, json.dumps(geojson(name, shown, classes, place)))
+        if image is not None:
+            picture = draw.picture(image, shown, classes, min_score=arguments.score)
+            draw.save(picture, out / "pictures" / f"{name}.jpg")
+        return {"image": name, "state": states[name], **packed(found)}
+
+    cut = {"stride": arguments.stride, "scales": arguments.scales}
+    with (
+        tqdm(total=count_tiles(left.values(), runner.spec.tile_side, **cut), unit="tile") as bar,
+        # An error of a writer must end what still runs, before the runner is closed.
+        contextlib.closing(
+            stream(
+                runner,
+                left,
+                **cut,
+                batch=arguments.batch,
+                timing=timing,
+                unreadable=unreadable,
+                progress=bar.update,
+            )
+        ) as streamed,
+    ):
+
+        def jobs() -> Iterator[tuple[int, Callable[[], dict[str, Any]]]]:
+            for number, scene in enumerate(streamed, len(done) + 1):
+                bar.set_postfix_str(f"{number} of {len(scenes)} scenes")
+                if pictures:
+                    yield scene.image.nbytes, partial(write, scene.name, scene.detections, scene.image)
+                else:
+                    yield 0, partial(write, scene.name, scene.detections, None)
+
+        with contextlib.closing(_side_by_side(jobs(), "rgfl-writer")) as written:
+            entries = (entry.result() for entry in written)
+            follow(entries, out / JOURNAL, done, len(scenes), task="", progress=False)
+    return {name: unpacked(done[name]) for name in scenes if name in done}
+
+
+def journal_head(
+    model: Mapping[str, Any], arguments: argparse.Namespace, flags: Sequence[str]
+) -> dict[str, Any]:
+    """First line of a journal: what decides what a model finds in an image.
+
+    Args:
+        model: what Runner.describe tells.
+        flags: of the command, that decide what is made of it.
+    """
+    facts = {name: model[name] for name in ("sha256", "backend", "precision", "device")}
+    facts |= {name: str(getattr(arguments, name)) for name in ("stride", "scales", "batch", *flags)}
+    return facts | {"versions": machine.versions()}
+
+
+def _state(path: Path, place: Georeference | None) -> list[Any] | None:
+    """What tells a scene that was replaced, or lies elsewhere on earth now; None: it cannot be read."""
+    try:
+        where = [place.affine.tolist(), place.code, place.system] if place is not None else []
+        return [*stamp(path), *where]
+    except OSError:
+        return None
+
+
+def scene_files(out: Path, name: str, on_map: bool, pictures: bool) -> list[Path]:
+    """Files of one scene alone that a run writes."""
+    files = [out / "geojson" / f"{name}.geojson"]
+    if on_map:
+        files.append(out / "map" / f"{name}.geojson")
+    if pictures:
+        files.append(out / "pictures" / f"{name}.jpg")
+    return files
+
+
 def expect_no_others(out: Path, scenes: Mapping[str, Path]) -> None:
     """Results of other scenes, or of another program, would be lost: Task 1 files hold all scenes of a run.
 
@@ -667,22 +845,22 @@ def expect_no_others(out: Path, scenes: Mapping[str, Path]) -> None:
     """
     folder = out / "geojson"
     ours = folder.is_dir() or (out / "detections.json").is_file()
-    if not ours and (others := sorted(out.glob("Task1_*.txt"))):
+    if not ours and (others := [*sorted(out.glob("Task1_*.txt")), *out.glob("map.geojson")]):
         raise errors.InputError(
             f"--out {out}: holds results of others, such as {others[0].name}; choose another folder, or "
             "remove them"
         )
     for file in sorted(folder.rglob("*.geojson")):
         name = file.relative_to(folder).as_posix().removesuffix(".geojson")
-        if name not in scenes and name.removesuffix(".world") not in scenes:
+        if name not in scenes:
             raise errors.InputError(
                 f"--out {out}: holds results of other scenes, such as {name}; choose another folder, or "
                 "remove it"
             )
 
 
-def remove_results(out: Path, scenes: Mapping[str, Path], pictures: bool) -> None:
-    """Remove what an earlier run wrote of these scenes.
+def remove_results(out: Path, scenes: Collection[str], pictures: bool) -> None:
+    """Remove what an earlier run wrote of these scenes, and of all of its scenes together.
 
     Args:
         pictures: this run draws. If not, pictures go only where the earlier run's record says that it drew:
@@ -692,13 +870,11 @@ def remove_results(out: Path, scenes: Mapping[str, Path], pictures: bool) -> Non
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # none, or not ours
         pictures = pictures or json.loads(record.read_text(encoding="utf-8"))["pictures"]
     record.unlink(missing_ok=True)
-    for path in out.glob("Task1_*.txt"):
-        path.unlink()
+    for path in [*out.glob("Task1_*.txt"), out / "map.geojson"]:
+        path.unlink(missing_ok=True)
     for name in scenes:
-        for suffix in ("geojson", "world.geojson"):
-            (out / "geojson" / f"{name}.{suffix}").unlink(missing_ok=True)
-        if pictures:
-            (out / "pictures" / f"{name}.jpg").unlink(missing_ok=True)
+        for path in scene_files(out, name, on_map=True, pictures=pictures):
+            path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

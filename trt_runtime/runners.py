@@ -406,6 +406,8 @@ def _check_scene(scene: Any) -> None:
     if isinstance(scene, (str, os.PathLike)):
         raise ValueError(f"{expected} a path; read the file: rgfl.dota.images.read_image({str(scene)!r})")
     kind, shape = type(scene), tuple(getattr(scene, "shape", ()))
+    if kind.__module__.startswith("rasterio."):
+        raise ValueError(f"{expected} an open raster; read it with rgfl.dota.images.read_image(path)")
     if not shape:
         made = "scene.convert('RGB')" if kind.__module__.startswith("PIL.") else "scene"
         raise ValueError(f"{expected} {kind.__module__}.{kind.__qualname__}; take np.asarray({made})")
@@ -420,6 +422,8 @@ def _check_scene(scene: Any) -> None:
         return
     elif shape[2] == 3 and dtype.startswith("float"):
         remedy = "if its values are 0…1: (scene * 255).round().astype(np.uint8)"
+    elif shape[2] == 3 and dtype == "uint16":
+        remedy = "take (scene >> 8).astype(np.uint8), as read_image does"
     elif shape[2] == 3:
         remedy = "bring its values to 0…255, then .astype(np.uint8)"
     elif shape[2] == 1:

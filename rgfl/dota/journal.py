@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import errno
 import json
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
+
+from rgfl import atomic
+from rgfl.detections import Detections
 
 SHOWN = 10  # errors in a message
 
@@ -31,6 +38,41 @@ def read_journal(journal: Path) -> list[dict[str, Any]]:
             break
         entries.append(entry)
     return entries
+
+
+def resume(
+    journal: Path, head: dict[str, Any], states: Mapping[str, Any], whole: Callable[[str], bool]
+) -> dict[str, dict[str, Any]]:
+    """Entries of the images that a run before this one has finished; the journal is left with these.
+
+    Args:
+        head: what decides what is found. A journal of another head counts for nothing.
+        states: by image, the "state" of its entry, unless it was replaced.
+        whole: of an image's name, whether all that was written of it is there.
+    """
+    entries = read_journal(journal) if journal.is_file() else []
+    done = {
+        entry["image"]: entry
+        for entry in (entries[1:] if entries[:1] == [head] else [])
+        if (name := entry["image"]) in states and entry.get("state") == states[name] and whole(name)
+    }
+    atomic.write_text(journal, "".join(json.dumps(entry) + "\n" for entry in (head, *done.values())))
+    return done
+
+
+def packed(detections: Detections) -> dict[str, str]:
+    """For an entry: the very bits."""
+    return {name: base64.b64encode(values.tobytes()).decode() for name, values in vars(detections).items()}
+
+
+def unpacked(entry: Mapping[str, str]) -> Detections:
+    """What `packed` made an entry of."""
+
+    def values(name: str, kind: type[np.generic]) -> Any:
+        return np.frombuffer(base64.b64decode(entry[name]), kind)
+
+    boxes = values("boxes", np.float32).reshape(-1, 5)
+    return Detections(boxes, values("scores", np.float32), values("labels", np.int32))
 
 
 def follow(
@@ -76,4 +118,6 @@ def failure(errors: Sequence[str], total: int) -> str:
     """What to tell of images that failed: the first errors, and how many there are."""
     shown = "\n".join(errors[:SHOWN])
     more = f"\n… and {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
-    return f"{shown}{more}\n{len(errors)} of {total} images failed; mend them and run again"
+    full = any(os.strerror(errno.ENOSPC) in error for error in errors)
+    remedy = "make room" if full else "mend them"
+    return f"{shown}{more}\n{len(errors)} of {total} images failed; {remedy} and run again"

@@ -99,6 +99,14 @@ def places_at_scales(
     return places
 
 
+def pixels_at(image: Any, place: Place) -> NDArray[np.uint8]:
+    """What of `image` lies in `place`: a view of an array. Where all of it is zero, as in the collars of
+    orthophotos and the gaps of mosaics, nothing is looked for."""
+    height, width = image.shape[:2]
+    right, bottom = min(place.x + place.side, width), min(place.y + place.side, height)
+    return np.asarray(image[place.y : bottom, place.x : right])
+
+
 def tile_at(
     image: Any, place: Place, size: int, pad_value: int | Sequence[int] = (0, 0, 0)
 ) -> NDArray[np.uint8]:
@@ -128,6 +136,8 @@ def detect(
 ) -> Detections:
     """Run `infer` over all windows of an image, at every scale, and merge.
 
+    Windows of zeros alone are left out, but for the last of an image that has no others.
+
     Args:
         image: shape (H, W, 3), uint8 pixels when sliced: an array, an np.memmap, a raster reader.
             Only windows of it are read.
@@ -139,7 +149,7 @@ def detect(
             window is whole pixels, so the true factor may differ by half a pixel in `size`.
         stack: without it `infer` takes a list of B tiles (size, size, 3), views of the image where they can
             be, to copy them itself to where they are needed.
-        progress: called with (tiles done, tiles) after each batch.
+        progress: called with (tiles done or left out, tiles) after each batch.
 
     Raises:
         ValueError: the arguments do not fit, or `infer` gives other than one finite record a tile.
@@ -148,15 +158,23 @@ def detect(
         raise ValueError(f"batch: expected 1 or more, got {batch}")
     places = places_at_scales(*image.shape[:2], size=size, stride=stride, scales=scales)
     parts: list[Part] = []
-    for start in range(0, len(places), batch):
-        chunk = places[start : start + batch]
-        tiles = [tile_at(image, place, size, pad_value) for place in chunk]
-        found = infer(np.stack(tiles) if stack else tiles)
-        if len(found) != len(chunk):
-            raise ValueError(f"infer: expected {len(chunk)} records for as many tiles, got {len(found)}")
-        parts += [Part.at(place, size, record) for place, record in zip(chunk, found, strict=True)]
+    chunk: list[Place] = []
+    tiles: list[NDArray[np.uint8]] = []
+    for done, place in enumerate(places, 1):
+        pixels = pixels_at(image, place)
+        if pixels.any() or (done == len(places) and not chunk and not parts):
+            chunk.append(place)
+            tiles.append(tile_at(pixels, Place(0, 0, place.side), size, pad_value))
+        if len(chunk) < batch and done < len(places):
+            continue
+        if chunk:
+            found = infer(np.stack(tiles) if stack else tiles)
+            if len(found) != len(chunk):
+                raise ValueError(f"infer: expected {len(chunk)} records for as many tiles, got {len(found)}")
+            parts += [Part.at(place, size, record) for place, record in zip(chunk, found, strict=True)]
+            chunk, tiles = [], []
         if progress is not None:
-            progress(len(parts), len(places))
+            progress(done, len(places))
     return merge(parts, iou_threshold)
 
 

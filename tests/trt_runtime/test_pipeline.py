@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import gc
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -89,6 +92,26 @@ def test_the_same_as_one_tile_after_the_other(batch: int, tmp_path: Path) -> Non
     streamed = runner.seen[: -sum(windows)]
     assert set(streamed[:-1]) <= {batch}  # batches are filled across scenes
     assert sum(streamed) == sum(windows)
+
+
+@pytest.mark.parametrize("pad", [0, 9])
+def test_tiles_of_zeros_are_left_out_and_counted(tmp_path: Path, pad: int) -> None:
+    """Of a sparse mosaic of 20,000 × 20,000 pixels they took 164 of 171 seconds."""
+    runner = BrightSpots()
+    runner.spec = dataclasses.replace(runner.spec, pad_value=(pad, pad, pad))
+    images = write_scenes(tmp_path, [(300, 310), (300, 310), (40, 50)])
+    gaps = read_image(images["S0"]).copy()
+    gaps[:, 100:] = gaps[100:] = 0
+    draw.save(gaps, images["S0"])
+    draw.save(np.zeros((300, 310, 3), np.uint8), images["S1"])
+    timing, told = pipeline.Timing(), []
+    settings: Any = {"stride": 100, "scales": (1.0,)}
+    for scene in stream(runner, images, **settings, batch=3, timing=timing, progress=told.append):
+        assert equal(scene.detections, runner.detect(read_image(images[scene.name]), **settings))
+        assert len(scene.detections) == 1
+    assert (timing.tiles, timing.blank) == (1 + 1 + 1, 8 + 8)
+    assert sum(told) == pipeline.count_tiles(images.values(), 128, **settings) == 19
+    assert pipeline.count_tiles([tmp_path / "none.png"], 128, **settings) == 0
 
 
 @pytest.mark.parametrize("scales", [(0.5, 1.0, 1.5), (2.0,)])
@@ -189,7 +212,7 @@ def test_an_error_of_a_writer_is_told_at_once_and_ends_every_thread(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "a.geojson")
 
-    monkeypatch.setattr(pipeline.atomic, "write_text", full)
+    monkeypatch.setattr(pipeline, "geojson", full)
     monkeypatch.setattr(pipeline, "usable_cores", lambda: 16)
     read, plain = [], read_image
     monkeypatch.setattr(pipeline, "read_image", lambda path: read.append(path) or plain(path))
@@ -381,8 +404,8 @@ def test_tags_go_before_a_world_file_and_name_the_system_without_a_map(tmp_path:
 @pytest.mark.parametrize("text", ["", "1 0 0 -1 5", "1 0 0 -1 5 six", "0 0 0 0 5 5", "nan 0 0 1 5 5"])
 def test_a_broken_world_file_is_told(tmp_path: Path, text: str) -> None:
     (tmp_path / "scene.tfw").write_text(text)
-    with pytest.raises(InputError, match=r"scene.tfw: expected a world file of six numbers, one a line"):
-        georeference.find(geotiff(tmp_path, {}))
+    with pytest.warns(UserWarning, match=r"scene.tfw: expected a world file of six numbers, one a line; m"):
+        assert georeference.find(geotiff(tmp_path, {})) is None
 
 
 @pytest.mark.parametrize(
@@ -392,16 +415,17 @@ def test_a_broken_world_file_is_told(tmp_path: Path, text: str) -> None:
         ([1024, 0, 1, 2, 2048, 0, 1, 4258], "", "EPSG:4258", "urn:ogc:def:crs:EPSG::4258"),
         ([1024, 0, 1, 1, 2048, 0, 1, 4326, 3072, 0, 1, 3857], "", "EPSG:3857", "urn:ogc:def:crs:EPSG::3857"),
         # a projection of the file's own: the code is that of the datum below it
-        ([1024, 0, 1, 1, 1026, 34737, 5, 2, 2048, 0, 1, 4326, 3072, 0, 1, 32767], "a|Mine |b|", "Mine", None),
-        ([1024, 0, 1, 1, 2048, 0, 1, 4326], "", "coordinates", None),
-        ([1024, 0, 1, 3], "", "coordinates", None),
+        ([1024, 0, 1, 1, 1026, 34737, 5, 2, 2048, 0, 1, 4326, 3072, 0, 1, 32767], "a|Mine |b|",
+         "an unknown reference system (Mine)", None),
+        ([1024, 0, 1, 1, 2048, 0, 1, 4326], "", "an unknown reference system", None),
+        ([1024, 0, 1, 3], "", "an unknown reference system", None),
     ],
-)
+)  # fmt: skip
 def test_the_reference_system(tmp_path: Path, keys: list, text: str, crs: str, member: str | None) -> None:
     tags = SCALE | {34735: (3, [1, 1, 0, len(keys) // 4, *keys]), 34737: (2, text)}
     place = georeference.find(geotiff(tmp_path, tags))
     assert place is not None
-    assert place.crs == crs if member else place.crs.startswith(f"{crs} (no code in the file")
+    assert place.crs == crs
     assert place.member() == ({"crs": {"type": "name", "properties": {"name": member}}} if member else {})
 
 
@@ -421,11 +445,68 @@ def test_what_gdal_writes_beside_an_image_is_read(tmp_path: Path) -> None:
         copy(geotiff(tmp_path, {}), tmp_path / "b.png", driver="PNG")
     (tmp_path / "b.pgw").write_text("0.5\n0\n0\n-0.25\n500000.25\n4599999.875\n")
     (tmp_path / "b.prj").write_text(rasterio.CRS.from_epsg(32631).to_wkt())
-    assert (place := georeference.find(tmp_path / "b.png")) is not None
+    assert (place := georeference.find(str(tmp_path / "b.png"))) is not None
     assert (place.code, world(place, 10, 20)) == ("EPSG:32631", [500005, 4599995])
     (tmp_path / "b.prj").write_text("nothing")
-    with pytest.raises(InputError, match=r"b.prj: expected a reference system as WKT"):
-        georeference.find(tmp_path / "b.png")
+    with pytest.warns(UserWarning, match=r"b.prj: expected a reference system as WKT; mend it"):
+        assert (place := georeference.find(tmp_path / "b.png")) is not None
+    assert (place.code, world(place, 10, 20)) == ("", [500005, 4599995])
+
+
+# Without a code; at GDAL's default of 70 per cent it becomes EPSG:24879, of which it lies 9 m off.
+OWN_UTM = "+proj=utm +zone=19 +south +ellps=intl +towgs84=-288,175,-376 +units=m"
+QUAD = np.array([[[0.0, 0], [200, 0], [200, 80], [0, 80]]])
+
+
+def own_system(folder: Path, name: str = "own.png") -> Path:
+    import rasterio
+
+    path = folder / name
+    draw.save(np.zeros((40, 50, 3), np.uint8), path)
+    path.with_suffix(".prj").write_text(rasterio.CRS.from_string(OWN_UTM).to_wkt())
+    path.with_suffix(".wld").write_text("0.5\n0\n0\n-0.5\n500000.25\n8999999.75\n")
+    return path
+
+
+def test_a_system_without_a_code_gets_no_similar_one_but_degrees(tmp_path: Path) -> None:
+    place = georeference.find(own_system(tmp_path))
+    assert place is not None
+    assert place.code == ""
+    assert place.crs.startswith("OGC:CRS84, longitude and latitude, as ")
+    assert place.crs.endswith(" has no code")
+    assert place.member()["crs"] == {"type": "name", "properties": {"name": georeference.LONGITUDE_LATITUDE}}
+    (ring,) = place.rings(QUAD)
+    assert ring[0] == pytest.approx([-69.001875114, -9.049941479], abs=2e-9)
+    assert ring[2] == pytest.approx([-69.0009, -9.0503], abs=1e-4)
+    assert np.linalg.det(ring[1:3] - ring[:2]) > 0  # counterclockwise
+    np.testing.assert_array_equal(place.degrees(QUAD), [ring])
+
+
+def test_metres_are_those_on_the_ground() -> None:
+    """UTM shrinks by 0.9996 on its central meridian, Web Mercator stretches about twofold at 60°."""
+    from rasterio.crs import CRS
+
+    for code, corner, scale in (
+        (32631, (500000, 4600000), [0.9996, 0.9996]),
+        (32731, (500000, 7000000), [0.9996, 0.9996]),
+        (3857, (20037508, 8399737.889818), [1.994973, 1.998335]),  # 60° N, on both sides of 180° E
+    ):
+        affine = np.array([[0.5, 0, corner[0]], [0, -0.5, corner[1]]])
+        place = georeference.Georeference(affine, "", system=CRS.from_epsg(code).to_wkt())
+        rings = place.degrees(QUAD)
+        assert np.ptp(rings[..., 0]) < 0.01
+        np.testing.assert_allclose(georeference.metres(rings), [np.array([100, 40]) / scale], rtol=2e-5)
+    assert place.degrees(QUAD[:0]).shape == (0, 4, 2)
+    assert georeference.metres(QUAD[:0]).shape == (0, 2)
+
+
+def test_a_point_beyond_the_earth_takes_no_other_with_it() -> None:
+    from rasterio.crs import CRS
+
+    wkt = CRS.from_string("+proj=ortho +lat_0=0 +lon_0=0").to_wkt()
+    place = georeference.Georeference(np.array([[1.0, 0, 0], [0, -1, 0]]), "", system=wkt)
+    rings = place.degrees(np.concatenate([QUAD, QUAD + 1e8]))
+    assert np.isfinite(rings).all((1, 2)).tolist() == [True, False]
 
 
 def test_the_horizontal_part_of_a_compound_system_counts(tmp_path: Path) -> None:
@@ -488,9 +569,10 @@ def test_the_command_writes_coordinates_of_a_geotiff(
     draw.save(pixels, images / "plain.png")
     assert pipeline.main(["--model", str(tiny_onnx), "--images", str(images), "--out", str(out)]) == 0
     assert "earth.tif in EPSG:32631: polygons" in capsys.readouterr().out
-    written = sorted(path.name for path in (out / "geojson").iterdir())
-    assert written == ["earth.geojson", "earth.world.geojson", "plain.geojson"]
-    earth, there, plain = (json.loads((out / "geojson" / name).read_text())["features"] for name in written)
+    names = ["geojson/earth.geojson", "geojson/plain.geojson", "map/earth.geojson"]
+    pictures = ["pictures/earth.jpg", "pictures/plain.jpg"]
+    assert written(out) == ["detections.json", *names[:2], "map.geojson", names[2], *pictures]
+    earth, plain, there = (features(out / name) for name in names)
     assert earth == plain
     assert len(there) == len(earth) > 0
     for feature, on_earth in zip(earth, there, strict=True):
@@ -499,18 +581,90 @@ def test_the_command_writes_coordinates_of_a_geotiff(
         assert on_earth["geometry"]["coordinates"][0][0] == pytest.approx(expected, abs=1e-3)
 
 
-def test_two_scenes_of_one_file_are_refused(tmp_path: Path) -> None:
-    scenes = {"a": geotiff(tmp_path, SCALE, "a.tif"), "a.world": geotiff(tmp_path, {}, "a.world.tif")}
-    with pytest.raises(InputError, match=r"a.world.tif: a.world.geojson is that of a.tif too"):
-        pipeline.find_places(scenes)
+def features(path: Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_text(encoding="utf-8"))["features"]
+
+
+def test_all_scenes_are_one_layer_in_degrees(
+    tiny_onnx: Path, tiny_scenes: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    from rasterio.warp import transform
+
+    images, out = tmp_path / "images", tmp_path / "found"
+    images.mkdir()
+    pixels = read_image(tiny_scenes.images / "P0003.png")
+    (images / "a.tif").write_bytes(tiff_bytes(pixels, 1, tags=SCALE | {34735: UTM}))
+    draw.save(pixels, own_system(images, "b.png"))
+    draw.save(pixels, images / "plain.png")
+    draw.save(pixels, images / "unknown.png")
+    (images / "unknown.wld").write_text("0.5\n0\n0\n-0.5\n500000.25\n4599999.75\n")
+    draw.save(pixels, images / "broken.png")
+    (images / "broken.wld").write_text("0.5\n")
+    command = ["--model", tiny_onnx, "--images", images, "--out", out, "--no-pictures"]
+    with pytest.warns(UserWarning, match=r"broken.wld: expected a world file"):
+        assert pipeline.main(list(map(str, command))) == 0
+    told = capsys.readouterr()
+    assert f"2 scenes as one layer, in longitude and latitude: {out / 'map.geojson'}" in told.out
+    assert "b.png in OGC:CRS84, longitude and latitude, as " in told.out
+    assert "unknown.png in an unknown reference system: polygons in these coordinates" in told.out
+    assert "note: GIS will take such a layer for EPSG:4326: set its reference system by hand" in told.err
+    assert told.err.count(f"again: gdal_edit.py -a_srs EPSG:… {images / 'unknown.png'}\n") == 1
+    assert sorted(path.name for path in (out / "map").iterdir()) == [
+        "a.geojson", "b.geojson", "unknown.geojson"
+    ]  # fmt: skip
+    collection = json.loads((out / "map.geojson").read_text())
+    assert sorted(collection) == ["features", "type"]  # RFC 7946 knows no other reference system
+    one, other = features(out / "map/a.geojson"), features(out / "map/b.geojson")
+    assert len(collection["features"]) == len(one) + len(other) > 2
+    for feature, scene in zip(collection["features"], [*one, *other], strict=True):
+        (ring,), (own,) = feature["geometry"]["coordinates"], scene["geometry"]["coordinates"]
+        assert ring[0] == ring[4]
+        known = feature["properties"]
+        assert list(known) == ["image", "class", "score", "length", "width"]
+        assert all(known[key] == scene["properties"][key] for key in ("class", "score"))
+        if known["image"] == "a":
+            expected = np.transpose(transform("EPSG:32631", "OGC:CRS84", *np.transpose(own)))
+            np.testing.assert_allclose(ring, expected, atol=1e-8)
+            assert (np.array(own) @ [1, 1]).min() > 5e6
+            edges = np.linalg.norm(np.diff(own, axis=0)[:2], axis=1) / 0.9996
+            np.testing.assert_allclose([known["length"], known["width"]], sorted(edges)[::-1], atol=0.01)
+        else:
+            assert ring == own
+            sides = [scene["properties"][key] * 0.5 / 0.9996 for key in ("width", "height")]
+            np.testing.assert_allclose([known["length"], known["width"]], sides, atol=0.01)
+    # of an earlier run nothing is left that this one does not write
+    (images / "a.tif").unlink()
+    draw.save(pixels, images / "a.png")
+    (images / "b.prj").unlink()
+    (images / "broken.wld").unlink()
+    assert pipeline.main(list(map(str, command))) == 0
+    assert sorted(path.name for path in (out / "map").iterdir()) == ["b.geojson", "unknown.geojson"]
+    assert not (out / "map.geojson").exists()
+
+
+def test_what_lies_beyond_the_earth_is_counted(tmp_path: Path) -> None:
+    from rasterio.crs import CRS
+
+    wkt = CRS.from_string("+proj=ortho +lat_0=0 +lon_0=0").to_wkt()
+    place = georeference.Georeference(np.array([[1.0, 0, 0], [0, -1, 0]]), "", system=wkt)
+    found = Detections([[20, 10, 8, 4, 0], [1e8, 10, 8, 4, 0]], [0.5, 0.5], [0, 0])
+    assert len(pipeline.geojson("a", found, ("spot",), place)["features"]) == 1
+    assert pipeline.write_map(tmp_path / "map.geojson", [("a", found)], {"a": place}, ("spot",)) == 1
+    assert len(features(tmp_path / "map.geojson")) == 1
+    assert pipeline.write_map(tmp_path / "map.geojson", [], {}, ("spot",)) == 0
+    assert features(tmp_path / "map.geojson") == []
 
 
 def test_the_command_writes_all_its_files(
-    tiny_onnx: Path, tiny_scenes: SimpleNamespace, tmp_path: Path
+    tiny_onnx: Path, tiny_scenes: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / "found"
     command = ["--model", tiny_onnx, "--images", tiny_scenes.images / "P0003.png", "--out", out, "--batch", 2]
     assert pipeline.main(list(map(str, [*command, "--score", 0]))) == 0
+    told = capsys.readouterr()
+    assert "| 6/6 [" in told.err
+    assert "tile/s, 1 of 1 scenes]" in told.err
+    assert "(6 tiles, " in told.out
     record = json.loads((out / "detections.json").read_text())
     collection = json.loads((out / "geojson" / "P0003.geojson").read_text())
     lines = sum(len(path.read_text().splitlines()) for path in out.glob("Task1_*.txt"))
@@ -518,7 +672,7 @@ def test_the_command_writes_all_its_files(
     assert record["timing"]["tiles"] == 6
     assert (out / "pictures" / "P0003.jpg").stat().st_size > 1000
     scores = [feature["properties"]["score"] for feature in collection["features"]]
-    middle = float(np.median(scores))
+    middle = float(np.mean(scores))
     assert pipeline.main(list(map(str, [*command, "--score", middle]))) == 0
     likely = json.loads((out / "geojson" / "P0003.geojson").read_text())["features"]
     assert len(likely) == sum(score >= middle for score in scores) < len(scores)
@@ -544,9 +698,9 @@ def test_names_with_white_space_are_in_no_task_1_file(
 
 
 def written(out: Path) -> list[str]:
-    """What lies below `out`, but for Task 1 files."""
+    """What lies below `out`, but for Task 1 files and hidden ones."""
     return sorted(
-        str(path.relative_to(out)) for path in out.rglob("*.*") if not path.name.startswith("Task1_")
+        str(path.relative_to(out)) for path in out.rglob("*.*") if not path.name.startswith(("Task1_", "."))
     )
 
 
@@ -616,8 +770,8 @@ def test_subfolders_keep_their_names(
         "detections.json",
         "geojson/a.geojson",
         "geojson/north/a.geojson",
-        "geojson/north/a.world.geojson",
         "geojson/north/far/b.geojson",
+        "map/north/a.geojson",
         "pictures/a.jpg",
         "pictures/north/a.jpg",
         "pictures/north/far/b.jpg",
@@ -703,7 +857,7 @@ def test_wrong_paths_are_one_line(tiny_onnx: Path, tmp_path: Path, capsys: pytes
         message = capsys.readouterr().err.splitlines()[-1]
         assert message.startswith("pipeline: error: ")
         assert expected in message
-    assert not (tmp_path / "none").exists()
+    assert written(tmp_path / "none") == []
 
 
 def test_a_scene_that_cannot_be_read_does_not_stop_the_others(
@@ -738,6 +892,150 @@ def test_a_run_that_ends_early_leaves_no_record_of_the_one_before(
     assert not (tmp_path / "detections.json").exists()
 
 
+# --------------------------------------------------------------------------------------------- going on
+
+
+class Run:
+    """The command over scenes a to d, of which a lies on earth; it notes which scenes it looks at."""
+
+    def __init__(self, folder: Path, model: Path, pixels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.images, self.out = folder / "images", folder / "out"
+        self.images.mkdir()
+        for name in "abcd":
+            draw.save(pixels, self.images / f"{name}.png")
+        self.place("500000")
+        self.command = ["--model", str(model), "--images", str(self.images)]
+        self.looked_at: list[str] = []
+        plain = pipeline.read_image
+        monkeypatch.setattr(
+            pipeline, "read_image", lambda path: self.looked_at.append(path.stem) or plain(path)
+        )
+        self.monkeypatch = monkeypatch
+
+    def place(self, east: str) -> None:
+        (self.images / "a.wld").write_text(f"0.5\n0\n0\n-0.5\n{east}\n4600000\n")
+
+    def __call__(self, *flags: str, out: Path | None = None) -> int:
+        self.looked_at.clear()
+        status = pipeline.main([*self.command, "--out", str(out or self.out), *flags])
+        self.looked_at.sort()
+        return status
+
+    def stop(self) -> None:
+        """A run that Ctrl-C ends when the files of c are written."""
+        plain = pipeline.geojson
+
+        def interrupted(name: str, *rest: Any) -> dict[str, Any]:
+            if name == "c":
+                raise KeyboardInterrupt
+            return plain(name, *rest)
+
+        with self.monkeypatch.context() as patch:
+            patch.setattr(pipeline, "geojson", interrupted)
+            assert self() == 130
+        assert not (self.out / "detections.json").exists()
+
+
+@pytest.fixture
+def interrupted(
+    tiny_onnx: Path,
+    tiny_scenes: SimpleNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> Run:
+    """A run of which a and b are done."""
+    run = Run(tmp_path, tiny_onnx, read_image(tiny_scenes.images / "P0002.png"), monkeypatch)
+    run.stop()
+    assert capsys.readouterr().err.endswith("\npipeline: stopped; the same command goes on from here\n")
+    return run
+
+
+def test_the_same_command_goes_on(interrupted: Run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert interrupted() == 0
+    assert interrupted.looked_at == ["c", "d"]
+    told = capsys.readouterr()
+    assert f"pipeline: 2 of 4 scenes are done, by {interrupted.out / '.journal'}" in told.err
+    assert " in 4 scenes (2 tiles, " in told.out
+    assert "| 2/2 [" in told.err
+    assert "4 of 4 scenes]" in told.err
+    whole = tmp_path / "whole"
+    assert interrupted(out=whole) == 0
+    assert interrupted.looked_at == list("abcd")
+    files = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file())
+    assert files == sorted(
+        path.relative_to(interrupted.out) for path in interrupted.out.rglob("*") if path.is_file()
+    )
+    records = [json.loads((out / "detections.json").read_text()) for out in (whole, interrupted.out)]
+    assert records[0]["detections"] == records[1]["detections"]
+    for file in files:
+        if file.name not in ("detections.json", ".lock"):
+            assert (whole / file).read_bytes() == (interrupted.out / file).read_bytes(), file
+    assert interrupted() == 0  # all was written, so all is done anew
+    assert interrupted.looked_at == list("abcd")
+
+
+@pytest.mark.parametrize(
+    ("change", "looked_at"),
+    [
+        (lambda run: os.utime(run.images / "b.png", (1, 1)), "bcd"),
+        (lambda run: run.place("600000"), "acd"),
+        (lambda run: (run.out / "pictures" / "a.jpg").unlink(), "acd"),
+        (lambda run: (run.out / "map" / "a.geojson").unlink(), "acd"),
+        (lambda run: (run.images / "a.wld").unlink(), "acd"),
+    ],
+)
+def test_scenes_that_changed_are_done_again(interrupted: Run, change: Any, looked_at: str) -> None:
+    change(interrupted)
+    assert interrupted() == 0
+    assert interrupted.looked_at == list(looked_at)
+    assert (interrupted.out / "map" / "a.geojson").exists() == (interrupted.images / "a.wld").exists()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--score", "0.5"], ["--stride", "99"], ["--scales", "0.5"], ["--batch", "2"], ["--no-pictures"]],
+)
+def test_other_settings_begin_anew(interrupted: Run, flags: list[str]) -> None:
+    assert interrupted(*flags) == 0
+    assert interrupted.looked_at == list("abcd")
+
+
+def test_a_mended_scene_is_all_that_is_done_again(interrupted: Run) -> None:
+    whole = (interrupted.images / "d.png").read_bytes()
+    (interrupted.images / "d.png").write_bytes(whole[:60])
+    assert interrupted() == 2
+    record = json.loads((interrupted.out / "detections.json").read_text())
+    assert (list(record["detections"]), list(record["unreadable"])) == (list("abc"), ["d"])
+    (interrupted.images / "d.png").write_bytes(whole)
+    assert interrupted() == 0
+    assert interrupted.looked_at == ["d"]
+    record = json.loads((interrupted.out / "detections.json").read_text())
+    assert (list(record["detections"]), record["unreadable"]) == (list("abcd"), {})
+    assert not (interrupted.out / ".journal").exists()
+
+
+def test_two_runs_into_one_folder_are_kept_apart(
+    tiny_onnx: Path, tiny_scenes: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("fcntl", reason="this system has no POSIX locks")
+    hold = (
+        "import pathlib, sys; from rgfl.folder_lock import lock_folder\n"
+        "lock = lock_folder(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    )
+    command = ["--model", str(tiny_onnx), "--images", str(tiny_scenes.images), "--out", str(tmp_path)]
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        assert pipeline.main(command) == 2
+        other.kill()
+    told = capsys.readouterr().err
+    assert f"pipeline: error: --out {tmp_path}: process {other.pid} on " in told
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
 def test_what_this_run_does_not_write_is_not_left_of_the_one_before(
     tiny_onnx: Path, tiny_scenes: SimpleNamespace, tmp_path: Path
 ) -> None:
@@ -749,16 +1047,16 @@ def test_what_this_run_does_not_write_is_not_left_of_the_one_before(
     assert pipeline.main(command) == 0
     mine = out / "pictures" / "b.jpg"
     mine.touch()
-    results = ["detections.json", "geojson/a.geojson", "geojson/a.world.geojson"]
-    assert written(out) == [*results, "pictures/a.jpg", "pictures/b.jpg"]
+    results = ["detections.json", "geojson/a.geojson"]
+    assert written(out) == [*results, "map/a.geojson", "pictures/a.jpg", "pictures/b.jpg"]
     (out / "Task1_tank.txt").touch()  # a class that this model lacks
     (images / "a.wld").unlink()
     assert pipeline.main([*command, "--no-pictures"]) == 0
-    assert written(out) == [*results[:2], "pictures/b.jpg"]
+    assert written(out) == [*results, "pictures/b.jpg"]
     assert not (out / "Task1_tank.txt").exists()
     mine.rename(out / "pictures" / "a.jpg")
     assert pipeline.main([*command, "--no-pictures"]) == 0  # no run has drawn that
-    assert written(out) == [*results[:2], "pictures/a.jpg"]
+    assert written(out) == [*results, "pictures/a.jpg"]
 
 
 def test_results_of_other_scenes_are_not_mixed_with_these(
@@ -782,11 +1080,13 @@ def test_results_of_other_scenes_are_not_mixed_with_these(
 def test_task_1_files_of_another_program_stay(
     tiny_onnx: Path, tiny_scenes: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    (other := tmp_path / "Task1_helicopter.txt").write_text("a 0.9 1 1 9 1 9 9 1 9\n")
     command = ["--model", str(tiny_onnx), "--images", str(tiny_scenes.images), "--out", str(tmp_path)]
-    assert pipeline.main(command) == 2
-    assert "holds results of others, such as Task1_helicopter.txt; choose" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == [other.name]
+    for name in ("Task1_helicopter.txt", "map.geojson"):
+        (tmp_path / name).write_text("a 0.9 1 1 9 1 9 9 1 9\n")
+        assert pipeline.main(command) == 2
+        assert f"holds results of others, such as {name}; choose" in capsys.readouterr().err
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+        (tmp_path / name).unlink()
 
 
 def test_geojson_properties_are_the_box_in_pixels() -> None:
@@ -812,6 +1112,17 @@ def test_the_command_cuts_as_it_is_told(
         tiles = places_at_scales(*read_image(image).shape[:2], size=128, stride=stride, scales=scales)
         record = json.loads((tmp_path / "detections.json").read_text())
         assert record["timing"]["tiles"] == len(tiles), flags
+
+
+def test_a_stride_that_does_not_fit_leaves_what_is_there(
+    tiny_onnx: Path, tiny_scenes: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    command = ["--model", str(tiny_onnx), "--images", str(tiny_scenes.images / "P0003.png")]
+    command += ["--out", str(tmp_path), "--no-pictures"]
+    assert pipeline.main(command) == 0
+    assert pipeline.main([*command, "--stride", "129"]) == 2
+    assert "--stride 129: expected 0…128, the side of the model's tile" in capsys.readouterr().err
+    assert written(tmp_path) == ["detections.json", "geojson/P0003.geojson"]
 
 
 @pytest.mark.parametrize(

@@ -266,11 +266,27 @@ SCENE = np.zeros((40, 50, 3), np.uint8)
         (SCENE[None], r"uint8 \(1, 40, 50, 3\); pass one image at a time"),
         (SCENE[:0], r"uint8 \(0, 50, 3\); there are no pixels in it"),
         (SCENE / 255, r"float64 \(40, 50, 3\); if its values are 0…1: \(scene \* 255\)\.round\(\)\.astype"),
-        (SCENE.astype(np.uint16), r"uint16 \(40, 50, 3\); bring its values to 0…255"),
+        (SCENE.astype(np.uint16), r"uint16 \(40, 50, 3\); take \(scene >> 8\)\.astype\(np\.uint8\), as read"),
+        (SCENE.astype(np.int16), r"int16 \(40, 50, 3\); bring its values to 0…255"),
     ],
 )  # fmt: skip
 def test_a_scene_that_is_none_is_told_with_the_remedy(tiny_onnx: Path, scene: Any, told: str) -> None:
     with load_runner(tiny_onnx) as runner, pytest.raises(ValueError, match=rf"^scene: .*, got {told}"):
+        runner.detect(scene)
+
+
+def test_an_open_raster_is_told_what_reads_it(tiny_onnx: Path, tmp_path: Path) -> None:
+    """It was taken for a grey image, by its shape."""
+    import rasterio
+
+    Image.fromarray(SCENE).save(tmp_path / "a.tif")
+    told = r"got an open raster; read it with rgfl\.dota\.images\.read_image\(path\)"
+    with (
+        pytest.warns(rasterio.errors.NotGeoreferencedWarning),
+        rasterio.open(tmp_path / "a.tif") as scene,
+        load_runner(tiny_onnx) as runner,
+        pytest.raises(ValueError, match=told),
+    ):
         runner.detect(scene)
 
 
