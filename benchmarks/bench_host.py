@@ -28,7 +28,7 @@ from rgfl import errors
 from rgfl.dota.labels import CLASSES
 from rgfl.dota.merge import places_at_scales
 from rgfl.spec import DetectorSpec
-from rgfl.trt_runtime import machine, pipeline, runners, tensorrt_api
+from rgfl.trt_runtime import machine, pipeline, tensorrt_api
 from rgfl.trt_runtime.engine import EngineRunner, Tensor
 
 SIZE, MOST, REPEAT = 1024, 8, 20  # side of a tile, greatest batch, calls that are timed
@@ -120,7 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
         for batch in (1, MOST):
             rows[f"{name}, batch {batch}"] = of_detect(runner, shape, batch)
     random = np.random.default_rng(0)
-    runners.load_runner = lambda *_, **__: InstantRunner(arguments.boxes)
+    pipeline.load_runner = lambda *_, **__: InstantRunner(arguments.boxes)
     with tempfile.TemporaryDirectory() as folder:
         for index in range(arguments.files):
             coarse = cv2.resize(random.integers(0, 240, (250, 250, 3), np.uint8), (4000, 4000))

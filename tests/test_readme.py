@@ -29,7 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quad = to_quads([[60, 50, 40, 20, 0.5]])
     truth = Objects(quad, np.zeros(1, np.int32), np.zeros(1, np.int32))
     write_labels("val/labelTxt/P0001.txt", truth, ("plane", "ship"))
-    scene = np.zeros((1024, 1848, 3), np.uint8)
+    scene = np.full((1024, 1848, 3), 90, np.uint8)
     assert cv2.imwrite("scene.tif", scene)
     video = cv2.VideoWriter("flight.mp4", cv2.VideoWriter.fourcc(*"mp4v"), 5, (160, 128))
     video.write(scene[:128, :160])
