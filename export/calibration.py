@@ -39,6 +39,7 @@ BINS = 4096
 PIECE = 1 << 16  # values that fit into the CPU's cache: twice as fast as all at once
 LEAST = 2.0**-100  # magnitudes below count as 0: for their bins float32 does not hold 1 / width
 LEAST_KEPT = 0.99  # of the values, by entropy calibration
+EDGE_STRIDE = 8  # bins between two candidates of entropy calibration
 CALIBRATION_FORMAT = 2  # raise it when histograms, tiles or equalisation change: older caches serve no more
 
 
@@ -96,14 +97,15 @@ def _exponent(peak: float) -> int:
     return math.frexp(peak)[1]
 
 
-def entropy_edge(counts: NDArray[np.int64], levels: int = LEVELS + 1, stride: int = 8) -> int:
-    """The number of bins to keep so that `levels` equal steps over them lose the least information.
+def entropy_edge(counts: NDArray[np.int64]) -> int:
+    """The number of bins to keep so that 128 equal steps over them lose the least information.
 
     For each candidate, P is the histogram with what lies beyond in its last bin, Q what is left of it after
     quantisation; the least Kullback-Leibler divergence of Q from P wins, the greater of equals. The
     first bin counts as its neighbour: after ReLU it holds mostly zeros, which any scale keeps. At least
     LEAST_KEPT of the values are kept: where few lie near 0, P and Q agree on a histogram of outliers.
     """
+    levels = LEVELS + 1
     histogram = counts.astype(np.float64)
     histogram[0] = histogram[1]
     last = int(np.flatnonzero(counts)[-1]) + 1 if counts.any() else 0
@@ -111,7 +113,7 @@ def entropy_edge(counts: NDArray[np.int64], levels: int = LEVELS + 1, stride: in
         return max(last, 1)
     best, best_edge = math.inf, last
     kept = int(np.searchsorted(np.cumsum(counts), LEAST_KEPT * counts.sum())) + 1
-    for edge in [*range(max(levels, kept), last, stride), last]:
+    for edge in [*range(max(levels, kept), last, EDGE_STRIDE), last]:
         inside = histogram[:edge]
         p = inside.copy()
         p[-1] += histogram[edge:].sum()

@@ -119,12 +119,12 @@ def smoothed(y: NDArray[np.float64], width: float) -> NDArray[np.float64]:
 
 
 def thinned(
-    x: NDArray[np.float64], y: NDArray[np.float64], most: int = POINTS
+    x: NDArray[np.float64], y: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """No more than about `most` points: of each stretch the least and the greatest, so that peaks stay."""
-    if len(x) <= most:
+    """No more than about `POINTS` points: of each stretch the least and the greatest, so that peaks stay."""
+    if len(x) <= POINTS:
         return x, y
-    edges = np.linspace(0, len(x), most // 2 + 1).astype(int)
+    edges = np.linspace(0, len(x), POINTS // 2 + 1).astype(int)
     kept = {0, len(x) - 1}
     for start, stop in pairwise(edges.tolist()):
         kept |= {start + int(y[start:stop].argmin()), start + int(y[start:stop].argmax())}

@@ -22,6 +22,7 @@ from rgfl import checkpoint, errors
 from rgfl.checkpoint import CheckpointError
 from rgfl.dota.labels import CLASSES, read_classes
 from rgfl.nn.config import ModelConfig
+from rgfl.nn.state import listed, misfits, some
 from rgfl.recipes import RECIPES
 from rgfl.spec import DetectorSpec
 
@@ -76,20 +77,19 @@ def import_detector(path: Path | str, classes: Sequence[str] | None = None) -> I
     renamed: dict[str, Tensor] = {}
     unused = []
     for key, value in state.items():
-        if (ours := rename(key)) is not None:
-            renamed[ours] = value
+        if (name := rename(key)) is not None:
+            renamed[name] = value
         elif key not in PROJECTIONS:
             unused.append(key)
     for key in ("head.cls.bias", "head.reg.bias"):
         if key not in renamed:
             raise CheckpointError(
-                f"{path}: no bbox_head.gfl_{key.split('.')[1]} in it ({_some(list(state))}); expected a "
+                f"{path}: no bbox_head.gfl_{key.split('.')[1]} in it ({some(list(state))}); expected a "
                 "model of the original rgfl repository. Weights of a backbone go by --weights"
             )
+        if renamed[key].ndim != 1:
+            raise CheckpointError(f"{path}: {key}: expected one axis, got {tuple(renamed[key].shape)}")
     recipe = RECIPES[RECIPE]()
-    for name in ("head.reg.bias", "head.cls.bias"):
-        if renamed[name].ndim != 1:
-            raise CheckpointError(f"{path}: {name}: expected one axis, got {tuple(renamed[name].shape)}")
     channels, remainder = divmod(len(renamed["head.reg.bias"]), 5)
     if remainder:
         raise CheckpointError(
@@ -99,7 +99,9 @@ def import_detector(path: Path | str, classes: Sequence[str] | None = None) -> I
     names = _classes(path, record, classes, len(renamed["head.cls.bias"]))
     spec = replace(recipe.spec(names), reg_max=channels - 1)
     _check_projections(path, config, state)
-    return Imported(_load(path, config, spec, renamed, unused), unused)
+    detector = _load(path, config, spec, renamed, unused)
+    ours = detector.state_dict()
+    return Imported(detector, [*unused, *(key for key in renamed if key not in ours)])
 
 
 def rename(key: str) -> str | None:
@@ -118,7 +120,7 @@ def _pyramid_output(level: int, kind: str) -> str:
 
 
 def _load(
-    path: Path, config: ModelConfig, spec: DetectorSpec, renamed: Mapping[str, Tensor], unused: list[str]
+    path: Path, config: ModelConfig, spec: DetectorSpec, renamed: Mapping[str, Tensor], unused: Sequence[str]
 ) -> Detector:
     from rgfl.nn.detector import build_detector
 
@@ -127,17 +129,10 @@ def _load(
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     wanted = detector.state_dict()
-    missing = [key for key in wanted if key not in renamed and not key.endswith("num_batches_tracked")]
-    shapes = [
-        f"{key} {tuple(renamed[key].shape)} instead of {tuple(value.shape)}"
-        for key, value in wanted.items()
-        if key in renamed and renamed[key].shape != value.shape
-    ]
-    if missing or shapes:
-        parts = [("missing", missing), ("of another shape", shapes), ("left over", unused)]
-        problems = "; ".join(f"{len(keys)} {what}: {_some(keys)}" for what, keys in parts if keys)
-        raise CheckpointError(f"{path}: not the network of recipe {RECIPE}: {problems}")
-    unused += [key for key in renamed if key not in wanted]
+    problems = misfits(wanted, renamed)
+    if any(problems.values()):
+        told = listed({**problems, "left over": unused})
+        raise CheckpointError(f"{path}: not the network of recipe {RECIPE}: {told}")
     detector.load_state_dict(
         {key: renamed[key].to(value.dtype) if key in renamed else value for key, value in wanted.items()}
     )
@@ -200,10 +195,6 @@ def _check_projections(path: Path, config: ModelConfig, state: Mapping[str, Tens
                 f"{len(theirs)} bins, ours {float(ours.min()):g} to {float(ours.max()):g} in {len(ours)}: "
                 "its boxes would be decoded wrongly"
             )
-
-
-def _some(keys: Sequence[str]) -> str:
-    return ", ".join(keys[:5]) + (", …" if len(keys) > 5 else "")
 
 
 class _PassedOver:
@@ -284,7 +275,7 @@ def convert(options: argparse.Namespace) -> int:
     detector = imported.detector
     checkpoint.save(options.out, detector.spec, detector.config, detector.state_dict())
     if imported.unused:
-        print(f"{len(imported.unused)} keys without a place here: {_some(imported.unused)}")
+        print(f"{len(imported.unused)} keys without a place here: {some(imported.unused)}")
     spec = detector.spec
     count = len(detector.state_dict())
     print(f"{options.out}: {count} tensors, spec {spec.digest}, classes {', '.join(spec.classes)}")

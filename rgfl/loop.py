@@ -41,12 +41,12 @@ from rgfl.nn.batchnorm import statistics_kept, synchronise, training_batchnorms
 from rgfl.nn.decode import Raw
 from rgfl.nn.detector import Detector, build_detector
 from rgfl.nn.fake_int8 import fake_int8
+from rgfl.page_pictures import Evaluation
 from rgfl.plan import make_plan
 from rgfl.processes import usable_cores
 from rgfl.ranks import Ranks, SharedError
 from rgfl.recipes import Recipe, ScheduleConfig, learning_rate
 from rgfl.run_folder import RunFolder, of_this_version, read_last
-from rgfl.seen import Evaluation
 from rgfl.spec import DetectorSpec
 from rgfl.stop import TIME_IS_UP, Stop, reason
 from rgfl.validate import find, over_labels, score

@@ -27,15 +27,15 @@ from numpy.typing import NDArray
 
 from rgfl import atomic, errors
 from rgfl.chart import Line, chart
-from rgfl.curves import scores_and_curves
 from rgfl.dota.average_precision import Result
 from rgfl.errors import UserError
 from rgfl.evenly import evenly
 from rgfl.nn.parts import Parts
+from rgfl.page_curves import scores_and_curves
+from rgfl.page_pictures import Evaluation, pictures_and_mistakes
 from rgfl.page_style import STYLE
 from rgfl.recipes import RECIPES, EvaluationConfig
 from rgfl.run_log import read_records
-from rgfl.seen import Evaluation, pictures_and_mistakes
 
 PAGE, LOG = "page.html", "log.jsonl"
 

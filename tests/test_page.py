@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from rgfl import curves, page, seen
+from rgfl import page, page_curves, page_pictures
 from rgfl.boxes import to_quads
 from rgfl.chart import BOTTOM, HEIGHT, TOP, Line, chart, nice_ticks, number, smoothed, thinned
 from rgfl.dataset import Picture
@@ -79,7 +79,7 @@ def evaluation(folder, truth, found, size=(300, 400), step=20):
         cv2.fillPoly(image, list(np.round(objects.quads.reshape(-1, 4, 2)).astype(int)), (20, 20, 220))
         assert cv2.imwrite(str(folder / f"{name}.png"), image)
         pictures.append(Picture(name, folder / f"{name}.png", *size, objects))
-    return seen.Evaluation(step, evaluate_detections(found, truth, CLASSES), pictures, found)
+    return page_pictures.Evaluation(step, evaluate_detections(found, truth, CLASSES), pictures, found)
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_an_image_of_another_size_than_its_labels_is_not_drawn(one):
     """A window of it would show other pixels than the boxes belong to."""
     assert cv2.imwrite(str(one.pictures[0].path), np.zeros((400, 300, 3), np.uint8))
     with pytest.raises(ImageError, match=r"its header says 300 × 400 .*, its pixels are 400 × 300"):
-        seen.pictures_and_mistakes(one)
+        page_pictures.pictures_and_mistakes(one)
 
 
 # ---------------------------------------------------------------------------------------------- the page
@@ -246,13 +246,15 @@ def test_which_score_to_take(tmp_path):
         )
     }  # fmt: skip
     result = evaluation(tmp_path / "images", truth, found).result
-    parsed = Parsed(curves.scores_and_curves(result))
+    parsed = Parsed(page_curves.scores_and_curves(result))
     assert "F1 at 0.21 66.7 precision 66.7 recall 66.7" in parsed.text  # the first that drops the last one
     assert "plane0.6066.766.766.7" in parsed.text  # its best score is that of a detection
     assert "plane AP50 54.5 AP75 54.5" in parsed.text  # 4 recalls of precision 1, 3 of 2/3: 6/11
     assert parsed.count("figure", "chart") == 2  # the class without objects has no curve
 
-    [envelope, _] = re.findall(r'polyline class="c." points="([^"]*)"', curves.scores_and_curves(result))[3:]
+    [envelope, _] = re.findall(
+        r'polyline class="c." points="([^"]*)"', page_curves.scores_and_curves(result)
+    )[3:]
     levels = [round((HEIGHT - BOTTOM - float(point.split(",")[1])) / (HEIGHT - BOTTOM - TOP), 2)
               for point in envelope.split()]  # fmt: skip
     assert levels == [1.0] * 34 + [0.67] * 33 + [0.0] * 34
@@ -261,7 +263,7 @@ def test_which_score_to_take(tmp_path):
 def test_where_nothing_is_right_no_score_is_recommended(tmp_path):
     truth = {"i": labelled((60, 60, 40, 20, 0, 0))}
     found = {"i": detected((200, 200, 40, 20, 0, 0.9))}
-    assert curves.scores_and_curves(evaluation(tmp_path / "images", truth, found).result) == ""
+    assert page_curves.scores_and_curves(evaluation(tmp_path / "images", truth, found).result) == ""
 
 
 def test_logs_of_the_first_kind_show_what_they_hold(tmp_path):
@@ -296,7 +298,7 @@ def test_before_the_first_step_there_is_a_page_too(tmp_path):
 
 
 def test_boxes_have_the_colour_of_their_fate(one):
-    text = seen.pictures_and_mistakes(one)
+    text = page_pictures.pictures_and_mistakes(one)
     parsed = Parsed(text[: text.index("</section>")] + "</section>")  # the samples
     counted = {style: parsed.count("path", style) for style in "tmxrwi"}
     assert counted == {"t": 1, "m": 2, "x": 0, "r": 1, "w": 2, "i": 0}  # the score of .1 is not drawn
@@ -318,7 +320,7 @@ def crops(text, title):
 
 
 def test_mistakes_say_what_was_expected_and_what_came_over_the_right_pixels(one):
-    text = seen.pictures_and_mistakes(one)
+    text = page_pictures.pictures_and_mistakes(one)
     [(missed, pixels, (x, y, width, height))] = crops(text, "Missed")  # the ship is told as a confusion
     assert missed == "missedplane, 90 × 60 pxnothingi<1> at 250, 200"
     assert (x, y, width, height) == (151, 101, 198, 198)
@@ -336,7 +338,7 @@ def test_mistakes_say_what_was_expected_and_what_came_over_the_right_pixels(one)
 
 
 def test_found_by_size(one):
-    text = seen.pictures_and_mistakes(one)
+    text = page_pictures.pictures_and_mistakes(one)
     table = text[text.index("by their size") :]
     table = table[table.index("<tbody>") : table.index("</table>")]
     # 40 × 20 twice, one of them found with .9; 90 × 60 missed
@@ -353,7 +355,7 @@ def test_found_by_size(one):
 
 
 def test_confusions_are_a_matrix_of_the_classes_that_are_confused(one):
-    text = seen.pictures_and_mistakes(one)
+    text = page_pictures.pictures_and_mistakes(one)
     table = text[text.index("detected as another") :]
     table = table[table.index("<thead>") : table.index("</table>")]
     assert re.findall(r">([^<>]+)</t[hd]>", table) == ["plane", "a&lt;b&gt;&amp;&#x27;c&#x27;", "1"]
@@ -362,27 +364,27 @@ def test_confusions_are_a_matrix_of_the_classes_that_are_confused(one):
 def test_a_crowd_of_mistakes_does_not_fill_the_page(tmp_path):
     truth = {f"P{i}": labelled(*((40 + 40 * k, 40, 30, 20, 0, 0) for k in range(9))) for i in range(9)}
     found = {name: detected(*((40 + 40 * k, 200, 30, 20, 0, 0.5) for k in range(9))) for name in truth}
-    text = seen.pictures_and_mistakes(evaluation(tmp_path, truth, found))
+    text = page_pictures.pictures_and_mistakes(evaluation(tmp_path, truth, found))
     for title in ("Missed", "Found where nothing is, or twice"):
         images = [caption.split("P")[-1][0] for caption, *_ in crops(text, title)]
-        assert len(images) == seen.MISTAKES
-        assert max(images.count(image) for image in images) == seen.PER_IMAGE
-    assert text.count("<figure>") == seen.PICTURES + 2 * seen.MISTAKES
+        assert len(images) == page_pictures.MISTAKES
+        assert max(images.count(image) for image in images) == page_pictures.PER_IMAGE
+    assert text.count("<figure>") == page_pictures.PICTURES + 2 * page_pictures.MISTAKES
 
 
 def test_of_a_large_scene_the_window_with_most_objects_is_shown(tmp_path):
     crowd = [(2300 + 30 * k, 1700, 20, 10, 0, 0) for k in range(10)]
     scene = evaluation(tmp_path, {"P1": labelled((100, 100, 20, 10, 0, 0), *crowd)}, {}, size=(2000, 3000))
-    text = seen.pictures_and_mistakes(scene)
+    text = page_pictures.pictures_and_mistakes(scene)
     x, y, width, height = map(int, re.search(r'viewBox="([^"]+)"', text)[1].split())
-    assert (width, height) == (seen.SAMPLE_SIDE, seen.SAMPLE_SIDE)
+    assert (width, height) == (page_pictures.SAMPLE_SIDE, page_pictures.SAMPLE_SIDE)
     assert x <= 2290 < 2580 <= x + width
     assert y <= 1690 < 1710 <= y + height <= 2000
 
 
 def test_in_a_crowd_what_is_wrong_is_drawn_before_what_is_right(one, monkeypatch):
-    monkeypatch.setattr(seen, "BOXES", 4)
-    text = seen.pictures_and_mistakes(one)
+    monkeypatch.setattr(page_pictures, "BOXES", 4)
+    text = page_pictures.pictures_and_mistakes(one)
     parsed = Parsed(text[: text.index("</section>")] + "</section>")
     assert {style: parsed.count("path", style) for style in "tmrw"} == {"t": 0, "m": 2, "r": 0, "w": 2}
 

@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rgfl.errors import UserError
 from rgfl.nn.config import ModelConfig
+from rgfl.nn.state import listed, misfits
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -243,22 +244,12 @@ def load_weights(net: nn.Module, weights: str, name: str) -> None:
     state = {
         flat[key] if key not in wanted and flat[key] in wanted else key: value for key, value in state.items()
     }
-    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
-    shapes = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"
-        for key, value in wanted.items()
-        if key in state and state[key].shape != value.shape
-    ]
     with torch.device("meta"):
         whole = timm.create_model(name, pretrained=False).state_dict()
-    unexpected = [key for key in state if key not in wanted and key not in whole]
-    problems = [
-        f"{len(keys)} {what}: {', '.join(keys[:5])}{', …' if len(keys) > 5 else ''}"
-        for what, keys in (("missing", missing), ("of another shape", shapes), ("unexpected", unexpected))
-        if keys
-    ]
-    if problems:
-        raise WeightsError(f"weights: {path} does not fit backbone {name!r}: " + "; ".join(problems))
+    problems = misfits(wanted, state)
+    problems["unexpected"] = [key for key in state if key not in wanted and key not in whole]
+    if any(problems.values()):
+        raise WeightsError(f"weights: {path} does not fit backbone {name!r}: {listed(problems)}")
     net.load_state_dict({key: value for key, value in state.items() if key in wanted}, strict=False)
 
 

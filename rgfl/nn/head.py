@@ -56,12 +56,13 @@ class QualityPredictor(nn.Module):
     """
 
     TOP = 4
+    HIDDEN = 64
 
-    def __init__(self, bins: int, angle_bins: int, hidden: int = 64) -> None:
+    def __init__(self, bins: int, angle_bins: int) -> None:
         super().__init__()
         self.bins, self.angle_bins = bins, angle_bins
-        self.hidden = nn.Conv2d((self.TOP + 1) * 7, hidden, 1)
-        self.out = nn.Conv2d(hidden, 1, 1)
+        self.hidden = nn.Conv2d((self.TOP + 1) * 7, self.HIDDEN, 1)
+        self.out = nn.Conv2d(self.HIDDEN, 1, 1)
 
     def forward(self, reg: Tensor) -> Tensor:
         lines = reg[:, : 6 * self.bins].unflatten(1, (6, self.bins)).softmax(2)  # (B, 6, bins, h, w)

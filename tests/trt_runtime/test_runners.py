@@ -227,8 +227,8 @@ def test_int8_with_fp16_scales_is_computed_as_written(tiny_onnx: Path, tmp_path:
         options = [one._session.get_session_options() for one in (mixed, rounded)]  # type: ignore[attr-defined]
         assert options[0].get_session_config_entry("session.disable_quant_qdq") == "1"
         best = [runner.infer(runner.prepare(tiles))[1].max(-1) for runner in (mixed, rounded)]
-    # In order of size, as TopK exchanges points whose scores are nearly equal. Where a rounding decides between
-    # two values of int8, a few scores move by more.
+    # In order of size, as TopK exchanges points whose scores are nearly equal. Where a rounding decides
+    # between two values of int8, a few scores move by more.
     difference = np.abs(np.sort(best[0]) - np.sort(best[1]))
     assert difference.mean() < 0.02
     assert np.percentile(difference, 95) < 0.05

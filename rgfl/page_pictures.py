@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -48,7 +49,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class _Scene:
+class _View:
     """A part of an image to show: x, y, width, height of the window in pixels; what to stress; the words."""
 
     image: str
@@ -83,8 +84,8 @@ def pictures_and_mistakes(evaluation: Evaluation) -> str:
         "Missed": [_missed(g, verdicts, pictures, classes) for g in missed],
         "Taken for another class": [_false(d, verdicts, pictures, classes) for d in confused],
     }
-    scenes = [*samples, *(scene for group in groups.values() for scene in group)]
-    drawn = _render(scenes, pictures, verdicts, classes)
+    views = [*samples, *(view for group in groups.values() for view in group)]
+    drawn = _render(views, pictures, verdicts, classes)
     parts = [
         f'<section class="seen"><h2>Pictures</h2><p>Validation images at step {evaluation.step:,}; '
         f"detections of score {SHOWN:g} and more. Point at a box to read what it is.</p>",
@@ -102,7 +103,7 @@ def pictures_and_mistakes(evaluation: Evaluation) -> str:
     return "".join([*parts, "</section>"])
 
 
-def _sample(picture: Picture, verdicts: Verdicts) -> _Scene:
+def _sample(picture: Picture, verdicts: Verdicts) -> _View:
     """A picture, or of a large scene the window that holds most objects."""
     x, y, width, height = 0, 0, picture.width, picture.height
     if max(width, height) > WHOLE:
@@ -125,12 +126,12 @@ def _sample(picture: Picture, verdicts: Verdicts) -> _Scene:
         f"<b>{escape(picture.name)}</b>{part}: {found} of {counted} objects found"
         f"{' in the whole image' if part else ''}, {int(wrong.sum())} wrong detections"
     )
-    return _Scene(picture.name, (x, y, width, height), SAMPLE_SIDE, (), (), words)
+    return _View(picture.name, (x, y, width, height), SAMPLE_SIDE, (), (), words)
 
 
 def _false(
     detection: int, verdicts: Verdicts, pictures: Mapping[str, Picture], classes: Sequence[str]
-) -> _Scene:
+) -> _View:
     """A false positive: the nearest object, and why it does not match."""
     matching, about = verdicts.matching, int(verdicts.about_D[detection])
     fate, iou = int(verdicts.fate_D[detection]), float(verdicts.iou_D[detection])
@@ -145,12 +146,12 @@ def _false(
     quads = [matching.quads_D8[detection], *([matching.quads_G8[about]] if about >= 0 else [])]
     words = _words(expected, came, iou if about >= 0 else None, name, quads[0], mistakes.FATES[fate])
     objects = (about,) if about >= 0 else ()
-    return _Scene(name, _around(quads, pictures[name]), CROP_SIDE, (detection,), objects, words)
+    return _View(name, _around(quads, pictures[name]), CROP_SIDE, (detection,), objects, words)
 
 
 def _missed(
     missed: int, verdicts: Verdicts, pictures: Mapping[str, Picture], classes: Sequence[str]
-) -> _Scene:
+) -> _View:
     """An object that was not found, and the nearest thing that was."""
     matching = verdicts.matching
     quad = matching.quads_G8[missed]
@@ -163,7 +164,7 @@ def _missed(
     name = matching.images[matching.images_G[missed]]
     words = _words(expected, came, float(iou.max()) if near >= 0 else None, name, quad, "missed")
     stressed = (near,) if near >= 0 else ()
-    return _Scene(name, _around([quad], pictures[name]), CROP_SIDE, stressed, (missed,), words)
+    return _View(name, _around([quad], pictures[name]), CROP_SIDE, stressed, (missed,), words)
 
 
 def _words(
@@ -267,23 +268,23 @@ def _confusions_table(verdicts: Verdicts, classes: Sequence[str]) -> str:
 
 
 def _render(
-    scenes: Sequence[_Scene], pictures: Mapping[str, Picture], verdicts: Verdicts, classes: Sequence[str]
+    views: Sequence[_View], pictures: Mapping[str, Picture], verdicts: Verdicts, classes: Sequence[str]
 ) -> Iterator[str]:
-    """A figure for each scene, in their order; every image is read once."""
+    """A figure for each view, in their order; every image is read once."""
     figures: dict[int, str] = {}
-    for name in dict.fromkeys(scene.image for scene in scenes):
+    for name in dict.fromkeys(view.image for view in views):
         image = pictures[name].read()
-        for place, scene in enumerate(scenes):
-            if scene.image == name:
-                x, y, width, height = scene.window
-                picture = _jpeg(image[y : y + height, x : x + width], scene.side)
-                figures[place] = (
+        for index, view in enumerate(views):
+            if view.image == name:
+                x, y, width, height = view.window
+                jpeg = _jpeg(image[y : y + height, x : x + width], view.side)
+                figures[index] = (
                     f'<figure><svg viewBox="{x} {y} {width} {height}">'
-                    f'<image x="{x}" y="{y}" width="{width}" height="{height}" href="{picture}"/>'
-                    f"{_overlay(scene, verdicts, classes)}</svg>"
-                    f"<figcaption>{scene.words}</figcaption></figure>"
+                    f'<image x="{x}" y="{y}" width="{width}" height="{height}" href="{jpeg}"/>'
+                    f"{_overlay(view, verdicts, classes)}</svg>"
+                    f"<figcaption>{view.words}</figcaption></figure>"
                 )
-    return (figures[place] for place in range(len(scenes)))
+    return (figures[index] for index in range(len(views)))
 
 
 def _jpeg(pixels: NDArray[np.uint8], side: int) -> str:
@@ -300,50 +301,62 @@ def _jpeg(pixels: NDArray[np.uint8], side: int) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
 
 
-def _overlay(scene: _Scene, verdicts: Verdicts, classes: Sequence[str]) -> str:
-    """The boxes of a scene over its pixels."""
+class _Box(NamedTuple):
+    """A box to draw."""
+
+    stressed: bool
+    quad: NDArray[np.float64]
+    style: str  # a class of the style sheet: t(rue), m(issed), x (difficult), r(ight), w(rong), i(gnored)
+    title: str
+    name: str  # written at it; empty: nothing
+
+
+def _overlay(view: _View, verdicts: Verdicts, classes: Sequence[str]) -> str:
+    """The boxes of a view over its pixels."""
+    alike = not (view.detections or view.objects)
+    shown = [
+        box for box in _boxes(view, verdicts, classes) if box.stressed or _touches(box.quad, view.window)
+    ]
+    if len(shown) > BOXES:  # a crowd: rather what is wrong than what is right
+        shown.sort(key=lambda box: (not box.stressed, box.style not in ("m", "w")))
+    drawn = sorted(shown[:BOXES], key=lambda box: box.stressed)  # what is stressed on top
+    outline = "".join(f"M{_points(box.quad)}Z" for box in drawn if box.stressed or alike)
+    shapes = [f'<path class="under" d="{outline}"/>']
+    names = 0
+    for stressed, quad, style, title, name in drawn:
+        kind = style if stressed or alike else f"{style} faint"
+        shapes.append(f'<path class="{kind}" d="M{_points(quad)}Z"><title>{escape(title)}</title></path>')
+        large = max(np.ptp(quad[0::2]), np.ptp(quad[1::2])) > view.window[2] / 14
+        if alike and name and large and names < NAMES:
+            names += 1
+            x, y = quad[0::2].mean(), quad[1::2].min()
+            size = view.window[2] / 48
+            shapes.append(
+                f'<text class="{style}" x="{x:.0f}" y="{y - size / 3:.0f}" font-size="{size:.1f}">'
+                f"{escape(name)}</text>"
+            )
+    return "".join(shapes)
+
+
+def _boxes(view: _View, verdicts: Verdicts, classes: Sequence[str]) -> Iterator[_Box]:
+    """What is labelled in the view's image, then what was detected there."""
     matching = verdicts.matching
-    number_of = matching.images.index(scene.image)
-    alike = not (scene.detections or scene.objects)
-    items: list[tuple[bool, NDArray[np.float64], str, str, str]] = []  # stressed, quad, style, title, name
-    for g in np.flatnonzero(matching.images_G == number_of).tolist():
+    number = matching.images.index(view.image)
+    for g in np.flatnonzero(matching.images_G == number).tolist():
         name, by = classes[matching.labels_G[g]], int(verdicts.found_by_G[g])
         style = "x" if matching.difficult_G[g] else "t" if by >= 0 else "m"
         found = f"found with {matching.scores_D[by]:.2f}" if by >= 0 else "missed"
-        fate = "difficult" if style == "x" else found
-        title = f"labelled: {name}, {fate}"
-        items.append((g in scene.objects, matching.quads_G8[g], style, title, name if style == "m" else ""))
-    for d in np.flatnonzero(matching.images_D == number_of).tolist():
-        if matching.scores_D[d] < SHOWN and d not in scene.detections:
+        title = f"labelled: {name}, {'difficult' if style == 'x' else found}"
+        yield _Box(g in view.objects, matching.quads_G8[g], style, title, name if style == "m" else "")
+    for d in np.flatnonzero(matching.images_D == number).tolist():
+        if matching.scores_D[d] < SHOWN and d not in view.detections:
             continue
-        name, fate_ = classes[matching.labels_D[d]], int(verdicts.fate_D[d])
-        style = {mistakes.RIGHT: "r", mistakes.IGNORED: "i"}.get(fate_, "w")
-        text = f"{name} {matching.scores_D[d]:.2f}"
+        fate = int(verdicts.fate_D[d])
+        style = {mistakes.RIGHT: "r", mistakes.IGNORED: "i"}.get(fate, "w")
+        text = f"{classes[matching.labels_D[d]]} {matching.scores_D[d]:.2f}"
         iou = f", IoU {verdicts.iou_D[d]:.2f}" if verdicts.about_D[d] >= 0 else ""
-        title = f"detected: {text}, {mistakes.FATES[fate_]}{iou}"
-        items.append(
-            (d in scene.detections, matching.quads_D8[d], style, title, text if style == "w" else "")
-        )
-    items = [item for item in items if item[0] or _touches(item[1], scene.window)]
-    if len(items) > BOXES:  # a crowd: rather what is wrong than what is right
-        items.sort(key=lambda item: (not item[0], item[2] not in ("m", "w")))
-    drawn = sorted(items[:BOXES], key=lambda item: item[0])  # what is stressed on top
-    outline = "".join(f"M{_points(quad)}Z" for stressed, quad, *_ in drawn if stressed or alike)
-    shapes = [f'<path class="under" d="{outline}"/>']
-    names = 0
-    for stressed, quad, style, title, text in drawn:
-        kind = style if stressed or alike else f"{style} faint"
-        shapes.append(f'<path class="{kind}" d="M{_points(quad)}Z"><title>{escape(title)}</title></path>')
-        large = max(np.ptp(quad[0::2]), np.ptp(quad[1::2])) > scene.window[2] / 14
-        if alike and text and large and names < NAMES:
-            names += 1
-            x, y = quad[0::2].mean(), quad[1::2].min()
-            size = scene.window[2] / 48
-            shapes.append(
-                f'<text class="{style}" x="{x:.0f}" y="{y - size / 3:.0f}" font-size="{size:.1f}">'
-                f"{escape(text)}</text>"
-            )
-    return "".join(shapes)
+        title = f"detected: {text}, {mistakes.FATES[fate]}{iou}"
+        yield _Box(d in view.detections, matching.quads_D8[d], style, title, text if style == "w" else "")
 
 
 def _points(quad: NDArray[np.float64]) -> str:
