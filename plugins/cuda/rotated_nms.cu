@@ -45,15 +45,15 @@ Layout lay_out(Problem& problem, void* workspace) {
     Arena arena(workspace);
     arena.take(problem.ticket, 1);
     arena.take(problem.counts, problem.segments);
+    arena.take(problem.kept, problem.segments);
     arena.take(problem.state, words);
     const size_t zeroed = arena.used();
-    arena.take(problem.first_tile, problem.segments + 1);
+    arena.take(problem.tiles, 1);
     arena.take(problem.drawing_order, tiles_at_most(shape));
     arena.take(problem.boxes, static_cast<int64_t>(shape.batch) * shape.points);
     arena.take(problem.collected, words * 32);
     arena.take(problem.ordered, words * 32);
-    arena.take(problem.kept_before, words);
-    arena.take(problem.kept_totals, problem.segments);
+    problem.winners = problem.collected;  // which `merge` is the last to read
     return {zeroed, arena.used()};
 }
 
@@ -84,14 +84,14 @@ public:
         }
     }
 
-    void run(void (*kernel)(Problem), const Problem& problem, int64_t warps, int threads = kernels::block_threads) {
+    void run(void (*kernel)(Problem), const Problem& problem, int64_t warps) {
         if (status_ != cudaSuccess) {
             return;
         }
         const int64_t blocks = (warps + kernels::block_warps - 1) / kernels::block_warps;
         cudaLaunchConfig_t config{};
         config.gridDim = dim3(static_cast<unsigned>(larger<int64_t>(1, smaller<int64_t>(blocks, most_blocks_))));
-        config.blockDim = dim3(static_cast<unsigned>(threads));
+        config.blockDim = dim3(kernels::block_threads);
         config.stream = stream_;
         status_ = cudaLaunchKernelEx(&config, kernel, problem);
     }
@@ -138,12 +138,10 @@ cudaError_t rotated_nms(const RotatedNmsShape& shape, const RotatedNmsSettings& 
     launcher.clear(workspace, layout.zeroed);
     launcher.run(inputs.score_type == ScoreType::float16 ? kernels::collect<__half> : kernels::collect<float>,
                  problem, larger(points * kernels::class_groups(shape.classes), (rows + 31) / 32));
-    launcher.run(kernels::plan, problem, 1, 32);
     launcher.run(kernels::sort, problem, tiles * kernels::block_warps);
     launcher.run(kernels::merge, problem, tiles * kernels::block_warps);
     launcher.run(kernels::suppress, problem, tiles * kernels::block_warps);
-    launcher.run(kernels::tally, problem, problem.segments);
-    launcher.run(kernels::emit, problem, tiles * kernels::tile_parts + shape.batch);
+    launcher.run(kernels::emit, problem, larger<int64_t>(rows, problem.segments));
     return launcher.status();
 }
 

@@ -1,15 +1,13 @@
-// The seven kernels of rotated NMS, in the order in which they run. The rules are core/suppression.hpp's;
+// The five kernels of rotated NMS, in the order in which they run. The rules are core/suppression.hpp's;
 // what is here only divides the work.
 //
 //   collect    score > threshold: a list of candidates for every class of every image, in any order
-//   plan       numbers the lists' tiles of 256 through, so that the next kernels share them evenly
-//   sort       puts the candidates of each tile in order of rank, and the tiles into the order in which they are
-//              decided
+//   sort       numbers the lists' tiles of 256 through, puts the candidates of each tile in order of rank, and the
+//              tiles into the order in which they are decided
 //   merge      puts each list in order of rank: a candidate's place is the number of candidates, in all tiles of
 //              its list, that rank before it. From here on a tile is 256 neighbours in that order
-//   suppress   one block a tile: candidates lose to what earlier tiles keep, then to each other
-//   tally      how many are kept before each chunk of 32
-//   emit       a kept candidate's row is the number of kept ones, over all classes, before it
+//   suppress   one block a tile: candidates lose to what earlier tiles keep, then to each other. Lists the winners
+//   emit       a winner's row is the number of winners, over all classes, before it
 //
 // A *segment* is one class of one image. Sizes: B images, P points, C classes, S = B·C segments,
 // W = ceil(P / 32) words, or chunks, a segment: a point is at most once a candidate of a class.
@@ -28,18 +26,22 @@ constexpr int block_threads = 256;
 constexpr int block_warps = block_threads / 32;
 constexpr unsigned all_lanes = 0xffffffffu;
 constexpr int tile_size = block_threads;  // candidates of a tile: one a thread
-constexpr int tile_chunks = block_warps;  // one a warp
-constexpr int warp_candidates = 4;        // of a tile that a warp of `emit` writes, one after the other
-constexpr int tile_parts = tile_size / warp_candidates;
-constexpr int warp_classes = 8;  // that a warp of `collect` looks at of its 32 points
+constexpr int tile_chunks = block_warps;  // of 32, one a warp
+constexpr int warp_classes = 8;           // that a warp of `collect` looks at of its 32 points
 
 // One number, the smaller the earlier the candidate ranks: its score, turned so that the greatest is least,
 // above point · C + class.
 using Candidate = unsigned long long;
 
-// What is decided of 32 candidates; `kept` means something once it is `done`.
+// What is decided of 32 candidates: which are kept, and how many of their segment before these.
 struct Decided {
-    unsigned kept, done;
+    unsigned kept;
+    int before;  // −1: nothing is decided yet
+};
+
+// A tile has `count` candidates of a segment, from `begin` on.
+struct TilePlace {
+    int32_t segment, begin, count;
 };
 
 // Everything a kernel needs to know; passed by value.
@@ -54,15 +56,15 @@ struct Problem {
     // Zero at the start.
     int32_t* ticket;            // the next tile that no block has drawn
     int32_t* counts;            // (S) candidates
-    unsigned long long* state;  // (S, W) Decided: kept in the low half, done in the high half
+    int32_t* kept;              // (S) of them
+    unsigned long long* state;  // (S, W) Decided: `kept` in the low half, `before` + 1 in the high half
 
-    int32_t* first_tile;        // (S + 1) tiles in all segments before
-    int32_t* drawing_order;     // (tiles, at most S · ceil(P / 256)) in which `suppress` takes them
+    int32_t* tiles;             // how many all segments have, at most S · ceil(P / 256)
+    TilePlace* drawing_order;   // (tiles) in which `suppress` takes them
     PreparedBox<float>* boxes;  // (B, P)
     Candidate* collected;       // (S, 32·W) in any order; then each tile in order of rank
     Candidate* ordered;         // (S, 32·W) in order of rank
-    int32_t* kept_before;       // (S, W)
-    int32_t* kept_totals;       // (S)
+    Candidate* winners;         // (S, 32·W) kept ones in order of rank; the memory of `collected`
 };
 
 // ---- threads and warps --------------------------------------------------------------------------------
@@ -98,38 +100,13 @@ RGFL_HOST_DEVICE int class_groups(int classes) { return (classes + warp_classes 
 
 struct Segment {
     int32_t id, image, count;
-    int64_t begin;  // of its row in `collected` and `ordered`
-    int64_t word;   // of its row in `state` and `kept_before`
+    int64_t begin;  // of its row in `collected`, `ordered` and `winners`
+    int64_t word;   // of its row in `state`
 };
 
 __device__ __forceinline__ Segment segment_of(const Problem& problem, int32_t id) {
     const int64_t word = static_cast<int64_t>(id) * problem.words;
     return {id, id / problem.shape.classes, problem.counts[id], word * 32, word};
-}
-
-// The segment that holds the tile: the last one that begins at or before it.
-__device__ __forceinline__ Segment segment_of_tile(const Problem& problem, int32_t tile) {
-    int low = 0, high = problem.segments;
-    while (high - low > 1) {
-        const int middle = low + (high - low) / 2;
-        if (problem.first_tile[middle] <= tile) {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-    return segment_of(problem, low);
-}
-
-struct TilePlace {
-    Segment segment;
-    int32_t begin, count;  // of its candidates in the segment
-};
-
-__device__ __forceinline__ TilePlace place_of_tile(const Problem& problem, int32_t tile) {
-    const Segment segment = segment_of_tile(problem, tile);
-    const int32_t begin = (tile - problem.first_tile[segment.id]) * tile_size;
-    return {segment, begin, smaller(tile_size, segment.count - begin)};
 }
 
 // As core/suppression.hpp ranks. Adding 0 makes −0, which equals 0, the same bits.
@@ -157,9 +134,6 @@ __device__ __forceinline__ int count_before(const Candidate* ordered, int count,
     }
     return low;
 }
-__device__ __forceinline__ int count_before(const Problem& problem, const Segment& segment, Candidate candidate) {
-    return count_before(problem.ordered + segment.begin, segment.count, candidate);
-}
 
 __device__ __forceinline__ const PreparedBox<float>& box_of(const Problem& problem, const Segment& segment,
                                                             Candidate candidate) {
@@ -171,10 +145,10 @@ __device__ __forceinline__ const PreparedBox<float>& box_of(const Problem& probl
 // word, so no fence is needed.
 __device__ __forceinline__ Decided load_decided(const unsigned long long* word) {
     const unsigned long long bits = *static_cast<const volatile unsigned long long*>(word);
-    return {static_cast<unsigned>(bits), static_cast<unsigned>(bits >> 32)};
+    return {static_cast<unsigned>(bits), static_cast<int>(bits >> 32) - 1};
 }
-__device__ __forceinline__ void store_decided(unsigned long long* word, unsigned kept) {
-    *static_cast<volatile unsigned long long*>(word) = 1ull << 32 | kept;
+__device__ __forceinline__ void store_decided(unsigned long long* word, Decided decided) {
+    *static_cast<volatile unsigned long long*>(word) = (decided.before + 1ull) << 32 | decided.kept;
 }
 
 // ---- collect ------------------------------------------------------------------------------------------
@@ -253,100 +227,122 @@ __global__ void __launch_bounds__(block_threads) collect(Problem problem) {
     }
 }
 
-// ---- plan ---------------------------------------------------------------------------------------------
+// ---- sort and merge -----------------------------------------------------------------------------------
 
-__device__ __forceinline__ int tiles_of(int32_t count) { return (count + tile_size - 1) / tile_size; }
-
-// One warp: each lane adds up a run of segments.
-__global__ void plan(Problem problem) {
-    const int lane = lane_id();
-    const int run = (problem.segments + 31) / 32;
-    const int begin = smaller(lane * run, problem.segments);
-    const int end = smaller(begin + run, problem.segments);
-    int tiles = 0;
-    for (int i = begin; i < end; ++i) {
-        tiles += tiles_of(problem.counts[i]);
-    }
-    const int up_to_here = warp_running_sum(tiles);
-    int first = up_to_here - tiles;
-    for (int i = begin; i < end; ++i) {
-        problem.first_tile[i] = first;
-        first += tiles_of(problem.counts[i]);
-    }
-    if (lane == 31) {
-        problem.first_tile[problem.segments] = up_to_here;
-    }
+__device__ __forceinline__ int tiles_of(const Problem& problem, int32_t segment) {
+    return segment < problem.segments ? (problem.counts[segment] + tile_size - 1) / tile_size : 0;
 }
 
-// ---- sort and merge -----------------------------------------------------------------------------------
+// How many tiles there are; and the tile of this number, if it is one of them. For a whole warp.
+__device__ __forceinline__ int find_tile(const Problem& problem, int32_t number, TilePlace& tile) {
+    int tiles = 0;  // of the segments before
+    for (int first = 0; first < problem.segments; first += 32) {
+        const int id = first + lane_id();
+        const int own = tiles_of(problem, id);
+        const int up_to_here = tiles + warp_running_sum(own);
+        const int round = number - (up_to_here - own);
+        if (round >= 0 && round < own) {
+            const int begin = round * tile_size;
+            tile = {id, begin, smaller(tile_size, problem.counts[id] - begin)};
+        }
+        tiles = __shfl_sync(all_lanes, up_to_here, 31);
+    }
+    __syncwarp();
+    return tiles;
+}
 
 // How many tiles are decided before this one: first tiles of all segments, then all second ones, and so on. So
 // those that a tile waits for are far ahead. For a whole warp.
-__device__ __forceinline__ int draws_before(const Problem& problem, int32_t tile, int32_t segment) {
-    const int round = tile - problem.first_tile[segment];
+__device__ __forceinline__ int draws_before(const Problem& problem, const TilePlace& tile) {
+    const int round = tile.begin / tile_size;
     int draws = 0;
     for (int id = lane_id(); id < problem.segments; id += 32) {
-        const int tiles = problem.first_tile[id + 1] - problem.first_tile[id];
-        draws += smaller(tiles, round) + (id < segment && tiles > round);
+        const int tiles = tiles_of(problem, id);
+        draws += smaller(tiles, round) + (id < tile.segment && tiles > round);
     }
     return warp_sum(draws);
 }
 
-// Of a list of n, n² / 256 searches of 9 steps and no passes that wait for each other, as a radix sort
-// has. Which of the two is faster nobody has measured yet.
+// Of a list whose length is a power of two. It takes as many steps for every candidate, so that searches of
+// several lists overlap.
+template <int count>
+__device__ __forceinline__ int count_before(const Candidate* ordered, Candidate candidate) {
+    int before = 0;
+#pragma unroll
+    for (int step = count / 2; step > 0; step /= 2) {
+        before += ordered[before + step - 1] < candidate ? step : 0;
+    }
+    return before + (ordered[before] < candidate);
+}
+
 __global__ void __launch_bounds__(block_threads) sort(Problem problem) {
-    __shared__ Candidate tile[tile_size];
+    __shared__ Candidate candidates[tile_size];
+    __shared__ TilePlace tile;
+    __shared__ int tiles;
     const int thread = static_cast<int>(threadIdx.x);
-    for (int number = static_cast<int>(blockIdx.x); number < problem.first_tile[problem.segments];
-         number += static_cast<int>(gridDim.x)) {
-        const auto [segment, begin, count] = place_of_tile(problem, number);
-        Candidate* collected = problem.collected + segment.begin + begin;
-        const Candidate mine = thread < count ? collected[thread] : 0;
-        tile[thread] = mine;
+    for (int number = static_cast<int>(blockIdx.x);; number += static_cast<int>(gridDim.x)) {
         if (warp_in_block() == 0) {
-            const int draw = draws_before(problem, number, segment.id);
+            const int all = find_tile(problem, number, tile);
+            const int draw = number < all ? draws_before(problem, tile) : 0;
             if (thread == 0) {
-                problem.drawing_order[draw] = number;
+                tiles = all;
+                if (number < all) {
+                    problem.drawing_order[draw] = tile;
+                }
+                if (number == 0) {
+                    *problem.tiles = all;
+                }
             }
         }
         __syncthreads();
-        int place = 0;
-        for (int other = 0; other < count; ++other) {
-            place += tile[other] < mine;
+        if (number >= tiles) {
+            return;
         }
-        if (thread < count) {
+        Candidate* collected = problem.collected + segment_of(problem, tile.segment).begin + tile.begin;
+        // A thread without a candidate has a number of its own that ranks after all.
+        const Candidate mine = thread < tile.count ? collected[thread] : ~0ull << 32 | static_cast<unsigned>(thread);
+        // Each warp puts its 32 in order, and then all search in those.
+        Candidate* chunk = candidates + warp_in_block() * 32;
+        chunk[lane_id()] = mine;
+        __syncwarp();
+        int place = 0;
+#pragma unroll
+        for (int other = 0; other < 32; ++other) {
+            place += chunk[other] < mine;
+        }
+        __syncwarp();
+        chunk[place] = mine;
+        __syncthreads();
+        place = 0;
+#pragma unroll
+        for (int other = 0; other < tile_chunks; ++other) {
+            place += count_before<32>(candidates + other * 32, mine);
+        }
+        if (thread < tile.count) {
             collected[place] = mine;
         }
         __syncthreads();
     }
 }
 
-// Of a full tile. It takes as many steps for every candidate, so that the searches of several tiles overlap.
-__device__ __forceinline__ int count_before_in_tile(const Candidate* tile, Candidate candidate) {
-    int before = 0;
-#pragma unroll
-    for (int step = tile_size / 2; step > 0; step /= 2) {
-        before += tile[before + step - 1] < candidate ? step : 0;
-    }
-    return before + (tile[before] < candidate);
-}
-
+// Of a list of n, n² / 256 searches of 9 steps and no passes that wait for each other, as a radix sort
+// has. Which of the two is faster nobody has measured yet.
 __global__ void __launch_bounds__(block_threads) merge(Problem problem) {
     const int thread = static_cast<int>(threadIdx.x);
-    for (int number = static_cast<int>(blockIdx.x); number < problem.first_tile[problem.segments];
-         number += static_cast<int>(gridDim.x)) {
-        const auto [segment, begin, count] = place_of_tile(problem, number);
-        if (thread >= count) {
+    for (int number = static_cast<int>(blockIdx.x); number < *problem.tiles; number += static_cast<int>(gridDim.x)) {
+        const TilePlace tile = problem.drawing_order[number];
+        if (thread >= tile.count) {
             continue;
         }
+        const Segment segment = segment_of(problem, tile.segment);
         const Candidate* collected = problem.collected + segment.begin;
-        const Candidate mine = collected[begin + thread];
+        const Candidate mine = collected[tile.begin + thread];
         int place = 0, other = 0;
 #pragma unroll 4
         for (; other + tile_size <= segment.count; other += tile_size) {
-            place += count_before_in_tile(collected + other, mine);
+            place += count_before<tile_size>(collected + other, mine);
         }
-        place += count_before(collected + other, segment.count - other, mine);
+        place += other == tile.begin ? thread : count_before(collected + other, segment.count - other, mine);
         problem.ordered[segment.begin + place] = mine;
     }
 }
@@ -355,11 +351,15 @@ __global__ void __launch_bounds__(block_threads) merge(Problem problem) {
 
 // A tile in shared memory. A *rival* ranks before a candidate and may suppress it.
 struct Tile {
+    // Of all candidates; after `leave_out_lost` of those left.
     PreparedBox<float> boxes[tile_size];
-    unsigned lost[tile_chunks];                   // bits of those that cannot be kept any more
-    unsigned beaten_by[tile_chunks][tile_size];   // bit i of [c][j]: 32·c + i of this tile suppresses j
-    PreparedBox<float> earlier[tile_size];        // kept ones of an earlier tile, chunk by chunk
-    int earlier_counts[tile_chunks];
+    unsigned lost[tile_chunks];                  // bits of those that cannot be kept any more
+    unsigned beaten_by[tile_chunks][tile_size];  // bit i of [c][j]: 32·c + i suppresses j
+
+    int places[tile_size];                       // of those left, among all candidates
+    unsigned kept[tile_chunks];                  // bits of all candidates
+    PreparedBox<float> earlier[tile_size];       // kept ones of an earlier tile
+    int kept_before;                             // of the segment, up to and with that tile
     int pairs[block_warps][64];
     int within[block_warps];  // for count_within: whether the candidate that the warp asks of is within
     int number;               // of tiles that were drawn before
@@ -424,7 +424,8 @@ private:
 __device__ __forceinline__ int rank_in_image(const Problem& problem, int32_t image, Candidate candidate) {
     int before = 0;
     for (int label = lane_id(); label < problem.shape.classes; label += 32) {
-        before += count_before(problem, segment_of(problem, image * problem.shape.classes + label), candidate);
+        const Segment segment = segment_of(problem, image * problem.shape.classes + label);
+        before += count_before(problem.ordered + segment.begin, segment.count, candidate);
     }
     return warp_sum(before);
 }
@@ -459,7 +460,30 @@ __device__ __forceinline__ int count_within(const Problem& problem, const Segmen
     return low;
 }
 
-// Which candidates of the tile suppress which, of those that are not lost.
+// Candidates that are lost leave the tile, and the others close up; returns how many are left. For a whole block.
+__device__ __forceinline__ int leave_out_lost(Tile& tile) {
+    const int warp = warp_in_block(), lane = lane_id(), thread = static_cast<int>(threadIdx.x);
+    const PreparedBox<float> box = tile.boxes[thread];
+    const unsigned left = ~tile.lost[warp];
+    int place = __popc(left & lanes_before(lane)), count = 0;
+    for (int chunk = 0; chunk < tile_chunks; ++chunk) {
+        const int left_of_chunk = __popc(~tile.lost[chunk]);
+        place += chunk < warp ? left_of_chunk : 0;
+        count += left_of_chunk;
+    }
+    __syncthreads();
+    if (left >> lane & 1u) {
+        tile.boxes[place] = box;
+        tile.places[place] = thread;
+    }
+    if (lane == 0) {
+        tile.lost[warp] = ~lanes_before(clamp(count - warp * 32, 0, 32));
+    }
+    __syncthreads();
+    return count;
+}
+
+// Which of the candidates left suppress which.
 __device__ __forceinline__ void compare_within(const Problem& problem, Tile& tile, int count) {
     const int lane = lane_id();
     Pairs pairs(tile.pairs[warp_in_block()]);
@@ -476,17 +500,19 @@ __device__ __forceinline__ void compare_within(const Problem& problem, Tile& til
             rivals -= ++chunk;
         }
         const int candidate = chunk * 32 + lane;
-        const bool open = (tile.lost[chunk] >> lane & 1u) == 0;
         const unsigned before = rivals == chunk ? lanes_before(lane) : all_lanes;
         const unsigned meeting = meeting_bounds(tile.boxes + rivals * 32, 32, tile.boxes[candidate]);
-        pairs.add(open ? meeting & before & ~tile.lost[rivals] : 0, rivals * 32, candidate, decide);
+        pairs.add(candidate < count ? meeting & before : 0, rivals * 32, candidate, decide);
     }
     pairs.finish(decide);
 }
 
-// The candidates that lose to a kept one of an earlier tile, which `tile.earlier` holds.
-__device__ __forceinline__ void compare_with_earlier(const Problem& problem, Tile& tile) {
+// The candidates that lose to a kept one of an earlier tile, of which `tile.earlier` holds `count`.
+__device__ __forceinline__ void compare_with_earlier(const Problem& problem, Tile& tile, int count) {
     const int warp = warp_in_block(), lane = lane_id();
+    if (tile.lost[warp] == all_lanes) {
+        return;
+    }
     const int candidate = static_cast<int>(threadIdx.x);
     const PreparedBox<float> box = tile.boxes[candidate];
     Pairs pairs(tile.pairs[warp]);
@@ -495,27 +521,28 @@ __device__ __forceinline__ void compare_with_earlier(const Problem& problem, Til
             atomicOr(&tile.lost[warp], 1u << other % 32);  // the warp's own candidates
         }
     };
-    for (int chunk = 0; chunk < tile_chunks; ++chunk) {
+    for (int first = 0; first < count; first += 32) {
         const bool open = (*static_cast<volatile unsigned*>(&tile.lost[warp]) >> lane & 1u) == 0;
-        const unsigned meeting = meeting_bounds(tile.earlier + chunk * 32, tile.earlier_counts[chunk], box);
-        pairs.add(open ? meeting : 0, chunk * 32, candidate, decide);
+        const unsigned meeting = meeting_bounds(tile.earlier + first, smaller(32, count - first), box);
+        pairs.add(open ? meeting : 0, first, candidate, decide);
     }
     pairs.finish(decide);
 }
 
-// One warp tells what is kept of the tile, chunk by chunk. Within a chunk all that have no undecided rival
-// are kept at once: the first undecided one never has, so this ends.
-__device__ __forceinline__ void decide_within(const Problem& problem, const Segment& segment, const Tile& tile,
-                                              int begin, int count) {
+// One warp tells which of the candidates left are kept, chunk by chunk. Within a chunk all that have no undecided
+// rival are kept at once: the first undecided one never has, so this ends.
+__device__ __forceinline__ void decide_within(Tile& tile, int count) {
     const int lane = lane_id();
     unsigned kept_of_lane = 0;  // in lane c: of chunk c
     for (int chunk = 0; chunk * 32 < count; ++chunk) {
+        const int candidate = chunk * 32 + lane;
         bool lost = (tile.lost[chunk] >> lane & 1u) != 0;
-        for (int before = 0; before < chunk; ++before) {
+#pragma unroll
+        for (int before = 0; before < tile_chunks; ++before) {  // of others nothing is kept yet
             const unsigned kept = __shfl_sync(all_lanes, kept_of_lane, before);
-            lost |= (tile.beaten_by[before][chunk * 32 + lane] & kept) != 0;
+            lost |= (tile.beaten_by[before][candidate] & kept) != 0;
         }
-        const unsigned rivals = tile.beaten_by[chunk][chunk * 32 + lane];
+        const unsigned rivals = tile.beaten_by[chunk][candidate];
         unsigned kept = 0, undecided = __ballot_sync(all_lanes, !lost);
         while (undecided != 0) {
             const unsigned winners = undecided & __ballot_sync(all_lanes, (rivals & undecided) == 0);
@@ -523,9 +550,10 @@ __device__ __forceinline__ void decide_within(const Problem& problem, const Segm
             undecided &= ~(winners | __ballot_sync(all_lanes, (rivals & winners) != 0));
         }
         kept_of_lane = lane == chunk ? kept : kept_of_lane;
-    }
-    if (lane * 32 < count) {
-        store_decided(problem.state + segment.word + begin / 32 + lane, kept_of_lane);
+        if (kept >> lane & 1u) {
+            const int place = tile.places[candidate];
+            atomicOr(&tile.kept[place / 32], 1u << place % 32);
+        }
     }
 }
 
@@ -535,7 +563,7 @@ __device__ __forceinline__ void decide_within(const Problem& problem, const Segm
 __global__ void __launch_bounds__(block_threads, 4) suppress(Problem problem) {
     __shared__ Tile tile;
     const int warp = warp_in_block(), lane = lane_id(), thread = static_cast<int>(threadIdx.x);
-    const int tiles = problem.first_tile[problem.segments];
+    const int tiles = *problem.tiles;
     // No more blocks than there are tiles. Any one of them that stays would do: it draws until all is drawn.
     if (static_cast<int>(blockIdx.x) >= tiles) {
         return;
@@ -548,93 +576,79 @@ __global__ void __launch_bounds__(block_threads, 4) suppress(Problem problem) {
         if (tile.number >= tiles) {
             return;
         }
-        const auto [segment, begin, count] = place_of_tile(problem, problem.drawing_order[tile.number]);
+        const auto [id, begin, count] = problem.drawing_order[tile.number];
+        const Segment segment = segment_of(problem, id);
+        const int within =
+            problem.settings.pre_nms_topk > 0 ? count_within(problem, segment, begin, count, tile.within) : count;
+        if (within == 0) {
+            continue;  // nothing is within of later tiles either, so that none waits for this one
+        }
         const Candidate* ordered = problem.ordered + segment.begin;
         tile.boxes[thread] =
             thread < count ? box_of(problem, segment, ordered[begin + thread]) : PreparedBox<float>{};
         for (int chunk = 0; chunk < tile_chunks; ++chunk) {
             tile.beaten_by[chunk][thread] = 0;
         }
-        const int within =
-            problem.settings.pre_nms_topk > 0 ? count_within(problem, segment, begin, count, tile.within) : count;
         if (lane == 0) {
             tile.lost[warp] = ~lanes_before(clamp(within - warp * 32, 0, 32));
+            tile.kept[warp] = 0;
         }
         __syncthreads();
 
-        // The later the tile is compared within, the fewer candidates are left to compare; but it is done at once
-        // where the block would otherwise wait for an earlier tile.
-        bool compared = within == 0;
-        const int last = within > 0 ? begin : 0;
+        // The later the tile is compared within, the fewer candidates are left to compare. Crowded scenes lose most
+        // to the first tile; from the second on it is done at once where the block would otherwise wait.
+        int left = -1;  // candidates, once it is compared within
+        int kept_before = 0;
         for (int earlier = 0;; earlier += tile_size) {
             const unsigned long long* word =
-                problem.state + segment.word + (earlier < last ? earlier / 32 + warp : 0);
-            Decided decided = earlier < last ? load_decided(word) : Decided{0, 1};
-            if (!compared && (earlier == last || __syncthreads_or(decided.done == 0))) {
-                compare_within(problem, tile, count);
-                compared = true;
+                problem.state + segment.word + (earlier < begin ? earlier / 32 + warp : 0);
+            Decided decided = earlier < begin ? load_decided(word) : Decided{0, 0};
+            if (left < 0 && (earlier == begin || (earlier > 0 && __syncthreads_or(decided.before < 0)))) {
+                left = leave_out_lost(tile);
+                compare_within(problem, tile, left);
             }
-            if (earlier == last) {
+            if (earlier == begin) {
                 break;
             }
             const Candidate rival = ordered[earlier + thread];  // loaded before the wait
-            while (__any_sync(all_lanes, decided.done == 0)) {
+            while (__any_sync(all_lanes, decided.before < 0)) {
                 decided = load_decided(word);
             }
             if (decided.kept >> lane & 1u) {
-                tile.earlier[warp * 32 + __popc(decided.kept & lanes_before(lane))] =
+                tile.earlier[decided.before - kept_before + __popc(decided.kept & lanes_before(lane))] =
                     box_of(problem, segment, rival);
             }
-            if (lane == 0) {
-                tile.earlier_counts[warp] = __popc(decided.kept);
+            if (thread == tile_size - 1) {
+                tile.kept_before = decided.before + __popc(decided.kept);
             }
             __syncthreads();
-            compare_with_earlier(problem, tile);
+            compare_with_earlier(problem, tile, tile.kept_before - kept_before);
+            kept_before = tile.kept_before;
             __syncthreads();
         }
         __syncthreads();
         if (warp == 0) {
-            decide_within(problem, segment, tile, begin, count);
+            decide_within(tile, left);
         }
-    }
-}
-
-// ---- tally --------------------------------------------------------------------------------------------
-
-__global__ void __launch_bounds__(block_threads) tally(Problem problem) {
-    const int lane = lane_id();
-    for (int64_t id = warp_id(); id < problem.segments; id += warp_count()) {
-        const Segment segment = segment_of(problem, static_cast<int32_t>(id));
-        const int words = (segment.count + 31) / 32;
-        int total = 0;
-        for (int first = 0; first < words; first += 32) {
-            const int word = first + lane;
-            const int kept = word < words ? __popc(load_decided(problem.state + segment.word + word).kept) : 0;
-            const int up_to_here = warp_running_sum(kept);
-            if (word < words) {
-                problem.kept_before[segment.word + word] = total + up_to_here - kept;
-            }
-            total += __shfl_sync(all_lanes, up_to_here, 31);
+        __syncthreads();
+        const unsigned kept = tile.kept[warp];
+        int before = kept_before;
+        for (int chunk = 0; chunk < warp; ++chunk) {
+            before += __popc(tile.kept[chunk]);
         }
-        if (lane == 0) {
-            problem.kept_totals[id] = total;
+        if (lane == 0 && thread < count) {
+            store_decided(problem.state + segment.word + begin / 32 + warp, {kept, before});
+        }
+        if (kept >> lane & 1u) {
+            problem.winners[segment.begin + before + __popc(kept & lanes_before(lane))] = ordered[begin + thread];
+        }
+        if (thread == tile_size - 1) {
+            atomicAdd(problem.kept + segment.id, before + __popc(kept) - kept_before);
         }
     }
 }
 
 // ---- emit ---------------------------------------------------------------------------------------------
-
-// Kept candidates of a segment that rank before `candidate`.
-__device__ __forceinline__ int count_kept_before(const Problem& problem, const Segment& segment,
-                                                 Candidate candidate) {
-    const int place = count_before(problem, segment, candidate);
-    if (place == segment.count) {
-        return problem.kept_totals[segment.id];
-    }
-    const int64_t word = segment.word + place / 32;
-    const unsigned kept = load_decided(problem.state + word).kept;
-    return problem.kept_before[word] + __popc(kept & lanes_before(place % 32));
-}
 
 __device__ __forceinline__ void write_row(const Problem& problem, int32_t image, int64_t row,
                                           Candidate candidate) {
@@ -662,7 +676,7 @@ __global__ void __launch_bounds__(block_threads, 4) emit(Problem problem) {
     for (int64_t image = warp_id(); image < problem.shape.batch; image += warp_count()) {
         int kept = 0;
         for (int label = lane; label < C; label += 32) {
-            kept += problem.kept_totals[image * C + label];
+            kept += problem.kept[image * C + label];
         }
         kept = warp_sum(kept);
         if (lane == 0) {
@@ -670,34 +684,22 @@ __global__ void __launch_bounds__(block_threads, 4) emit(Problem problem) {
         }
     }
 
-    const int64_t items = static_cast<int64_t>(problem.first_tile[problem.segments]) * tile_parts;
-    for (int64_t item = warp_id(); item < items; item += warp_count()) {
-        const int32_t tile = static_cast<int32_t>(item / tile_parts);
-        const Segment segment = segment_of_tile(problem, tile);
-        const int begin = (tile - problem.first_tile[segment.id]) * tile_size +
-                          static_cast<int>(item % tile_parts) * warp_candidates;
-        if (begin >= segment.count) {
-            continue;
-        }
-        const int word = begin / 32, first = begin % 32;
-        const unsigned kept = load_decided(problem.state + segment.word + word).kept;
-        const int kept_before = problem.kept_before[segment.word + word];
-        for (int i = first; i < first + warp_candidates; ++i) {
-            if ((kept >> i & 1u) == 0) {
-                continue;
-            }
-            if (kept_before + __popc(kept & lanes_before(i)) >= K) {
-                break;  // its own class alone fills the rows
-            }
-            const Candidate candidate = problem.ordered[segment.begin + word * 32 + i];
+    // As many warps for each segment, which take its winners in turn.
+    const int64_t step = larger<int64_t>(1, warp_count() / problem.segments);
+    for (int64_t item = warp_id(); item < step * problem.segments; item += warp_count()) {
+        const Segment segment = segment_of(problem, static_cast<int32_t>(item % problem.segments));
+        for (int64_t i = item / problem.segments; i < problem.kept[segment.id]; i += step) {
+            const Candidate winner = problem.winners[segment.begin + i];
             int rank = 0;
             for (int label = lane; label < C; label += 32) {
-                rank += count_kept_before(problem, segment_of(problem, segment.image * C + label), candidate);
+                const Segment other = segment_of(problem, segment.image * C + label);
+                rank += count_before(problem.winners + other.begin, problem.kept[other.id], winner);
             }
             rank = warp_sum(rank);
-            if (rank < K) {
-                write_row(problem, segment.image, static_cast<int64_t>(segment.image) * K + rank, candidate);
+            if (rank >= K) {
+                break;  // as those after it
             }
+            write_row(problem, segment.image, static_cast<int64_t>(segment.image) * K + rank, winner);
         }
     }
 }

@@ -34,36 +34,35 @@ FAULTS = {
     ),
     "a barrier too few": Fault(
         "rotated_nms_kernels.cuh",
-        "            __syncthreads();\n            compare_with_earlier",
-        "            compare_with_earlier",
+        "        __syncthreads();\n        const unsigned kept = ",
+        "        const unsigned kept = ",
         "suppress: .* race, a .* shared memory",
-        case="lists of several tiles",
     ),
     "two lanes write one word": Fault(
         "rotated_nms_kernels.cuh",
-        "if (lane == 31) {\n        problem.first_tile",
-        "if (lane >= 30) {\n        problem.first_tile",
-        "plan: .* race, a write to workspace",
+        "if (thread == 0) {\n                tiles = all;",
+        "if (thread <= 1) {\n                tiles = all;",
+        "sort: .* race, a write to workspace",
     ),
     "two warps write one word": Fault(
         "rotated_nms_kernels.cuh",
         "if (warp == 0) {\n            decide_within",
-        "if (lane == 0) {\n            problem.kept_totals[segment.id] = begin;\n        }\n"
+        "if (lane == 0) {\n            problem.winners[segment.begin] = begin;\n        }\n"
         "        if (warp == 0) {\n            decide_within",
         "suppress: .* race, a write to workspace",
     ),
     "two blocks write one word": Fault(
         "rotated_nms_kernels.cuh",
         "if (warp == 0) {\n            decide_within",
-        "if (thread == 0) {\n            problem.kept_totals[segment.id] = begin;\n        }\n"
+        "if (thread == 0) {\n            problem.winners[segment.begin] = begin;\n        }\n"
         "        if (warp == 0) {\n            decide_within",
         "suppress: .* race, a write to workspace",
         case="lists of several tiles",
     ),
     "a decision told by a plain write": Fault(
         "rotated_nms_kernels.cuh",
-        "*static_cast<volatile unsigned long long*>(word) = 1ull",
-        "*word = 1ull",
+        "*static_cast<volatile unsigned long long*>(word) = (",
+        "*word = (",
         "suppress: .* race, a .* workspace",
         case="lists of several tiles",
     ),
@@ -81,8 +80,8 @@ FAULTS = {
     ),
     "one row too many": Fault(
         "rotated_nms_kernels.cuh",
-        "if (rank < K)",
-        "if (rank <= K)",
+        "if (rank >= K)",
+        "if (rank > K)",
         "emit: .* out of bounds, a write to output",
         max_detections=20,
     ),
@@ -104,15 +103,15 @@ FAULTS = {
     ),
     "memory far beyond every array": Fault(
         "rotated_nms_kernels.cuh",
-        "problem.kept_totals[id] = total;",
-        "problem.kept_totals[id + (1 << 28)] = total;",
-        "tally: .* out of bounds, a write to memory of no array",
+        "problem.winners[segment.begin + before",
+        "problem.winners[(1 << 28) + before",
+        "suppress: .* out of bounds, a write to memory of no array",
         translated=True,
     ),
-    "one word of shared memory too many": Fault(
+    "shared memory beyond its end": Fault(
         "rotated_nms_kernels.cuh",
-        "tile[thread] = mine;",
-        "tile[thread + 1] = mine;",
+        "chunk[place] = mine;",
+        "chunk[place + 2 * tile_size] = mine;",
         "sort: .* out of bounds, a write to shared memory",
         translated=True,
     ),

@@ -147,11 +147,14 @@ class _Kernel:
             type_, name, count = found.groups()
             names = [f"{name}{i}" for i in range(int(count))] if count else [name]
             return f"{TYPES[type_]} {', '.join(map(_register, names))};"
-        space, align, name, size = _match(r"\.(shared|local) \.align (\d+) \.b8 (\w+)\[(\d+)\]", text)
+        space, align, bits, name, count = _match(
+            r"\.(shared|local) \.align (\d+) \.[bus](\d+) ([\w$]+)(?:\[(\d+)\])?", text
+        )
+        size = int(bits) // 8 * int(count or 1)
         if space == "local":
             return f"alignas({align}) char {name}[{size}];"
         self.shared[name] = -(-self.shared_bytes // int(align)) * int(align)
-        self.shared_bytes = self.shared[name] + int(size)
+        self.shared_bytes = self.shared[name] + size
         if self.shared_bytes > MOST_SHARED:
             raise PtxError(f"{self.shared_bytes} bytes of shared memory")
         return ""
