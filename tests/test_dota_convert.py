@@ -6,13 +6,16 @@ import os
 import shutil
 from pathlib import Path
 from unicodedata import normalize
+from xml.sax.saxutils import escape
 
 import cv2
 import numpy as np
 import pytest
+import rasterio
 
 from rgfl.dataset import read_dataset
 from rgfl.dota import convert as module
+from rgfl.dota import georeference
 from rgfl.dota.convert import main
 from rgfl.dota.formats import dataset, dota, hrsc_dior
 from rgfl.dota.formats.dataset import ConvertError, parse_xml
@@ -187,6 +190,51 @@ def test_images_are_links_or_copies(yolo, tmp_path):
     source = yolo / "images/val/a.png"
     assert os.path.samefile(source, tmp_path / "linked/val/images/a.png")
     assert not os.path.samefile(source, tmp_path / "copied/val/images/a.png")
+
+
+@pytest.mark.parametrize("to", ["dota", "yolo-obb"])
+def test_images_keep_their_place_on_earth(to, tmp_path, monkeypatch):
+    """World file, .prj and .aux.xml go with the image, under its new name; changes are seen."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    wkt = rasterio.CRS.from_epsg(32632).to_wkt()
+    for folder, suffix in ((data / "images/north 1", ".jpg"), (data / "images/south", ".PNG")):
+        image(folder / f"IMG (2){suffix}")
+    text(data / "images/north 1/IMG (2).JGW", "0.5\n0\n0\n-0.5\n500000.25\n5299999.75\n")
+    text(data / "images/north 1/IMG (2).prj", wkt)
+    text(data / "images/north 1/IMG (3).jgw", "of another image")
+    text(
+        data / "images/south/IMG (2).PNG.aux.xml",
+        f"<PAMDataset><SRS>{escape(wkt)}</SRS><GeoTransform>7, 1, 0, 9, 0, -1</GeoTransform></PAMDataset>",
+    )
+    text(data / "labels/north 1/IMG (2).txt", "0 0 0 1 0 1 1 0 1\n")
+    command = ("--from", "yolo-obb", "--classes", "a,b", "--data", data, "--out", out)
+    command += ("--to", to, "--val-share", "0.5") if to == "yolo-obb" else ()
+    assert run(*command) == 0
+    written = {path.name: path for path in out.rglob("*IMG*") if path.suffix != ".txt"}
+    stems = ("north_1__IMG_(2)", "south__IMG_(2)")
+    ends = ((".jpg", ".JGW", ".prj"), (".PNG", ".PNG.aux.xml"))
+    assert set(written) == {stem + end for stem, some in zip(stems, ends, strict=True) for end in some}
+    for stem, source in zip(stems, ("north 1/IMG (2).jpg", "south/IMG (2).PNG"), strict=True):
+        there = georeference.find(data / "images" / source)
+        here = georeference.find(written[stem + Path(source).suffix])
+        assert here.code == there.code == "EPSG:32632"
+        np.testing.assert_array_equal(here.affine, there.affine)
+    assert os.path.samefile(written["north_1__IMG_(2).prj"], data / "images/north 1/IMG (2).prj")
+
+    worked = []
+    original = module._convert_image
+    monkeypatch.setattr(
+        module, "_convert_image", lambda place, *rest: worked.append(place.key) or original(place, *rest)
+    )
+    assert run(*command) == 0
+    assert worked == []
+    written["south__IMG_(2).PNG.aux.xml"].unlink()
+    (data / "images/north 1/IMG (2).JGW").unlink()
+    assert run(*command) == 0
+    assert len(worked) == 2
+    assert written["south__IMG_(2).PNG.aux.xml"].is_file()
+    assert not written["north_1__IMG_(2).JGW"].exists()
+    assert written["north_1__IMG_(2).prj"].is_file()
 
 
 def test_dota_to_yolo_and_back(tmp_path):
@@ -912,6 +960,16 @@ def test_what_is_missing_is_named(tmp_path, capsys):
     text(data / "data.yaml", "names: [a\n")
     assert run("--from", "yolo-obb", "--data", data, "--out", tmp_path / "o") == 2
     assert "data.yaml:2: not YAML" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", sorted(module.READERS.keys() - {"yolo-obb"}))
+def test_a_file_in_place_of_a_folder_is_told(kind, tmp_path, capsys):
+    text(file := tmp_path / "labels.json", "{}")
+    assert run("--from", kind, "--data", file, "--out", tmp_path / "o") == 2
+    said = (
+        f"--data {file}: expected a folder, got a file; give the one that holds it and the images, such as "
+    )
+    assert said + str(tmp_path) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,8 @@ from tqdm import tqdm
 from rgfl import atomic, draw, errors
 from rgfl.boxes import to_quads
 from rgfl.detections import Detections
+from rgfl.dota import georeference
+from rgfl.dota.georeference import Georeference
 from rgfl.dota.images import (
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
@@ -56,8 +58,7 @@ from rgfl.dota.labels import fits_task1, write_task1
 from rgfl.dota.merge import Part, Place, merge, pixels_at, places_at_scales, tile_at
 from rgfl.folder_lock import lock_folder
 from rgfl.processes import usable_cores
-from rgfl.trt_runtime import georeference, machine
-from rgfl.trt_runtime.georeference import Georeference
+from rgfl.trt_runtime import machine
 from rgfl.trt_runtime.runners import Runner, load_runner
 
 WAITING_BATCHES = 2  # prepared and not yet inferred

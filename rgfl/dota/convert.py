@@ -28,6 +28,13 @@ rectangle of least area around it, and shapes without corners (masks, points, ci
     labelme     JSON of LabelMe and X-AnyLabeling: polygon, rectangle, rotation, oriented_rectangle.
     rolabelimg  XML, robndbox by cx, cy, w, h in pixels and angle in radians clockwise; bndbox.
 
+and of a GIS:
+
+    geojson     polygons in any reference system; each georeferenced image gets those whose centre it shows. A
+                part of a MultiPolygon is an object. A file counts for the images of the split whose folder
+                it is in, or for all; NAME.geojson for the image NAME alone, such as those that
+                rgfl.trt_runtime.pipeline writes into map/. Classes are in the property class, or in --column.
+
 Tools show images turned by their EXIF orientation, and so they are read here. An image whose size is not
 the one that its label file says is an error.
 
@@ -36,9 +43,9 @@ image names so: "IMG (2)" becomes "IMG_(2)". Images of equal names in several fo
 folders, `flight0__DJI_0001`. YOLO has no mark for difficult objects: those are kept, and what a tile's
 border cut away (difficult 2) is left out, as is an object of which the image shows too little.
 
-Images are hard-linked where the file system can, else copied. Every file appears whole or not at all,
-and `convert.jsonl` lists the finished images: the same command goes on after a kill, and converts anew
-what changed in between.
+Images are hard-linked where the file system can, else copied, and so are the world file, .prj and .aux.xml
+beside them. Every file appears whole or not at all, and `convert.jsonl` lists the finished images: the same
+command goes on after a kill, and converts anew what changed in between.
 """
 
 from __future__ import annotations
@@ -59,23 +66,23 @@ from typing import Any, Literal, get_args
 from rgfl import atomic
 from rgfl.dota.formats.coco import read_coco
 from rgfl.dota.formats.cvat import read_cvat
-from rgfl.dota.formats.dataset import SPLITS, ConvertError, Dataset, Item, read_names
+from rgfl.dota.formats.dataset import JOURNAL, SPLITS, ConvertError, Dataset, read_names
 from rgfl.dota.formats.dota import read_dota
+from rgfl.dota.formats.geojson import read_geojson
 from rgfl.dota.formats.hrsc_dior import read_dior, read_hrsc
-from rgfl.dota.formats.items import Placed, placed, with_val
+from rgfl.dota.formats.items import Placed, georeferences, placed, with_georeferences, with_val
 from rgfl.dota.formats.labelme import read_labelme
 from rgfl.dota.formats.rolabelimg import read_rolabelimg
 from rgfl.dota.formats.yolo import read_yolo, seen_objects, yolo_text
 from rgfl.dota.images import IMAGE_SUFFIXES, image_size
 from rgfl.dota.journal import failure, follow, read_journal, stamp
 from rgfl.dota.labels import CLASSES, write_labels
-from rgfl.errors import GOES_ON, UserError, run
+from rgfl.errors import GOES_ON, UserError, one_line, run
 from rgfl.folder_lock import LOCK, lock_folder
 from rgfl.processes import usable_cores
 
-Source = Literal["dota", "yolo-obb", "hrsc2016", "dior-r", "coco", "cvat", "labelme", "rolabelimg"]
+Source = Literal["dota", "yolo-obb", "hrsc2016", "dior-r", "coco", "cvat", "labelme", "rolabelimg", "geojson"]
 Target = Literal["dota", "yolo-obb"]
-JOURNAL = "convert.jsonl"
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,7 @@ READERS: dict[str, Callable[[Path, Sequence[str] | None], Dataset]] = {
     "cvat": read_cvat,
     "labelme": read_labelme,
     "rolabelimg": read_rolabelimg,
+    "geojson": read_geojson,
 }
 
 
@@ -142,6 +150,7 @@ def convert(
     places = placed(dataset.items)
     if val_share is not None:
         places = with_val(places, val_share, seed)
+    places = with_georeferences(places)
     if not (out / JOURNAL).is_file() and out.is_dir() and {path.name for path in out.iterdir()} - {LOCK}:
         raise ConvertError(f"{out}: holds files that were not converted here; name another --out")
     out.mkdir(parents=True, exist_ok=True)
@@ -153,7 +162,7 @@ def convert(
             try:
                 return _convert_image(place, dataset, out, to, link)
             except (UserError, OSError) as error:
-                return {"error": " ".join(str(error).split())}
+                return {"error": one_line(error)}
 
         def entries() -> Generator[dict[str, Any], None, None]:
             with ThreadPoolExecutor(max(workers, 1)) as pool:
@@ -190,7 +199,7 @@ def _files(key: str, suffix: str, out: Path, to: Target) -> tuple[Path, Path]:
 def _convert_image(place: Placed, dataset: Dataset, out: Path, to: Target, link: bool) -> dict[str, Any]:
     """Write image and labels; the journal's entry."""
     item = place.item
-    entry = {"image": place.key, "suffix": item.image.suffix, "source": _stamp(item)}
+    entry = {"image": place.key, "suffix": item.image.suffix, "source": _stamp(place)}
 
     def size() -> tuple[int, int]:
         height, width = image_size(item.image)
@@ -202,7 +211,9 @@ def _convert_image(place: Placed, dataset: Dataset, out: Path, to: Target, link:
         counts["unlabelled"] = 1
         return entry | counts
     image, label = _files(place.key, item.image.suffix, out, to)
-    _place_image(item.image, image, link)
+    for end in place.beside:
+        _place_file(item.image.with_name(item.image.stem + end), image.with_name(place.name + end), link)
+    _place_file(item.image, image, link)
     counts |= {"images": 1, "renamed": int(place.name != item.image.stem)}
     if objects is None:
         return entry | counts
@@ -219,7 +230,7 @@ def _convert_image(place: Placed, dataset: Dataset, out: Path, to: Target, link:
     return entry | counts
 
 
-def _place_image(source: Path, target: Path, link: bool) -> None:
+def _place_file(source: Path, target: Path, link: bool) -> None:
     with atomic.whole(target) as hidden:
         try:
             if not link:
@@ -239,8 +250,12 @@ def _yolo_yaml(found: Iterable[str], classes: Sequence[str]) -> str:
     return "".join([*lines, "names:\n", *names])
 
 
-def _stamp(item: Item) -> list[int]:
-    return [number for path in (item.image, item.label) if path is not None for number in stamp(path)]
+def _stamp(place: Placed) -> list[int]:
+    """Sizes and times of all files that an image and its labels are made from."""
+    item = place.item
+    beside = (item.image.with_name(item.image.stem + end) for end in place.beside)
+    paths = (item.image, item.label, *item.shared, *beside)
+    return [number for path in paths if path is not None for number in stamp(path)]
 
 
 def _open_journal(
@@ -248,21 +263,28 @@ def _open_journal(
 ) -> dict[str, dict[str, Any]]:
     """Entries of images that need no work; files of images that are gone or changed are removed."""
     journal = out / JOURNAL
-    head = {"convert": 2, "to": to, "classes": list(dataset.classes), "numbered": list(dataset.numbered)}
+    head: dict[str, Any] = {
+        "convert": 2,
+        "to": to,
+        "classes": list(dataset.classes),
+        "numbered": list(dataset.numbered),
+    }
+    if dataset.column:
+        head["column"] = dataset.column
     done: dict[str, dict[str, Any]] = {}
     by_key = {place.key: place for place in places}
     if journal.is_file():
         entries = read_journal(journal)
         if not entries or entries[0] != head:
             raise ConvertError(
-                f"{out}: was converted by another version, or with another --to or other classes; name "
-                "another --out, or remove it"
+                f"{out}: was converted by another version, or with another --to or other classes (--column); "
+                "name another --out, or remove it"
             )
         fresh: list[dict[str, Any]] = []
         stale: list[dict[str, Any]] = []
         for entry in filter(_is_ours, entries[1:]):
             place = by_key.get(entry["image"])
-            (fresh if place and entry["source"] == _stamp(place.item) else stale).append(entry)
+            (fresh if place and entry["source"] == _stamp(place) else stale).append(entry)
         gone = {entry["image"] for entry in stale} - by_key.keys()
         if gone and not fresh:
             raise ConvertError(
@@ -270,11 +292,15 @@ def _open_journal(
                 "remove it"
             )
         for entry in stale:  # first, as names that differ in case alone may be one file
-            for path in _files(entry["image"], entry["suffix"], out, to):
+            image, label = _files(entry["image"], entry["suffix"], out, to)
+            beside = (image.with_name(image.stem + end) for end in georeferences(image.suffix))
+            for path in (image, label, *beside):
                 path.unlink(missing_ok=True)
         for entry in fresh:
             image, label = _files(entry["image"], entry["suffix"], out, to)
-            whole = image.is_file() and (by_key[entry["image"]].item.bare or label.is_file())
+            place = by_key[entry["image"]]
+            parts = [image, *(image.with_name(image.stem + end) for end in place.beside)]
+            whole = all(path.is_file() for path in parts) and (place.item.bare or label.is_file())
             if entry["unlabelled"] or whole:
                 done[entry["image"]] = entry
     atomic.write_text(journal, "".join(json.dumps(entry) + "\n" for entry in (head, *done.values())))
@@ -334,6 +360,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "least area around each",
     )
     parser.add_argument(
+        "--column",
+        metavar="NAME",
+        help="of geojson: the property that holds the classes [class, else the only one of text]",
+    )
+    parser.add_argument(
         "--link",
         action=argparse.BooleanOptionalAction,
         default=True,
@@ -348,6 +379,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--version: is for --from dota, got {options.source}")
     if options.polygons and options.source != "yolo-obb":
         parser.error(f"--polygons: is for --from yolo-obb, got {options.source}")
+    if options.column and options.source != "geojson":
+        parser.error(f"--column: is for --from geojson, got {options.source}")
     return run("convert", lambda: convert_all(options), interrupted=GOES_ON)
 
 
@@ -361,6 +394,8 @@ def convert_all(options: argparse.Namespace) -> int:
         reader = partial(read_dota, version=options.version)
     elif options.polygons:
         reader = partial(read_yolo, polygons=True)
+    elif options.column:
+        reader = partial(read_geojson, column=options.column)
     dataset = reader(options.data, classes)
     for note in dataset.notes:
         print(f"warning: {note}", file=sys.stderr)

@@ -60,7 +60,7 @@ from rgfl.dota.labels import (
     write_labels,
 )
 from rgfl.dota.nearby import nearby
-from rgfl.errors import GOES_ON, UserError, run
+from rgfl.errors import GOES_ON, UserError, one_line, run
 from rgfl.folder_lock import lock_folder
 from rgfl.processes import each, usable_cores
 from rgfl.spec import LARGEST_SIDE
@@ -422,7 +422,7 @@ def _tile_image(job: _Job) -> dict[str, Any]:
         image = read_image(job.image)
         objects = read_labels(job.label, job.classes) if job.label is not None else None
     except (UserError, OSError) as error:
-        return {"error": str(error)}
+        return {"error": one_line(error)}
     settings, stem = job.settings, job.image.stem
     counts = {"tiles": 0, "objects": 0, "cut_objects": 0}
     if objects is not None and len(wrong := np.flatnonzero(crossing(objects.quads))):

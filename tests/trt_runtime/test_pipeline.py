@@ -25,11 +25,12 @@ from tiff_bytes import tiff_bytes
 
 from rgfl import draw
 from rgfl.detections import Detections
+from rgfl.dota import georeference
 from rgfl.dota.images import ImageError, read_image
 from rgfl.dota.merge import detect, places_at_scales
 from rgfl.errors import InputError
 from rgfl.spec import DetectorSpec
-from rgfl.trt_runtime import georeference, pipeline
+from rgfl.trt_runtime import pipeline
 from rgfl.trt_runtime.pipeline import stream
 from rgfl.trt_runtime.runners import Runner, Tiles, load_runner
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rgfl.dota.formats.dataset import ConvertError, Dataset, Item
+from rgfl.dota.formats.dataset import ConvertError, Dataset, Item, check_folder
 from rgfl.dota.formats.shapes import (
     Drawing,
     ImageFinder,
@@ -151,8 +151,7 @@ def _categories(path: Path, content: Any, used: Sequence[Any]) -> dict[int | str
 
 def _files(data: Path) -> list[Path]:
     """The annotation files, one a split."""
-    if not data.is_dir():
-        raise ConvertError(f"--data {data}: no such folder")
+    check_folder(data)
     for way in ("annotations/instances_*.json", "*/_annotations.coco.json", "annotations/*.json", "*.json"):
         found = sorted(path for path in data.glob(way) if not path.name.startswith("."))
         by_split = {split_of(_words(path)): path for path in found}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from rgfl.dota.formats.dataset import ConvertError, Dataset, Item, parse_xml
+from rgfl.dota.formats.dataset import ConvertError, Dataset, Item, check_folder, parse_xml
 from rgfl.dota.formats.shapes import (
     Drawing,
     ImageFinder,
@@ -106,8 +106,7 @@ def _points(where: str, text: str) -> list[list[float]]:
 
 
 def _files(data: Path) -> list[Path]:
-    if not data.is_dir():
-        raise ConvertError(f"--data {data}: no such folder")
+    check_folder(data)
     for way in ("annotations.xml", "*/annotations.xml", "*.xml"):
         if found := sorted(path for path in data.glob(way) if not path.name.startswith(".")):
             return found

@@ -13,6 +13,7 @@ from rgfl.dota.labels import Objects, checked_names, read_classes
 from rgfl.errors import UserError
 
 SPLITS = ("train", "val", "test")
+JOURNAL = "convert.jsonl"  # of a folder that was written here
 
 
 class ConvertError(UserError):
@@ -28,6 +29,7 @@ class Item:
         label: None: no objects.
         annotated: False: known to be left out, as nobody looked at it.
         bare: an image of a test set, to be written without labels.
+        shared: further files with its objects, and those of other images.
     """
 
     split: str
@@ -35,6 +37,7 @@ class Item:
     label: Path | None
     annotated: bool = True
     bare: bool = False
+    shared: tuple[Path, ...] = ()
 
 
 Size = Callable[[], tuple[int, int]]  # (width, height) of the image, looked up when asked for
@@ -49,6 +52,7 @@ class Dataset:
             that was not asked for.
         notes: what was passed over, each with its count and an example.
         numbered: the names that the label files' numbers mean, where these are not `classes`.
+        column: of the objects' properties the one with their classes, where it was chosen.
     """
 
     classes: tuple[str, ...]
@@ -56,6 +60,7 @@ class Dataset:
     read: Callable[[Item, Size], Objects | None]
     notes: tuple[str, ...] = ()
     numbered: tuple[str, ...] = ()
+    column: str = ""
 
 
 def read_names(text: str) -> tuple[str, ...]:
@@ -84,6 +89,20 @@ def one_word(classes: Sequence[str], data: Path | str) -> tuple[str, ...]:
 def renamed(names: Iterable[str], word: Callable[[str], str]) -> list[str]:
     """A note for each class whose name is written otherwise than the data set has it."""
     return [f"class {name!r} is written {word(name)}" for name in dict.fromkeys(names) if word(name) != name]
+
+
+def check_folder(data: Path) -> None:
+    """
+    Raises:
+        ConvertError: `data` is no folder.
+    """
+    if data.is_file():
+        raise ConvertError(
+            f"--data {data}: expected a folder, got a file; give the one that holds it and the images, such "
+            f"as {data.parent}"
+        )
+    if not data.is_dir():
+        raise ConvertError(f"--data {data}: no such folder")
 
 
 def parse_number(text: str) -> float | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rgfl.dota.formats.dataset import ConvertError, Dataset, Item, Size, read_name_file
+from rgfl.dota.formats.dataset import ConvertError, Dataset, Item, Size, check_folder, read_name_file
 from rgfl.dota.images import find_images, subfolders, with_subfolders
 from rgfl.dota.labels import CLASSES, Objects, find_classes, in_order, read_labels
 from rgfl.dota.nearby import NOT_ORIENTED, ORIENTED, VERSION, packed
@@ -73,8 +73,7 @@ def read_dota(data: Path, classes: Sequence[str] | None = None, *, version: str 
 
 
 def _splits(data: Path) -> dict[str, Path]:
-    if not data.is_dir():
-        raise ConvertError(f"--data {data}: no such folder")
+    check_folder(data)
     if (data / "labelTxt").is_dir():
         return {"": data}
     known = ("train", "val", *TESTS)

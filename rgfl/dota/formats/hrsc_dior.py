@@ -15,6 +15,7 @@ from rgfl.dota.formats.dataset import (
     Dataset,
     Item,
     Size,
+    check_folder,
     fail,
     one_word,
     parse_number,
@@ -129,8 +130,7 @@ def parse_dior(path: Path, index: Mapping[str, int]) -> Objects:
 
 def _xml_items(data: Path) -> list[Item]:
     """Images and their XML files, split as the folders or the lists of ImageSets say."""
-    if not data.is_dir():
-        raise ConvertError(f"--data {data}: no such folder")
+    check_folder(data)
     parts = {
         folder.name.lower(): folder
         for folder in sorted(data.iterdir())

@@ -18,11 +18,16 @@ ARCHIVE_PART = re.compile(r"part[-_]?\d+", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Placed:
-    """An item, and the split and name (without extension) that it is written under."""
+    """An item, and the split and name (without extension) that it is written under.
+
+    Attributes:
+        beside: what follows the image's stem in the names of files that say where it lies on earth.
+    """
 
     item: Item
     split: str
     name: str
+    beside: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -54,6 +59,27 @@ def placed(items: Sequence[Item]) -> list[Placed]:
                 f"{other.item.image} and {item.image}: both would be called {name}; rename one"
             )
     return list(found.values())
+
+
+def with_georeferences(places: Sequence[Placed]) -> list[Placed]:
+    """The items with the world file, .prj and .aux.xml that lie beside their images."""
+    there = {folder: set(os.listdir(folder)) for folder in {place.item.image.parent for place in places}}
+
+    def beside(image: Path) -> tuple[str, ...]:
+        return tuple(end for end in georeferences(image.suffix) if image.stem + end in there[image.parent])
+
+    return [replace(place, beside=beside(place.item.image)) for place in places]
+
+
+def georeferences(suffix: str) -> tuple[str, ...]:
+    """What GDAL lets follow an image's stem in names of files that say where it lies on earth.
+
+    Args:
+        suffix: the image's.
+    """
+    kind = suffix[1:].lower()
+    endings = (f".{kind[:1]}{kind[-1:]}w", f".{kind}w", ".wld", ".prj")
+    return (*endings, *map(str.upper, endings), f"{suffix}.aux.xml")
 
 
 def with_val(places: Sequence[Placed], share: float, seed: int = 0) -> list[Placed]:

@@ -19,6 +19,7 @@ from rgfl.dota.formats.dataset import (
     Dataset,
     Item,
     Size,
+    check_folder,
     fail,
     one_word,
     parse_number,
@@ -296,7 +297,7 @@ def read_files(
     drawings: list[Drawing] = []
     missing: list[str] = []
     places: list[Path] = []
-    paths = _files_below(data, suffix)
+    paths = files_below(data, suffix)
     for path in paths:
         name, size, shapes = parse(path)
         folders = path.relative_to(data).parts[:-1]
@@ -318,18 +319,23 @@ def read_files(
     return drawn_dataset(data, drawings, (), classes, undrawn)
 
 
-def _files_below(data: Path, suffix: str) -> list[Path]:
-    """Files in `data` and in all its folders, links to folders too, sorted; no hidden ones."""
-    if not data.is_dir():
-        raise ConvertError(f"--data {data}: no such folder")
+def files_below(data: Path, *suffixes: str) -> list[Path]:
+    """Files in `data` and in all its folders, links to folders too, sorted; no hidden ones.
+
+    Raises:
+        ConvertError: there are none; the message names the first suffix.
+    """
+    check_folder(data)
     found = [
         path
         for folder in with_subfolders(data)
         for path in folder.iterdir()
-        if path.name.lower().endswith(suffix) and not path.name.startswith(".") and not path.is_dir()
+        if path.name.lower().endswith(suffixes) and not path.name.startswith(".") and not path.is_dir()
     ]
     if not found:
-        raise ConvertError(f"{data}: expected {suffix} files beside the images or in folders of their own")
+        raise ConvertError(
+            f"{data}: expected {suffixes[0]} files beside the images or in folders of their own"
+        )
     return sorted(found)
 
 
