@@ -29,7 +29,7 @@ from rgfl.dota.labels import CLASSES
 from rgfl.dota.merge import places_at_scales
 from rgfl.spec import DetectorSpec
 from rgfl.trt_runtime import machine, pipeline, tensorrt_api
-from rgfl.trt_runtime.engine import EngineRunner, Tensor
+from rgfl.trt_runtime.engine import EngineRunner, TensorInfo
 
 SIZE, MOST, REPEAT = 1024, 8, 20  # side of a tile, greatest batch, calls that are timed
 STAGES = {"prepare": "prepare", "infer": "network", "finish": "nms"}  # and their names in pipeline.py
@@ -57,8 +57,8 @@ class InstantRunner(EngineRunner):
     def __init__(self, boxes: int) -> None:
         spec = DetectorSpec(classes=CLASSES["1.0"], image_size=(SIZE, SIZE))
         outputs = tensorrt_api.nms_outputs(spec).items()
-        tensors = {name: Tensor((-1, *shape), dtype) for name, (shape, dtype) in outputs}
-        tensors["images"] = Tensor((-1, SIZE, SIZE, 3), "uint8")
+        tensors = {name: TensorInfo((-1, *shape), dtype) for name, (shape, dtype) in outputs}
+        tensors["images"] = TensorInfo((-1, SIZE, SIZE, 3), "uint8")
         engine = MagicMock(cuda=InstantCuda(), tensors=tensors, batch=(1, 1, MOST), nms="inside")
         engine.path, engine.spec, engine.record, engine.activation_bytes = Path(__file__), spec, {}, 0
         engine.api.name = "tensorrt"

@@ -30,8 +30,9 @@ from rgfl.export import onnx_file, quantize
 from rgfl.export.fp16 import to_rounded
 from rgfl.matching import match_detections
 from rgfl.trt_runtime import bench, machine
-from rgfl.trt_runtime.pipeline import find_scenes, stream
 from rgfl.trt_runtime.runners import load_runner
+from rgfl.trt_runtime.scenes import find_scenes
+from rgfl.trt_runtime.streaming import stream
 
 OBJECTS = 10_000
 SEED = 2026  # not that of `make demo`

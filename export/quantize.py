@@ -52,8 +52,8 @@ from rgfl.export.gptq import TILES, round_weights
 from rgfl.export.placement import OUTPUT_MODULES, QUANTISED_MODULES, float_outputs, module_of, place
 from rgfl.export.qdq import WeightSteps, checked, insert
 from rgfl.spec import DetectorSpec
-from rgfl.trt_runtime.pipeline import stream
 from rgfl.trt_runtime.runners import load_runner
+from rgfl.trt_runtime.streaming import stream
 
 if TYPE_CHECKING:
     import onnx
@@ -307,13 +307,13 @@ class _Calibrated:
     cached: bool
     note: str
 
-    def insert(self, left_out: Collection[str]) -> onnx.ModelProto:
+    def with_qdq(self, left_out: Collection[str]) -> onnx.ModelProto:
         """The graph with Q/DQ in all blocks but these."""
         return insert(self.model, place(self.model, left_out), self.thresholds, self.weights)
 
     def file(self, left_out: Sequence[str]) -> onnx.ModelProto:
         """What is written: the same, checked, with the spec and how it was made."""
-        result = checked(self.insert(left_out))
+        result = checked(self.with_qdq(left_out))
         onnx_file.write_spec(
             result,
             self.spec,
@@ -413,7 +413,7 @@ def quantize(
     if scan_blocks or max_ap_drop is not None or (float_above < 1 and head_outputs(model)):
         logits = Logits(model, sample_of_tiles(chosen, spec, SCAN_TILES), spec)
         others = place(model, asked_for).blocks
-        choice = _choose(logits, calibrated.insert, others, asked_for, float_above)
+        choice = _choose(logits, calibrated.with_qdq, others, asked_for, float_above)
     in_float, ap_float, ap_int8 = choice.blocks, None, None
     if max_ap_drop is not None and truth is not None:
         ap_float = mean_ap(model_path, chosen, truth)
@@ -574,10 +574,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--calib", type=Path, required=True, metavar="DIR", help="images of the domain")
     parser.add_argument("--out", type=Path, required=True, metavar="INT8.onnx", help="the file to write")
     parser.add_argument(
-        "--method", choices=get_args(Method), default=METHOD, help="of calibration (default: %(default)s)"
+        "--method", choices=get_args(Method), default=METHOD, help="how to calibrate (default: %(default)s)"
     )
     parser.add_argument(
-        "--percentile", type=float, default=PERCENTILE, metavar="P", help="of that method (%(default)s)"
+        "--percentile",
+        type=float,
+        default=PERCENTILE,
+        metavar="P",
+        help="with --method percentile (default: %(default)s)",
     )
     parser.add_argument(
         "--images",

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from rgfl import __version__, errors
 from rgfl.checkpoint import CheckpointError, load_detector
 from rgfl.export import graph, onnx_file, verify
-from rgfl.trt_runtime.pipeline import find_scenes
 from rgfl.trt_runtime.runners import recognise
+from rgfl.trt_runtime.scenes import find_scenes
 
 if TYPE_CHECKING:
     import onnx

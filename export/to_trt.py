@@ -110,7 +110,7 @@ def typed_model(
     if graph.has_nms(model):
         model = graph.cut_nms(model)
     if calibration is not None and onnx_file.precision(model) != onnx_file.FP32:
-        raise InputError(f"--calib: {path} is {onnx_file.precision(model)} already; leave it away")
+        raise InputError(f"--calib: {path} is {onnx_file.precision(model)} already; leave --calib out")
     narrow = fp16 and onnx_file.FP16 not in onnx_file.precision(model)
     if keep_fp32 and not narrow:
         raise InputError("--keep-fp32 goes with --fp16 or --int8, and a file that is not FP16 yet")

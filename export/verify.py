@@ -14,7 +14,7 @@ any rounding turns it. Such a detection must still be the same to the eye: the I
 least .95.
 
 With --detections, for artifacts that differ in precision and for engines with NMS inside, both run to the
-end. A detection above --min-score must have its like in the other model: one of its class with a rotated
+end. A detection above --min-score must have a match in the other model: one of its class with a rotated
 IoU of at least --match-iou, whatever its score, so that one just below --min-score counts as found.
 
 Both ways also hold each batch against its tiles alone: the batch size must not change a detection.
@@ -39,14 +39,11 @@ from numpy.typing import NDArray
 
 from rgfl import errors
 from rgfl.detections import Detections
-from rgfl.dota.images import read_image
-from rgfl.dota.tiling import crop, windows
 from rgfl.geometry import rotated_iou_pairwise
 from rgfl.matching import angle_distance, corner_distance, match_detections
 from rgfl.spec import DetectorSpec
-from rgfl.trt_runtime.pipeline import find_scenes
 from rgfl.trt_runtime.runners import Runner, load_runner, recognise
-from rgfl.trt_runtime.sample_tiles import patterned_tiles, sample_tiles
+from rgfl.trt_runtime.sample_tiles import detection_tiles, sample_tiles
 
 BOX_TOLERANCE = 1e-2  # px
 SCORE_TOLERANCE = 1e-5
@@ -74,7 +71,7 @@ exit status: 0 within the tolerances, or matched; 1 not; 2 bad input
 """
 
 
-class Level(NamedTuple):
+class Kept(NamedTuple):
     """Points that a level contributes to P, and whether TopK chose them from more."""
 
     points: int
@@ -194,7 +191,7 @@ class Report:
 def compare(
     first: tuple[NDArray, NDArray],
     second: tuple[NDArray, NDArray],
-    levels: Sequence[Level],
+    levels: Sequence[Kept],
     score_tolerance: float = SCORE_TOLERANCE,
     score_threshold: float = 0.0,
 ) -> Differences:
@@ -300,7 +297,7 @@ class Matches:
 
     Attributes:
         counts: detections above the score, of the first and of the second model.
-        matched: how many of these have their like in the other model.
+        matched: how many of these have a match in the other model.
         corners, angles, scores: (M,) differences of the pairs of which either is above the score: px,
             radians, and of the scores.
     """
@@ -349,7 +346,7 @@ def match_tiles(
 
 @dataclass
 class DetectionReport:
-    """Matches by batch size, and whether enough of each model's detections have their like."""
+    """Matches by batch size, and whether enough of each model's detections have a match."""
 
     min_matched: float = MIN_MATCHED
     batches: dict[int, Matches] = field(default_factory=dict)
@@ -483,23 +480,6 @@ def in_batches(runner: Runner, tiles: NDArray[np.uint8], batch: int) -> list[Det
     return found[: len(tiles)]
 
 
-def detection_tiles(spec: DetectorSpec, count: int, images: Path | None) -> NDArray[np.uint8]:
-    """At most `count` tiles, spread over the images of the folder; made up without it."""
-    if images is None:
-        return patterned_tiles(spec.image_size, count)
-
-    size = spec.tile_side
-    paths = list(find_scenes(images).values())[:count]
-    cut: list[NDArray[np.uint8]] = []
-    for index, path in enumerate(paths):
-        image = read_image(path)
-        places = windows(image.shape[0], image.shape[1], size, 0)
-        share = -(-(count - len(cut)) // (len(paths) - index))  # of what is left, rounded up
-        cut += [crop(image, x, y, size, spec.pad_value) for x, y in places[:share]]
-        del image  # before the next one is read
-    return np.stack(cut)
-
-
 def _open(path: Path) -> Runner:
     """The runner of `path`: on the CPU, which computes FP32 the same everywhere, but for engines."""
     return load_runner(path, device="auto" if recognise(path)[0] == "engine" else "cpu")
@@ -513,11 +493,11 @@ def _check_specs(first: Runner, second: Runner) -> None:
         )
 
 
-def level_sizes(spec: DetectorSpec) -> list[Level]:
+def level_sizes(spec: DetectorSpec) -> list[Kept]:
     """What each level of the graph keeps, finest first."""
     height, width = spec.image_size
     cells = [(height // stride) * (width // stride) for stride in spec.strides]
-    return [Level(min(count, spec.level_topk or count), 0 < spec.level_topk < count) for count in cells]
+    return [Kept(min(count, spec.level_topk or count), 0 < spec.level_topk < count) for count in cells]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -24,7 +24,7 @@ from rgfl.dota import labels as dota_labels
 from rgfl.dota.images import IMAGE_SUFFIXES, ImageError, find_images, image_size, read_image
 from rgfl.dota.labels import Objects
 from rgfl.dota.nearby import nearby, other_layout
-from rgfl.dota.tiling import place_of
+from rgfl.dota.tiling import parse_tile_name
 from rgfl.errors import UserError
 
 
@@ -161,7 +161,7 @@ def _warn_of_leaks(train: Sequence[Picture], val: Sequence[Picture]) -> None:
 
 def _scenes(pictures: Sequence[Picture]) -> set[str]:
     """Names of the images that these are, or that they are tiles of."""
-    return {place[0] if (place := place_of(one.name)) else one.name for one in pictures}
+    return {tile.image if (tile := parse_tile_name(one.name)) else one.name for one in pictures}
 
 
 def _class_names(root: Path, splits: Sequence[Path], classes: str) -> tuple[str, ...]:

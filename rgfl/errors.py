@@ -98,7 +98,7 @@ def told(error: Exception) -> str:
 
 
 def existing_directory(path: Path, flag: str) -> Path:
-    """`path`, which must be a directory; `flag` names the culprit."""
+    """`path`, which must be a directory; `flag` is named in the error."""
     if not path.exists():
         raise InputError(f"{flag} {path}: no such directory")
     if not path.is_dir():

@@ -36,7 +36,7 @@ def each(work: Callable[[Job], Done], jobs: Sequence[Job], workers: int) -> Iter
             yield future.result()
     except BrokenProcessPool as error:
         raise ChildProcessError(
-            "a worker was killed, most likely for want of memory; run again with fewer --workers "
+            "a worker was killed, most likely because memory ran out; run again with fewer --workers "
             "(what is finished is kept)"
         ) from error
     finally:

@@ -128,7 +128,7 @@ class ScheduleConfig:
     # tenth of the learning rate. AP while training is that of the rounded network
     epochs: float = 12  # passes over the training windows
     batch: int = 2  # tiles per step, the total over all processes and --accumulate parts
-    optimizer: Literal["sgd", "adamw"] = "sgd"  # method of descent
+    optimizer: Literal["sgd", "adamw"] = "sgd"  # what updates the weights
     lr: float = 0.0025  # learning rate of this batch size (not rescaled when --batch changes)
     backbone_lr: float = 1.0  # factor on the backbone's learning rate
     momentum: float = 0.9  # of SGD; AdamW: β1

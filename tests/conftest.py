@@ -147,9 +147,9 @@ def tiny_scenes(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     from rgfl import draw
     from rgfl.boxes import to_quads
     from rgfl.dota.labels import Objects, write_labels
-    from rgfl.trt_runtime.pipeline import stream
     from rgfl.trt_runtime.runners import load_runner
     from rgfl.trt_runtime.sample_tiles import patterned_tiles
+    from rgfl.trt_runtime.streaming import stream
 
     root = tmp_path_factory.mktemp("scenes")
     images, labels = root / "images", root / "labelTxt"

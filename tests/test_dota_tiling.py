@@ -367,7 +367,7 @@ def test_a_killed_worker_is_told_in_one_line(data, tmp_path, capsys, monkeypatch
     monkeypatch.setattr(tiling, "_tile_image", be_killed)
     assert run(data, tmp_path / "tiles", "--workers", "2") == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    told = "tiling: error: a worker was killed, most likely for want of memory; run again with"
+    told = "tiling: error: a worker was killed, most likely because memory ran out; run again with"
     assert error.startswith(told)
 
 
@@ -430,7 +430,7 @@ def test_one_bad_image_does_not_stop_the_others(data, tmp_path, capsys):
     errors = capsys.readouterr().err
     assert "P0001.png: the file is empty" in errors
     assert "P0002.txt:1: y3 must be a finite number, got 'x'" in errors
-    assert "2 of 3 images failed; mend them and run again" in errors
+    assert "2 of 3 images failed; repair or replace them and run again" in errors
     assert list(files(out / "train/images")) == ["P0003__1__0___0.png"]
 
 

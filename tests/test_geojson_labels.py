@@ -16,7 +16,7 @@ from rgfl.dota.convert import main
 from rgfl.dota.formats.dataset import ConvertError
 from rgfl.dota.formats.geojson import read_geojson
 from rgfl.dota.labels import read_labels
-from rgfl.trt_runtime import pipeline
+from rgfl.trt_runtime.geojson import geojson
 
 WIDTH, HEIGHT = 400, 300
 UTM = Affine(0.5, 0, 500000, 0, -0.5, 5300000)
@@ -142,12 +142,12 @@ def test_what_the_runtime_writes_comes_back(tmp_path):
     )
     for name, affine in (("a", TURNED), ("b", moved(TURNED, 10, 5))):  # both show both objects
         place = georeference.find(scene(data / f"images/{name}.tif", affine))
-        content = pipeline.geojson(name, found, ("plane", "ship"), place)
+        content = geojson(name, found, ("plane", "ship"), place)
         (data / "map").mkdir(exist_ok=True)
         (data / f"map/{name}.geojson").write_text(json.dumps(content))
     assert run(data, out) == 0
     pixels = data / "a.geojson"
-    pixels.write_text(json.dumps(pipeline.geojson("a", found, ("plane", "ship"))))
+    pixels.write_text(json.dumps(geojson("a", found, ("plane", "ship"))))
     assert "a.geojson: expected coordinates on earth, got pixels; map/a.geojson beside" in message(data)
     for name in "ab":
         quads, classes = written(out, name)

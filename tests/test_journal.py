@@ -58,6 +58,9 @@ def test_detections_come_back_bit_by_bit(count: int) -> None:
 
 
 def test_a_full_disk_is_not_the_images_fault() -> None:
-    assert failure(["a.png: broken"], 3) == "a.png: broken\n1 of 3 images failed; mend them and run again"
+    assert (
+        failure(["a.png: broken"], 3)
+        == "a.png: broken\n1 of 3 images failed; repair or replace them and run again"
+    )
     full = f"a.png: {os.strerror(errno.ENOSPC)}"
     assert failure(["b.png: broken", full], 3).endswith("2 of 3 images failed; make room and run again")

@@ -234,7 +234,7 @@ def test_a_killed_worker_is_told_in_one_line(
     monkeypatch.setattr(files, "_write_scene", be_killed)
     assert main(["--out", str(tmp_path / "set"), "--train", "10", "--workers", "2", "--no-progress"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("synthetic: error: a worker was killed, most likely for want of")
+    assert error.startswith("synthetic: error: a worker was killed, most likely because memory")
 
 
 def test_ctrl_c_is_one_line(

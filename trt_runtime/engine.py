@@ -36,7 +36,7 @@ from rgfl.trt_runtime import machine, tensorrt_api
 from rgfl.trt_runtime.cuda_calls import Cuda, CudaError, host_view
 from rgfl.trt_runtime.device_arrays import DeviceArray, borrow, is_on_device
 from rgfl.trt_runtime.machine import Gpu
-from rgfl.trt_runtime.runners import INPUT_NAME, OUTPUT_NAMES, Runner, Tiles, normalised
+from rgfl.trt_runtime.runners import INPUT_NAME, OUTPUT_NAMES, Runner, TileArrays, normalised
 from rgfl.trt_runtime.tensorrt_api import Api, Plan
 
 OPTIONAL_OUTPUT = "uncertainty"  # of export/to_onnx.py --uncertainty; carried, not read
@@ -48,7 +48,7 @@ ALIGNMENT = 256  # of every address that TensorRT is given; cudaMalloc's own
 
 
 @dataclass(frozen=True)
-class Tensor:
+class TensorInfo:
     """What the engine says about one of its inputs and outputs; the first axis is the batch."""
 
     shape: tuple[int, ...]
@@ -79,7 +79,7 @@ class Engine:
 
     def __init__(self, path: Path, api: Api, record: dict[str, Any], cuda: Cuda) -> None:
         self.path, self.api, self.record, self.cuda = path, api, record, cuda
-        self.again = f"build it anew with: {tensorrt_api.rebuild_command(path, record)}"
+        self.rebuild_hint = f"build it anew with: {tensorrt_api.rebuild_command(path, record)}"
         copied = tensorrt_api.missing_record(path, record) if api.has_plugins else ""
         self._users = 0
         self._lock = threading.RLock()
@@ -118,7 +118,7 @@ class Engine:
         try:
             return tensorrt_api.create(self.api, self.log, what, make)
         except ModelError as error:
-            raise ModelError(f"{self.path}: {error}; {self.again}{or_else}") from error
+            raise ModelError(f"{self.path}: {error}; {self.rebuild_hint}{or_else}") from error
 
     def _load_kernels(self) -> None:
         """The CUDA NMS for behind the engine; where it was not, or cannot be, built, the CPU's takes over."""
@@ -135,32 +135,32 @@ class Engine:
             return DetectorSpec.from_json(self._engine.name)
         except SpecError as error:
             lacks = f"no rgfl spec in the engine's name, as trtexec writes none ({error})"
-            raise ModelError(f"{self.path}: {lacks}; {self.again}") from error
+            raise ModelError(f"{self.path}: {lacks}; {self.rebuild_hint}") from error
 
-    def _read_tensors(self) -> dict[str, Tensor]:
+    def _read_tensors(self) -> dict[str, TensorInfo]:
         tensors = {}
         for index in range(self._engine.num_io_tensors):
             name = self._engine.get_tensor_name(index)
             kind = self._engine.get_tensor_dtype(name).name
             # The batch is a number here where the profile allows no other; `batch` says which it allows.
             shape = (-1, *map(int, self._engine.get_tensor_shape(name)[1:]))
-            tensors[name] = Tensor(shape, TYPES.get(kind, kind.lower()))
+            tensors[name] = TensorInfo(shape, TYPES.get(kind, kind.lower()))
         return tensors
 
     def _check_inputs_outputs(self) -> None:
         """Names, types and shapes as the contract has them, with the spec's numbers."""
         height, width = self.spec.image_size
         classes = len(self.spec.classes)
-        inputs = (Tensor((-1, height, width, 3), "uint8"), Tensor((-1, 3, height, width), "float32"))
+        inputs = (TensorInfo((-1, height, width, 3), "uint8"), TensorInfo((-1, 3, height, width), "float32"))
         if self.nms == "inside":
             outputs = tensorrt_api.nms_outputs(self.spec).items()
-            expected = {name: Tensor((-1, *shape), dtype) for name, (shape, dtype) in outputs}
+            expected = {name: TensorInfo((-1, *shape), dtype) for name, (shape, dtype) in outputs}
         else:
-            boxes = self.tensors.get("boxes", Tensor((-1, 0, 5), "float32"))
+            boxes = self.tensors.get("boxes", TensorInfo((-1, 0, 5), "float32"))
             points = boxes.shape[1] if len(boxes.shape) == 3 else 0
             expected = {
-                "boxes": Tensor((-1, points, 5), "float32"),
-                "scores": Tensor((-1, points, classes), "float32"),
+                "boxes": TensorInfo((-1, points, 5), "float32"),
+                "scores": TensorInfo((-1, points, classes), "float32"),
             }
         problems = [
             f"{name} {self.tensors.get(name, 'is missing')}, expected {tensor}"
@@ -175,7 +175,7 @@ class Engine:
             problems.append(f"unknown {', '.join(sorted(strange))}")
         if problems:
             raise ModelError(
-                f"{self.path}: not the tensors of an rgfl engine: {'; '.join(problems)}; {self.again}"
+                f"{self.path}: not the tensors of an rgfl engine: {'; '.join(problems)}; {self.rebuild_hint}"
             )
 
     # --- TensorRT for RTX compiles kernels on this GPU when shapes are first seen, and keeps them here
@@ -317,7 +317,7 @@ class Feed:
     """
 
     runner: EngineRunner
-    waiting: deque[Tiles | DeviceArray]
+    waiting: deque[TileArrays | DeviceArray]
     parts: deque[_Part] = field(default_factory=deque)
 
     def advance(self) -> None:
@@ -538,7 +538,7 @@ class EngineRunner(Runner):
 
         What does not fit into one run is read while it is inferred: it must not change before.
         """
-        whole: Tiles | DeviceArray
+        whole: TileArrays | DeviceArray
         if is_on_device(tiles):
             whole = self._borrowed(tiles)
         elif self._input.dtype == "uint8":
@@ -561,7 +561,7 @@ class EngineRunner(Runner):
             )
         return array
 
-    def _send(self, tiles: Tiles | DeviceArray) -> _Part:
+    def _send(self, tiles: TileArrays | DeviceArray) -> _Part:
         """Enqueue the copy of one part; of borrowed memory only an event, which says that it is ready."""
         cuda, copies = self._cuda, self._copies
         with self._sending:
@@ -789,7 +789,7 @@ class EngineRunner(Runner):
             if not 0 <= count <= self.spec.max_detections:
                 raise ModelError(
                     f"{self.path}: the engine counts {count} detections, expected 0 to "
-                    f"{self.spec.max_detections}; {self.engine.again}"
+                    f"{self.spec.max_detections}; {self.engine.rebuild_hint}"
                 )
             kept = canonical(boxes[tile, :count]).astype(np.float32)
             found.append(Detections(kept, scores[tile, :count], labels[tile, :count]))

@@ -44,15 +44,9 @@ from rgfl.dota.tiling import are_tiles, default_stride
 from rgfl.folder_lock import lock_file
 from rgfl.screen import lasting
 from rgfl.trt_runtime import machine
-from rgfl.trt_runtime.pipeline import (
-    Timing,
-    add_model_arguments,
-    check_model_arguments,
-    find_scenes,
-    journal_head,
-    stream,
-)
 from rgfl.trt_runtime.runners import Runner, load_runner
+from rgfl.trt_runtime.scenes import add_model_arguments, check_model_arguments, find_scenes, journal_head
+from rgfl.trt_runtime.streaming import Timing, stream
 
 OUTPUTS = ("json", "submission", "mistakes")  # flags that name a file
 EXAMPLES = """\

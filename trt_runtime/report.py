@@ -198,15 +198,19 @@ def main(argv: list[str] | None = None) -> int:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--eval", type=Path, action="append", default=[], metavar="F", help="of eval_dota.py")
-    parser.add_argument("--bench", type=Path, action="append", default=[], metavar="F", help="of bench.py")
+    parser.add_argument(
+        "--eval", type=Path, action="append", default=[], metavar="F", help="from eval_dota.py --json"
+    )
+    parser.add_argument(
+        "--bench", type=Path, action="append", default=[], metavar="F", help="from bench.py --json"
+    )
     parser.add_argument(
         "--engine",
         type=Path,
         action="append",
         default=[],
         metavar="F.engine",
-        help="of to_trt.py, with its .json",
+        help="from to_trt.py, its .json beside it",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="F.md", help="the table to write")
     parser.add_argument("--plot", type=Path, metavar="F.png", help="mAP over latency")

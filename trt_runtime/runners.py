@@ -36,7 +36,7 @@ from rgfl.trt_runtime.machine import file_facts, has_vnni, physical_cores
 from rgfl.trt_runtime.tensorrt_api import MAGIC
 
 # (B, H, W, 3), or B arrays (H, W, 3), such as views of a scene.
-Tiles = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
+TileArrays = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
 Device = Literal["auto", "cpu", "cuda"]
 Kind = Literal["torch", "onnx", "engine"]
 
@@ -80,7 +80,7 @@ class Runner(ABC):
 
     @abstractmethod
     def prepare(self, tiles: Any) -> Any:
-        """What the network takes, from `Tiles`."""
+        """What the network takes, from `TileArrays`."""
 
     @abstractmethod
     def infer(self, feed: Any) -> Any:
@@ -97,7 +97,7 @@ class Runner(ABC):
             )
         return select(boxes, scores, self.spec)
 
-    def __call__(self, tiles: Tiles) -> list[Detections]:
+    def __call__(self, tiles: TileArrays) -> list[Detections]:
         return self.finish(self.infer(self.prepare(tiles)))
 
     def detect(
@@ -164,12 +164,12 @@ class Runner(ABC):
     ) -> None:
         self.close()
 
-    def _checked(self, tiles: Tiles) -> NDArray[np.uint8]:
+    def _checked(self, tiles: TileArrays) -> NDArray[np.uint8]:
         """The tiles as one array."""
         self._check(tiles)
         return np.ascontiguousarray(tiles)
 
-    def _check(self, tiles: Tiles) -> None:
+    def _check(self, tiles: TileArrays) -> None:
         if self._closed:
             raise ValueError(f"{self.path.name}: this runner is closed; use it inside its with block")
         expected = (*self.spec.image_size, 3)
@@ -271,7 +271,7 @@ class OnnxRunner(Runner):
             self._session = load()
         self.device = "cuda" if self._session.get_providers()[0].startswith("CUDA") else "cpu"
         if len(providers) > 1 and self.device == "cpu":  # ONNX Runtime only logs what keeps it from the GPU
-            lacks = "ONNX Runtime's CUDA provider does not load here, for want of CUDA, cuDNN or a GPU"
+            lacks = "ONNX Runtime's CUDA provider does not load here: CUDA, cuDNN or a GPU is missing"
             if device == "cuda":
                 raise ModelError(f"--device cuda: {lacks}; install them, or use --device cpu")
             reason = f"{reason}; on the CPU, as {lacks}"
@@ -312,7 +312,7 @@ class OnnxRunner(Runner):
             )
         return inputs[INPUT_NAME] == "tensor(uint8)"
 
-    def prepare(self, tiles: Tiles) -> NDArray:
+    def prepare(self, tiles: TileArrays) -> NDArray:
         array = self._checked(tiles)
         return array if self._takes_uint8 else normalised(array, self.spec)
 
@@ -366,7 +366,7 @@ def load_runner(path: str | Path, *, device: Device = "auto", threads: int = 0) 
     if kind == "onnx":
         return OnnxRunner(path, reason, device, threads)
     if device == "cpu":
-        raise ModelError(f"{path}: an engine runs on a GPU only; leave --device away, or run the .onnx")
+        raise ModelError(f"{path}: an engine runs on a GPU only; leave --device out, or run the .onnx")
     from rgfl.trt_runtime.engine import EngineRunner, open_engine
 
     engine, why = open_engine(path)
@@ -429,7 +429,7 @@ def _check_scene(scene: Any) -> None:
     elif shape[2] == 1:
         remedy = "repeat the grey: np.repeat(scene, 3, axis=2)"
     elif shape[2] == 4:
-        remedy = "leave the fourth channel away: scene[:, :, :3]"
+        remedy = "drop the fourth channel: scene[:, :, :3]"
     elif shape[0] == 3:
         remedy = "put the channels last: scene.transpose(1, 2, 0)"
     else:

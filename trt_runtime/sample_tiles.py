@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from rgfl.dota.images import IMAGE_SUFFIXES, find_images, read_image
 from rgfl.dota.nearby import nearby
+from rgfl.dota.tiling import crop, windows
 from rgfl.errors import InputError
 from rgfl.spec import DetectorSpec
 
@@ -45,12 +46,31 @@ def image_tiles(
     directory: Path, size: tuple[int, int], pad_value: Sequence[int], count: int
 ) -> NDArray[np.uint8]:
     """(count, H, W, 3): the first window of each image in `directory`, repeated if there are too few."""
-    paths = list(find_images(directory).values())[:count]
-    if not paths:
-        raise InputError(f"--images {directory}: no image in this folder{nearby(directory, IMAGE_SUFFIXES)}")
+    paths = _first_images(directory, count)
     tiles = np.empty((count, *size, 3), np.uint8)
     tiles[:] = pad_value
     for index in range(len(paths)):
         corner = read_image(paths[index])[: size[0], : size[1]].copy()  # the scene itself is let go
         tiles[index, : corner.shape[0], : corner.shape[1]] = corner
     return tiles[np.arange(count) % len(paths)]
+
+
+def detection_tiles(spec: DetectorSpec, count: int, images: Path | None) -> NDArray[np.uint8]:
+    """At most `count` tiles, spread over the images of the folder; made up without it."""
+    if images is None:
+        return patterned_tiles(spec.image_size, count)
+    size, paths = spec.tile_side, _first_images(images, count)
+    cut: list[NDArray[np.uint8]] = []
+    for index, path in enumerate(paths):
+        image = read_image(path)
+        places = windows(image.shape[0], image.shape[1], size, 0)
+        share = -(-(count - len(cut)) // (len(paths) - index))  # of what is left, rounded up
+        cut += [crop(image, x, y, size, spec.pad_value) for x, y in places[:share]]
+        del image  # before the next one is read
+    return np.stack(cut)
+
+
+def _first_images(directory: Path, count: int) -> list[Path]:
+    if found := list(find_images(directory).values()):
+        return found[:count]
+    raise InputError(f"--images {directory}: no image in this folder{nearby(directory, IMAGE_SUFFIXES)}")

@@ -314,7 +314,7 @@ class BuildOptions:
         if names := [name for name, given in asked.items() if given]:
             raise InputError(
                 f"{', '.join(names)}: TensorRT for RTX has no such thing, as it compiles for the GPU when it "
-                "loads an engine; leave it away, or use --backend tensorrt"
+                "loads an engine; leave it out, or use --backend tensorrt"
             )
 
 

@@ -119,5 +119,5 @@ def failure(errors: Sequence[str], total: int) -> str:
     shown = "\n".join(errors[:SHOWN])
     more = f"\n… and {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
     full = any(os.strerror(errno.ENOSPC) in error for error in errors)
-    remedy = "make room" if full else "mend them"
+    remedy = "make room" if full else "repair or replace them"
     return f"{shown}{more}\n{len(errors)} of {total} images failed; {remedy} and run again"

@@ -332,7 +332,7 @@ def read_label_folder(
     quads = np.concatenate([objects.quads for objects in found.values()])
     if len(quads) and YOLO_RANGE[0] <= quads.min() and quads.max() <= YOLO_RANGE[1]:
         _fail(
-            *_place(directory, found, index, 0),
+            *_file_and_line(directory, found, index, 0),
             f"expected pixels, got coordinates ≤ {YOLO_RANGE[1]:g} in all {len(quads):,} objects; if these "
             "are shares of the image's sides, multiply them by the sides, or convert the YOLO-OBB data set "
             f"that they come from by {YOLO_TO_DOTA}",
@@ -345,7 +345,7 @@ def read_label_folder(
             stacklevel=2,
         )
     if len(wrong := np.flatnonzero(crossing(quads))):
-        warn_of_crossing(*_place(directory, found, index, int(wrong[0])), len(wrong))
+        warn_of_crossing(*_file_and_line(directory, found, index, int(wrong[0])), len(wrong))
     return found
 
 
@@ -366,10 +366,10 @@ def line_of(path: Path, row: int, classes: Collection[str]) -> int:
     return [number for number, fields in lines if fields[8] in classes][row]
 
 
-def _place(
+def _file_and_line(
     directory: Path | str, found: Mapping[str, Objects], classes: Collection[str], row: int
 ) -> tuple[Path, int]:
-    """File and line of an object, by its place among those of all files."""
+    """Where an object comes from: of the `row`-th among those of all files, from 0."""
     for stem, objects in found.items():
         if row < len(objects):
             path = Path(directory) / f"{stem}.txt"
@@ -398,16 +398,8 @@ def write_labels(path: Path | str, objects: Objects, classes: Sequence[str]) -> 
 
 def _parse_labels(path: Path, index: Mapping[str, int], ignore_unknown: bool) -> Objects:
     text = _read_text(path)
-    rows = [fields for _, fields in _label_lines(path, text)]
-    if not rows:
-        return Objects.empty()
     try:
-        numbers = map(float, chain.from_iterable(row[:8] for row in rows))
-        quads = np.fromiter(numbers, np.float64, 8 * len(rows))
-        labels = [index[row[8]] for row in rows]
-        difficult = [_DIFFICULT[row[9]] if len(row) > 9 else 0 for row in rows]
-        if max(map(len, rows)) > 10 or not np.isfinite(quads).all():
-            raise ValueError
+        return _objects([fields for _, fields in _label_lines(path, text)], index)
     except (ValueError, KeyError):
         # Something is wrong, or a class is to be ignored: once more, line by line.
         kept = []
@@ -417,11 +409,21 @@ def _parse_labels(path: Path, index: Mapping[str, int], ignore_unknown: bool) ->
                 kept.append(fields)
             elif not ignore_unknown:
                 raise UnknownClassError(f"{path}:{number}", fields[8], index) from None
-        if not kept:
-            return Objects.empty()
-        quads = np.array([[float(field) for field in row[:8]] for row in kept])
-        labels = [index[row[8]] for row in kept]
-        difficult = [_DIFFICULT[row[9]] if len(row) > 9 else 0 for row in kept]
+        return _objects(kept, index)
+
+
+def _objects(rows: Sequence[list[str]], index: Mapping[str, int]) -> Objects:
+    """The objects of lines that are split into fields.
+
+    Raises:
+        ValueError, KeyError: a line is no label of these classes.
+    """
+    numbers = map(float, chain.from_iterable(row[:8] for row in rows))
+    quads = np.fromiter(numbers, np.float64, 8 * len(rows))
+    labels = [index[row[8]] for row in rows]
+    difficult = [_DIFFICULT[row[9]] if len(row) > 9 else 0 for row in rows]
+    if any(len(row) > 10 for row in rows) or not np.isfinite(quads).all():
+        raise ValueError
     return Objects(quads.reshape(-1, 8), np.array(labels, np.int32), np.array(difficult, np.int32))
 
 
@@ -436,7 +438,8 @@ def _label_lines(path: Path, text: str, warn: bool = True) -> Iterator[tuple[int
             _fail(path, number, f"{expected}, got {line[:80]!r}")
         elif warn and fields and _is_number(fields[0]):
             warnings.warn(
-                f"{path}:{number}: {len(fields)} fields, a label has 9 or 10; skipped, as officially",
+                f"{path}:{number}: {len(fields)} fields, a label has 9 or 10; skipped, as "
+                "the official script does",
                 LabelWarning,
                 stacklevel=4,
             )

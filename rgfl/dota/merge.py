@@ -31,7 +31,7 @@ from rgfl.boxes import from_quads
 from rgfl.detections import Detections
 from rgfl.dota.labels import Task1Class, read_classes, read_task1, write_task1
 from rgfl.dota.pairs import in_ranges
-from rgfl.dota.tiling import crop, default_stride, place_of, windows
+from rgfl.dota.tiling import crop, default_stride, parse_tile_name, windows
 from rgfl.errors import UserError, run
 
 # Rotated IoU above which the NMS over the tiles of an image drops a box, as in the published rows.
@@ -295,15 +295,15 @@ def merge_task1(
         images = np.array(found[name].images)
         boxes = from_quads(found[name].quads).astype(np.float32)
         scores = found[name].scores.astype(np.float32)
-        for tile in np.unique(images):
-            if (place := place_of(str(tile))) is None:
-                raise UserError(f"Task1_{name}.txt: {tile} is no tile's name, P0000__<scale>__<x>___<y>")
-            image, scale, x, y = place
-            if scale <= 0:
-                raise UserError(f"Task1_{name}.txt: {tile}: expected a positive scale, got {scale:g}")
-            rows = np.flatnonzero(images == tile)
+        for text in np.unique(images).tolist():
+            if (tile := parse_tile_name(text)) is None:
+                raise UserError(f"Task1_{name}.txt: {text} is no tile's name, P0000__<scale>__<x>___<y>")
+            if (scale := tile.scale) <= 0:
+                raise UserError(f"Task1_{name}.txt: {text}: expected a positive scale, got {scale:g}")
+            rows = np.flatnonzero(images == text)
             detections = Detections(boxes[rows], scores[rows], np.full(len(rows), label, np.int32))
-            parts.setdefault(image, []).append(Part(detections, x / scale, y / scale, 1 / scale))
+            part = Part(detections, tile.x / scale, tile.y / scale, 1 / scale)
+            parts.setdefault(tile.image, []).append(part)
     return {image: merge(parts[image], iou_threshold) for image in sorted(parts)}, classes
 
 

@@ -37,7 +37,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import cv2
 import numpy as np
@@ -162,8 +162,17 @@ def are_tiles(names: Iterable[str]) -> bool:
     return bool(names) and all(map(_TILE_NAME.fullmatch, names))
 
 
-def place_of(name: str) -> tuple[str, float, int, int] | None:
-    """Image, scale, x and y that a tile's name says; None if it is not one.
+class TileName(NamedTuple):
+    """What the name of a tile says: the image, the scale it was resized by, and the tile's corner there."""
+
+    image: str
+    scale: float
+    x: int
+    y: int
+
+
+def parse_tile_name(name: str) -> TileName | None:
+    """The parts of a tile's name; None if it is not one.
 
     In the scale's place mmrotate writes the window's side, and does not resize.
     """
@@ -171,7 +180,7 @@ def place_of(name: str) -> tuple[str, float, int, int] | None:
     if tile is None:
         return None
     scale = float(tile["scale"])
-    return tile["image"], scale if scale < LEAST_SIDE else 1.0, int(tile["x"]), int(tile["y"])
+    return TileName(tile["image"], scale if scale < LEAST_SIDE else 1.0, int(tile["x"]), int(tile["y"]))
 
 
 def default_stride(size: int) -> int:
@@ -398,7 +407,7 @@ def split(
         errors = follow(entries, journal, done, len(jobs), task=f"tiling {out.name}", progress=progress)
         if errors:
             raise TilingError(failure(sorted(errors), len(jobs)))
-    if wrong := [entry for entry in done.values() if entry.get("crossing")]:  # which old journals lack
+    if wrong := [entry for entry in done.values() if entry.get("crossing")]:  # none: no such key
         first = min(wrong, key=lambda entry: entry["image"])
         label = jobs[first["image"]].label
         assert label is not None
@@ -548,8 +557,8 @@ def _remove_others(out: Path, done: Mapping[str, Any]) -> None:
 
 def _image_of(path: Path) -> str:
     """Name of the image whose tile, or tile's labels, the file is; "" if it is none."""
-    place = place_of(path.stem) if path.suffix in (".png", ".txt") else None
-    return place[0] if place else ""
+    tile = parse_tile_name(path.stem) if path.suffix in (".png", ".txt") else None
+    return tile.image if tile else ""
 
 
 def _files(out: Path) -> list[Path]:

@@ -17,7 +17,7 @@ class Parts:
 
     neck: Callable[..., Any] | None = None  # for rgfl.nn.neck.FeaturePyramid
     head: Callable[..., Any] | None = None  # for rgfl.nn.head.Head
-    losses: Callable[..., Any] | None = None  # for rgfl.nn.loss.detection_losses; detecting needs it not
+    losses: Callable[..., Any] | None = None  # for rgfl.nn.loss.detection_losses; only training needs it
 
     def names(self) -> dict[str, str]:
         """Those that are not ours: `{"neck": "my_neck.Bilinear"}`."""

@@ -895,8 +895,8 @@ def test_ap_is_that_of_eval_dota(
     from rgfl.dota import labels as dota
     from rgfl.dota.images import find_images
     from rgfl.trt_runtime import eval_dota
-    from rgfl.trt_runtime.pipeline import stream
     from rgfl.trt_runtime.runners import load_runner
+    from rgfl.trt_runtime.streaming import stream
 
     monkeypatch.setitem(dota.CLASSES, "1.0", CLASSES[:1])
     monkeypatch.setitem(dota.CLASSES, "1.5", CLASSES)  # where difficult objects count

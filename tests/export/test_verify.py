@@ -12,8 +12,9 @@ import pytest
 
 from rgfl.detections import Detections
 from rgfl.export import verify
-from rgfl.export.verify import Level, compare, match_tiles
+from rgfl.export.verify import Kept, compare, match_tiles
 from rgfl.spec import DetectorSpec
+from rgfl.trt_runtime.sample_tiles import detection_tiles
 
 
 def some_points(count: int = 40, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -32,7 +33,7 @@ def some_points(count: int = 40, seed: int = 0) -> tuple[np.ndarray, np.ndarray]
 def test_another_order_within_a_level_is_no_error() -> None:
     boxes, scores = some_points()
     order = np.random.default_rng(1).permutation(40)
-    found = compare((boxes, scores), (boxes[:, order], scores[:, order]), [Level(40, cut=True)])
+    found = compare((boxes, scores), (boxes[:, order], scores[:, order]), [Kept(40, cut=True)])
     assert (found.worst_corner, found.worst_score, found.exchanged) == (0, 0, 0)
 
 
@@ -40,7 +41,7 @@ def test_one_moved_box_is_found() -> None:
     boxes, scores = some_points()
     moved = boxes.copy()
     moved[0, 17, 0] += 0.5
-    found = compare((boxes, scores), (moved, scores), [Level(40, cut=False)])
+    found = compare((boxes, scores), (moved, scores), [Kept(40, cut=False)])
     assert found.worst_corner == pytest.approx(0.5, abs=1e-4)
     assert (found.corners > 0.01).sum() == 1
 
@@ -49,7 +50,7 @@ def test_one_changed_score_is_found() -> None:
     boxes, scores = some_points()
     changed = scores.copy()
     changed[0, 5, 1] += 1e-3
-    found = compare((boxes, scores), (boxes, changed), [Level(40, cut=False)])
+    found = compare((boxes, scores), (boxes, changed), [Kept(40, cut=False)])
     assert found.worst_score == pytest.approx(1e-3, rel=1e-3)
 
 
@@ -58,21 +59,21 @@ def test_only_at_the_cut_may_a_point_be_another() -> None:
     scores[0, 39] = 0.05  # the least of the level
     other = boxes.copy()
     other[0, 39, :2] += 100.0  # rounding chose another point with the same score
-    cut = compare((boxes, scores), (other, scores), [Level(40, cut=True)])
-    whole = compare((boxes, scores), (other, scores), [Level(40, cut=False)])
+    cut = compare((boxes, scores), (other, scores), [Kept(40, cut=True)])
+    whole = compare((boxes, scores), (other, scores), [Kept(40, cut=False)])
     assert (cut.exchanged, cut.worst_corner) == (1, 0)
     assert (whole.exchanged, whole.worst_corner) == (0, pytest.approx(100 * 2**0.5))
     other = boxes.copy()
     best = int(scores[0].max(1).argmax())
     other[0, best, :2] += 100.0
-    assert compare((boxes, scores), (other, scores), [Level(40, cut=True)]).worst_corner > 100
+    assert compare((boxes, scores), (other, scores), [Kept(40, cut=True)]).worst_corner > 100
 
 
 def test_nan_is_never_equal() -> None:
     boxes, scores = some_points()
     broken = boxes.copy()
     broken[0, 3, 2] = np.nan
-    report = verify.Report(batches={1: compare((boxes, scores), (broken, scores), [Level(40, cut=False)])})
+    report = verify.Report(batches={1: compare((boxes, scores), (broken, scores), [Kept(40, cut=False)])})
     assert not report.passed
 
 
@@ -81,7 +82,7 @@ def test_where_nothing_is_seen_a_few_boxes_in_a_thousand_may_turn() -> None:
     scores[0, :1000] *= 0.01  # below the threshold
     other = boxes.copy()
     other[0, 7:12, 4] += 0.5
-    levels = [Level(2000, cut=False)]
+    levels = [Kept(2000, cut=False)]
     blind = compare((boxes, scores), (other, scores), levels, score_threshold=0.05)
     assert blind.worst_corner > 1
     assert verify.Report(batches={1: blind}).passed
@@ -99,7 +100,7 @@ def test_boxes_that_are_no_detections_have_ten_times_the_tolerance(moved: float,
     """A detector of four steps, whose angles have next to no direction, was refused for .02 px."""
     boxes, scores = some_points()
     other = boxes + np.float32([moved, 0, 0, 0, 0])
-    levels = [Level(40, cut=False)]
+    levels = [Kept(40, cut=False)]
     unseen = compare((boxes, scores), (other, scores), levels, score_threshold=2.0)
     report = verify.Report(batches={1: unseen})
     assert report.passed == passes
@@ -112,7 +113,7 @@ def test_boxes_that_are_no_detections_have_ten_times_the_tolerance(moved: float,
 def test_a_round_detection_may_turn_and_stay_the_same_to_the_eye() -> None:
     boxes, scores = some_points(2000)
     boxes[0, 1500:1520, 2:4] = 30.0, 29.5
-    levels = [Level(2000, cut=False)]
+    levels = [Kept(2000, cut=False)]
 
     def turned(count: int, angle: float) -> verify.Report:
         other = boxes.copy()
@@ -333,11 +334,11 @@ def test_where_nothing_is_found_nothing_passes(
 
 def test_tiles_are_spread_over_the_images(tiny_scenes: SimpleNamespace) -> None:
     spec = DetectorSpec(classes=("a",), image_size=(128, 128))
-    tiles = verify.detection_tiles(spec, 6, tiny_scenes.images)  # 1, 1, 6 and 2 windows
+    tiles = detection_tiles(spec, 6, tiny_scenes.images)  # 1, 1, 6 and 2 windows
     assert len(tiles) == 6  # one of each small image, two of the others
     assert len({tile.tobytes() for tile in tiles}) == 6
-    assert len(verify.detection_tiles(spec, 50, tiny_scenes.images)) == 10
-    assert len(verify.detection_tiles(spec, 2, tiny_scenes.images)) == 2
+    assert len(detection_tiles(spec, 50, tiny_scenes.images)) == 10
+    assert len(detection_tiles(spec, 2, tiny_scenes.images)) == 2
 
 
 def test_the_polygraphy_command_of_the_help_is_one(tiny_onnx: Path) -> None:

@@ -34,9 +34,9 @@ from rgfl.trt_runtime import tensorrt_api
 from rgfl.trt_runtime.cuda_calls import CudaError, host_view
 from rgfl.trt_runtime.engine import EngineRunner
 from rgfl.trt_runtime.machine import file_facts
-from rgfl.trt_runtime.pipeline import stream
 from rgfl.trt_runtime.runners import Runner, load_runner
 from rgfl.trt_runtime.sample_tiles import patterned_tiles
+from rgfl.trt_runtime.streaming import stream
 
 TILES = patterned_tiles((128, 128), 10)
 

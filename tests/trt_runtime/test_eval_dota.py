@@ -21,9 +21,9 @@ import pytest
 
 from rgfl.detections import Detections
 from rgfl.dota import labels
-from rgfl.trt_runtime import eval_dota, pipeline
-from rgfl.trt_runtime.pipeline import Scene
+from rgfl.trt_runtime import eval_dota, streaming
 from rgfl.trt_runtime.runners import Runner
+from rgfl.trt_runtime.streaming import Scene
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ["plane", "ship", "harbor"]
@@ -298,7 +298,7 @@ def test_all_unreadable_images_are_named_and_the_rest_is_kept(
 
     def stream(runner: Runner, images: dict[str, Path], **settings: object) -> Iterator[Scene]:
         looked_at.extend(images)
-        return pipeline.stream(runner, images, **settings)
+        return streaming.stream(runner, images, **settings)
 
     monkeypatch.setattr(eval_dota, "stream", stream)
     whole = {name: (case.images / f"{name}.png").read_bytes() for name in ("P0001", "P0003")}
@@ -364,7 +364,7 @@ def test_an_image_is_as_old_as_before_it_was_read(
     """One that is replaced while the network looks at it is looked at again."""
 
     def stream(*arguments: Any, **settings: Any) -> Iterator[Scene]:
-        for scene in pipeline.stream(*arguments, **settings):
+        for scene in streaming.stream(*arguments, **settings):
             os.utime(case.images / f"{scene.name}.png", (1, 1))
             yield scene
 

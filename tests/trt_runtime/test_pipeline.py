@@ -30,9 +30,9 @@ from rgfl.dota.images import ImageError, read_image
 from rgfl.dota.merge import detect, places_at_scales
 from rgfl.errors import InputError
 from rgfl.spec import DetectorSpec
-from rgfl.trt_runtime import pipeline
-from rgfl.trt_runtime.pipeline import stream
-from rgfl.trt_runtime.runners import Runner, Tiles, load_runner
+from rgfl.trt_runtime import pipeline, scenes, streaming
+from rgfl.trt_runtime.runners import Runner, TileArrays, load_runner
+from rgfl.trt_runtime.streaming import stream
 
 
 class BrightSpots(Runner):
@@ -45,7 +45,7 @@ class BrightSpots(Runner):
         self.seen: list[int] = []
         self.prepared = 0
 
-    def prepare(self, tiles: Tiles) -> np.ndarray:
+    def prepare(self, tiles: TileArrays) -> np.ndarray:
         self.prepared += 1
         return np.stack(tiles).sum(axis=3)
 
@@ -80,7 +80,7 @@ def equal(first: Detections, second: Detections) -> bool:
 def test_the_same_as_one_tile_after_the_other(batch: int, tmp_path: Path) -> None:
     images = write_scenes(tmp_path, [(300, 310), (40, 50), (128, 128), (129, 400)])
     runner = BrightSpots()
-    timing = pipeline.Timing()
+    timing = streaming.Timing()
     scenes = list(stream(runner, images, stride=100, batch=batch, timing=timing))
     assert [scene.name for scene in scenes] == list(images)
     for scene in scenes:
@@ -105,14 +105,14 @@ def test_tiles_of_zeros_are_left_out_and_counted(tmp_path: Path, pad: int) -> No
     gaps[:, 100:] = gaps[100:] = 0
     draw.save(gaps, images["S0"])
     draw.save(np.zeros((300, 310, 3), np.uint8), images["S1"])
-    timing, told = pipeline.Timing(), []
+    timing, told = streaming.Timing(), []
     settings: Any = {"stride": 100, "scales": (1.0,)}
     for scene in stream(runner, images, **settings, batch=3, timing=timing, progress=told.append):
         assert equal(scene.detections, runner.detect(read_image(images[scene.name]), **settings))
         assert len(scene.detections) == 1
     assert (timing.tiles, timing.blank) == (1 + 1 + 1, 8 + 8)
-    assert sum(told) == pipeline.count_tiles(images.values(), 128, **settings) == 19
-    assert pipeline.count_tiles([tmp_path / "none.png"], 128, **settings) == 0
+    assert sum(told) == streaming.count_tiles(images.values(), 128, **settings) == 19
+    assert streaming.count_tiles([tmp_path / "none.png"], 128, **settings) == 0
 
 
 @pytest.mark.parametrize("scales", [(0.5, 1.0, 1.5), (2.0,)])
@@ -143,7 +143,7 @@ def test_the_reader_waits_for_the_network(tmp_path: Path) -> None:
     next(scenes)
     time.sleep(0.3)
     # in the queues, one that waits to enter each, one merged
-    assert runner.prepared <= pipeline.WAITING_BATCHES + pipeline.WAITING_RESULTS + 3
+    assert runner.prepared <= streaming.WAITING_BATCHES + streaming.WAITING_RESULTS + 3
     scenes.close()  # type: ignore[attr-defined]
     assert not any(thread.name.startswith("rgfl-") for thread in threading.enumerate())
 
@@ -151,7 +151,7 @@ def test_the_reader_waits_for_the_network(tmp_path: Path) -> None:
 @pytest.mark.parametrize("batch", [1, 40])  # scenes of 16 tiles
 def test_of_large_scenes_four_are_held(batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of 20,000 × 20,000 pixels is 1.2 GB; where drawing took longest 26 lay side by side."""
-    monkeypatch.setattr(pipeline, "AHEAD", 400 * 400 * 3)
+    monkeypatch.setattr(streaming, "AHEAD", 400 * 400 * 3)
     images = write_scenes(tmp_path, [(400, 400)] * 8)
     seen: list[weakref.ref] = []
     held = []
@@ -163,7 +163,7 @@ def test_of_large_scenes_four_are_held(batch: int, tmp_path: Path, monkeypatch: 
         seen.append(weakref.ref(pixels))
         return pixels
 
-    monkeypatch.setattr(pipeline, "read_image", counted)
+    monkeypatch.setattr(streaming, "read_image", counted)
     for scene in stream(BrightSpots(), images, stride=100, batch=batch):
         assert scene.image.shape == (400, 400, 3)
         time.sleep(0.05)
@@ -179,8 +179,8 @@ def test_images_are_decoded_side_by_side(tmp_path: Path, monkeypatch: pytest.Mon
         together.wait(timeout=20)
         return read_image(path)
 
-    monkeypatch.setattr(pipeline, "read_image", in_pairs)
-    monkeypatch.setattr(pipeline, "usable_cores", lambda: 2)
+    monkeypatch.setattr(streaming, "read_image", in_pairs)
+    monkeypatch.setattr(streaming, "usable_cores", lambda: 2)
     assert [scene.name for scene in stream(BrightSpots(), images)] == list(images)
 
 
@@ -194,7 +194,7 @@ def test_pictures_are_drawn_side_by_side(
         return plain(*given, **named)
 
     monkeypatch.setattr(draw, "picture", in_threes)
-    monkeypatch.setattr(pipeline, "usable_cores", lambda: 3)
+    monkeypatch.setattr(streaming, "usable_cores", lambda: 3)
     images = [str(tiny_scenes.images / f"{name}.png") for name in tiny_scenes.names[:3]]
     out = tmp_path / "found"
     assert pipeline.main(["--model", str(tiny_onnx), "--images", *images, "--out", str(out)]) == 0
@@ -214,10 +214,10 @@ def test_an_error_of_a_writer_is_told_at_once_and_ends_every_thread(
         raise OSError(errno.ENOSPC, "No space left on device", "a.geojson")
 
     monkeypatch.setattr(pipeline, "geojson", full)
-    monkeypatch.setattr(pipeline, "usable_cores", lambda: 16)
+    monkeypatch.setattr(streaming, "usable_cores", lambda: 16)
     read, plain = [], read_image
-    monkeypatch.setattr(pipeline, "read_image", lambda path: read.append(path) or plain(path))
-    monkeypatch.setattr(pipeline, "AHEAD", 1)
+    monkeypatch.setattr(streaming, "read_image", lambda path: read.append(path) or plain(path))
+    monkeypatch.setattr(streaming, "AHEAD", 1)
     images = tmp_path / "images"
     images.mkdir()
     for number in range(40):
@@ -245,11 +245,11 @@ def test_the_time_of_a_run_holds_its_writing(
     assert json.loads((out / "detections.json").read_text())["timing"]["total"] > 0.5
 
 
-@pytest.mark.parametrize(("size", "at_once"), [(pipeline.AHEAD, 1), (pipeline.AHEAD // 3, 3), (0, 4)])
+@pytest.mark.parametrize(("size", "at_once"), [(streaming.AHEAD, 1), (streaming.AHEAD // 3, 3), (0, 4)])
 def test_what_is_done_side_by_side_holds_no_more_than_it_may(
     size: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "usable_cores", lambda: 2)
+    monkeypatch.setattr(streaming, "usable_cores", lambda: 2)
     asked: list[int] = []
     may_end = [threading.Event() for _ in range(8)]
 
@@ -262,14 +262,14 @@ def test_what_is_done_side_by_side_holds_no_more_than_it_may(
             asked.append(number)
             yield size, lambda number=number: job(number)
 
-    for done, future in enumerate(pipeline._side_by_side(jobs(), "rgfl-test")):
+    for done, future in enumerate(streaming.side_by_side(jobs(), "rgfl-test")):
         assert len(asked) == min(done + at_once + 1, 8)  # one more is asked for, and waits
         may_end[done].set()
         assert future.result() == done
 
 
 def test_what_has_not_begun_is_not_done_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "usable_cores", lambda: 1)
+    monkeypatch.setattr(streaming, "usable_cores", lambda: 1)
     begun: list[int] = []
     may_end = threading.Event()
 
@@ -278,7 +278,7 @@ def test_what_has_not_begun_is_not_done_after_the_end(monkeypatch: pytest.Monkey
         may_end.wait(timeout=20)
 
     jobs = ((0, lambda number=number: job(number)) for number in range(8))
-    some = pipeline._side_by_side(jobs, "rgfl-test")
+    some = streaming.side_by_side(jobs, "rgfl-test")
     next(some)
     threading.Timer(0.1, may_end.set).start()
     some.close()
@@ -750,7 +750,7 @@ def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
     for paths in (["north/a.png", "south/a.jpg"], ["north", "south"], ["north/a.png", "south"]):
         told = r"south/a\.jpg: .*north/a\.png has the same name, and so would their results"
         with pytest.raises(InputError, match=told):
-            pipeline.find_scenes(*(tmp_path / path for path in paths))
+            scenes.find_scenes(*(tmp_path / path for path in paths))
 
 
 def test_subfolders_keep_their_names(
@@ -798,19 +798,19 @@ def test_a_folder_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
         pytest.skip("this file system takes text only")
     (folder / "a.png").touch()
     with pytest.raises(InputError, match=r"the name 's\\udcfcd/a' is not UTF-8; rename it"):
-        pipeline.find_scenes(tmp_path, recursive=True)
+        scenes.find_scenes(tmp_path, recursive=True)
 
 
 def test_what_a_folder_leaves_out_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "more").mkdir()
     for name in ("x.png", "x.txt", "e.GIF", ".f.gif", "g.heic", "more/y.png", "more/z.MP4"):
         (tmp_path / name).touch()
-    assert list(pipeline.find_scenes(tmp_path)) == ["x"]
+    assert list(scenes.find_scenes(tmp_path)) == ["x"]
     told = f"note: 2 files in {tmp_path} are left out, such as e.GIF; convert to one of png, jpg, "
     assert told in capsys.readouterr().err
-    assert list(pipeline.find_scenes(tmp_path, recursive=True)) == ["x", "more/y"]
+    assert list(scenes.find_scenes(tmp_path, recursive=True)) == ["x", "more/y"]
     assert f"note: 3 files in {tmp_path} are left out, such as e.GIF" in capsys.readouterr().err
-    pipeline.find_scenes(tmp_path / "more")
+    scenes.find_scenes(tmp_path / "more")
     assert f"such as z.MP4; take frames of it, here two a second: {FFMPEG}" in capsys.readouterr().err
 
 
@@ -822,7 +822,7 @@ def test_a_video_is_told_how_to_cut(name: str, tmp_path: Path) -> None:
     video = tmp_path / name
     video.touch()
     with pytest.raises(InputError) as told:
-        pipeline.find_scenes(video)
+        scenes.find_scenes(video)
     quoted = f"'{video}'" if " " in name else str(video)
     assert str(told.value).startswith(f"--images {video}: a video, expected images; ")
     assert str(told.value).endswith(f"{FFMPEG}{quoted} -vf fps=2 frames/%06d.png")
@@ -907,9 +907,9 @@ class Run:
         self.place("500000")
         self.command = ["--model", str(model), "--images", str(self.images)]
         self.looked_at: list[str] = []
-        plain = pipeline.read_image
+        plain = streaming.read_image
         monkeypatch.setattr(
-            pipeline, "read_image", lambda path: self.looked_at.append(path.stem) or plain(path)
+            streaming, "read_image", lambda path: self.looked_at.append(path.stem) or plain(path)
         )
         self.monkeypatch = monkeypatch
 

@@ -97,7 +97,7 @@ def test_a_cuda_provider_that_does_not_load_is_told(tiny_onnx: Path, monkeypatch
         pytest.skip("this ONNX Runtime has a CUDA provider")
     listed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
-    with pytest.raises(ModelError, match=r"--device cuda: .* does not load here, for want of CUDA, cuDNN"):
+    with pytest.raises(ModelError, match=r"--device cuda: .* does not load here: CUDA, cuDNN"):
         load_runner(tiny_onnx, device="cuda")
     with load_runner(tiny_onnx, device="auto") as runner:
         assert runner.device == "cpu"
@@ -263,7 +263,7 @@ SCENE = np.zeros((40, 50, 3), np.uint8)
         (Image.fromarray(SCENE), r"PIL\.Image\.Image; take np\.asarray\(scene\.convert\('RGB'\)\)"),
         (SCENE[:, :, 0], r"uint8 \(40, 50\); repeat the grey: np\.stack\(\[scene\] \* 3, axis=2\)"),
         (SCENE[:, :, :1], r"uint8 \(40, 50, 1\); repeat the grey: np\.repeat\(scene, 3, axis=2\)"),
-        (np.zeros((40, 50, 4), np.uint8), r"uint8 \(40, 50, 4\); leave the fourth .*: scene\[:, :, :3\]"),
+        (np.zeros((40, 50, 4), np.uint8), r"uint8 \(40, 50, 4\); drop the fourth .*: scene\[:, :, :3\]"),
         (np.zeros((40, 50, 8), np.uint8), r"uint8 \(40, 50, 8\); choose its red, green and blue channels"),
         (SCENE.transpose(2, 0, 1), r"uint8 \(3, 40, 50\); put the channels last: scene\.transpose\(1, 2"),
         (SCENE[None], r"uint8 \(1, 40, 50, 3\); pass one image at a time"),

@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from rgfl.dota.formats.dataset import SPLITS, ConvertError, Item
-from rgfl.dota.tiling import place_of
+from rgfl.dota.tiling import parse_tile_name
 
 ARCHIVE_PART = re.compile(r"part[-_]?\d+", re.IGNORECASE)
 
@@ -116,7 +116,7 @@ def with_val(places: Sequence[Placed], share: float, seed: int = 0) -> list[Plac
         for folder in _sub_folders([place.item for place in train])
     ]
     if len(set(groups)) == 1:
-        groups = [tile[0] if (tile := place_of(place.name)) else place.name for place in train]
+        groups = [tile.image if (tile := parse_tile_name(place.name)) else place.name for place in train]
     sizes = Counter(groups)
     if len(sizes) < 2:
         raise ConvertError(f"--val-share: nothing to divide, all images are of {groups[0]}")
