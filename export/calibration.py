@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rgfl import errors
+from rgfl import checks, errors
 from rgfl.dota.images import IMAGE_SUFFIXES, ImageError, find_images, read_image
 from rgfl.dota.nearby import nearby
 from rgfl.dota.tiling import crop, windows
 from rgfl.evenly import evenly
+from rgfl.export.network import Network
 from rgfl.export.qdq import LEVELS
 from rgfl.spec import DetectorSpec
-from rgfl.trt_runtime.runners import normalised
 
 if TYPE_CHECKING:
     import onnx
@@ -135,7 +135,7 @@ def entropy_edge(counts: NDArray[np.int64]) -> int:
 
 def find_calibration_images(directory: Path, count: int) -> dict[str, Path]:
     """At most `count` images, evenly spaced over the sorted names."""
-    found = list(find_images(errors.existing_directory(directory, "--calib")).items())
+    found = list(find_images(checks.existing_directory(directory, "--calib")).items())
     if not found:
         raise errors.InputError(
             f"--calib {directory}: no image in this folder{nearby(directory, IMAGE_SUFFIXES)}"
@@ -161,45 +161,10 @@ def tiles_of(
             yield crop(image, x, y, side, spec.pad_value)[None]
 
 
-def sample_of_tiles(images: Mapping[str, Path], spec: DetectorSpec, count: int) -> list[NDArray[np.uint8]]:
+def spread_tiles(images: Mapping[str, Path], spec: DetectorSpec, count: int) -> list[NDArray[np.uint8]]:
     """At most `count` tiles (1, H, W, 3), evenly from evenly spaced images; all at once in memory."""
     chosen = dict(evenly(list(images.items()), count))
     return evenly(list(tiles_of(chosen, spec, -(-count // len(chosen)))), count)
-
-
-class Network:
-    """An ONNX graph that gives chosen tensors for tiles, on the CPU."""
-
-    def __init__(self, model: onnx.ModelProto, outputs: Sequence[str], spec: DetectorSpec) -> None:
-        import onnx
-        import onnxruntime
-
-        copy = onnx.ModelProto()
-        copy.CopyFrom(model)
-        del copy.graph.output[:]
-        copy.graph.output.extend(
-            onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in outputs
-        )
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        # Q/DQ as written: the integer kernels of CPUs without VNNI saturate, which TensorRT's do not.
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-        self.session = onnxruntime.InferenceSession(
-            copy.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        self.spec = spec
-        self.outputs = list(outputs)
-        self.takes_uint8 = self.session.get_inputs()[0].type == "tensor(uint8)"
-
-    def __call__(self, tiles: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        feed: NDArray = tiles
-        if not self.takes_uint8:
-            feed = normalised(tiles, self.spec)
-        values: list[NDArray[np.float32]] = self.session.run(
-            self.outputs, {self.session.get_inputs()[0].name: feed}
-        )
-        return values
 
 
 def collect(

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rgfl import errors
-from rgfl.export.calibration import Network
+from rgfl.export.network import Network
 from rgfl.export.placement import attribute, bounds_of, consumers_of, float_outputs, place
 from rgfl.spec import DetectorSpec
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from rgfl.export.calibration import Network
+from rgfl.export.network import Network
 from rgfl.export.placement import Placement, attribute
 from rgfl.export.qdq import LEVELS, WeightSteps, weight_scale
 from rgfl.spec import DetectorSpec

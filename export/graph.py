@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import rgfl.plugins
-from rgfl import errors
+from rgfl import checks, errors
 from rgfl.errors import ModelError
 from rgfl.export.fp16 import to_fp16, to_rounded
 from rgfl.export.onnx_file import (
@@ -318,9 +318,9 @@ def edit(arguments: argparse.Namespace) -> int:
         raise errors.InputError("--keep-fp32 goes with --fp16 or --rounding")
     if arguments.out.suffix.lower() != ".onnx":
         raise errors.InputError(f"--out {arguments.out}: expected a file name that ends in .onnx")
-    errors.new_file(arguments.out, "--out", [arguments.model])
+    checks.new_file(arguments.out, "--out", [arguments.model])
     model = load(arguments.model, weights=False)
-    errors.none_of(arguments.out, "--out", weight_files(model, arguments.model))
+    checks.none_of(arguments.out, "--out", weight_files(model, arguments.model))
     load_weights(model, arguments.model)
     try:
         read_spec(model)

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from rgfl import __version__, errors
+from rgfl import __version__, checks, errors
 from rgfl.dota.average_precision import evaluate_detections
 from rgfl.dota.labels import read_labels, version_of
 from rgfl.export import onnx_file
@@ -37,18 +37,18 @@ from rgfl.export.calibration import (
     METHOD,
     PERCENTILE,
     Method,
-    Network,
     calibration_key,
     collect,
     find_calibration_images,
     load_cache,
-    sample_of_tiles,
     save_cache,
+    spread_tiles,
     tiles_of,
 )
 from rgfl.export.cpu_int8 import cpu_variant
 from rgfl.export.equalisation import equalise
 from rgfl.export.gptq import TILES, round_weights
+from rgfl.export.network import Network
 from rgfl.export.placement import OUTPUT_MODULES, QUANTISED_MODULES, float_outputs, module_of, place
 from rgfl.export.qdq import WeightSteps, checked, insert
 from rgfl.spec import DetectorSpec
@@ -411,7 +411,7 @@ def quantize(
 
     choice = _Choice(asked_for)
     if scan_blocks or max_ap_drop is not None or (float_above < 1 and head_outputs(model)):
-        logits = Logits(model, sample_of_tiles(chosen, spec, SCAN_TILES), spec)
+        logits = Logits(model, spread_tiles(chosen, spec, SCAN_TILES), spec)
         others = place(model, asked_for).blocks
         choice = _choose(logits, calibrated.with_qdq, others, asked_for, float_above)
     in_float, ap_float, ap_int8 = choice.blocks, None, None
@@ -466,7 +466,7 @@ def _calibrate(
     key = calibration_key(model.SerializeToString(deterministic=True), images, tensors)
     stored = load_cache(cache, key) if cache is not None else None
     cached = stored is not None
-    sample = sample_of_tiles(images, spec, TILES)
+    sample = spread_tiles(images, spec, TILES)
     model = equalise(model, sample, spec)
     if stored is None:
         stored = collect(model, tensors, tiles_of(images, spec), spec)
@@ -553,7 +553,7 @@ def _check(
 
 def _truth(labels: Path, images: Mapping[str, Path], spec: DetectorSpec) -> dict[str, Any]:
     """Objects on the calibration images."""
-    errors.existing_directory(labels, "--labels")
+    checks.existing_directory(labels, "--labels")
     found = {}
     for name, path in images.items():
         file = labels / f"{name}.txt"
@@ -631,7 +631,7 @@ def command(arguments: argparse.Namespace) -> int:
             raise errors.InputError(f"{flag} {path}: expected the name of a file that ends in .onnx")
         if path.resolve() == arguments.model.resolve():
             raise errors.InputError(f"{flag} {path}: this is the FP32 model; choose another name")
-        check = errors.cache_file if flag == "--cache" else errors.new_file
+        check = checks.cache_file if flag == "--cache" else checks.new_file
         keep.append(check(path, flag, keep))
     try:
         report = quantize(

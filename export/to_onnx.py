@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rgfl import __version__, errors
+from rgfl import __version__, checks, errors
 from rgfl.checkpoint import CheckpointError, load_detector
 from rgfl.export import graph, onnx_file, verify
 from rgfl.trt_runtime.runners import recognise
@@ -114,12 +114,12 @@ def convert(arguments: argparse.Namespace) -> int:
     """The command behind `main`, with parsed arguments."""
     if arguments.out.suffix.lower() != ".onnx":
         raise errors.InputError(f"--out {arguments.out}: expected a name that ends in .onnx")
-    errors.new_file(arguments.out, "--out", [arguments.checkpoint])
+    checks.new_file(arguments.out, "--out", [arguments.checkpoint])
 
     kind, _ = recognise(arguments.checkpoint)
     if kind != "torch":
         raise errors.ModelError(f"{arguments.checkpoint}: expected a checkpoint (.pt), this is {kind}")
-    images = errors.existing_directory(arguments.images, "--images") if arguments.images else None
+    images = checks.existing_directory(arguments.images, "--images") if arguments.images else None
     if images:
         find_scenes(images)  # an empty folder is told now, not after the export
 

@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rgfl.plugins
-from rgfl import atomic, errors
+from rgfl import atomic, checks, errors
 from rgfl.errors import InputError, ModelError
 from rgfl.export import graph, onnx_file, quantize
-from rgfl.export.calibration import Network
 from rgfl.export.fp16 import check_patterns, to_fp16, to_rounded
+from rgfl.export.network import Network
 from rgfl.spec import DetectorSpec, SpecError
 from rgfl.trt_runtime import machine, tensorrt_api
 from rgfl.trt_runtime.machine import Gpu, file_facts
@@ -379,7 +379,7 @@ def convert(arguments: argparse.Namespace) -> int:
     if arguments.calib is not None and not arguments.int8:
         raise InputError("--calib goes with --int8")
     if arguments.calib is not None:
-        errors.existing_directory(arguments.calib, "--calib")
+        checks.existing_directory(arguments.calib, "--calib")
     onnx_file.check_packages("build" if arguments.calib is None else "export")  # the least that does it
     options = _options(arguments)
     path: Path = arguments.model or newest_export(Path.cwd())
@@ -388,9 +388,9 @@ def convert(arguments: argparse.Namespace) -> int:
     out = arguments.out or _default_out(path, arguments)
     if out.suffix.lower() not in (".engine", ".plan"):
         raise InputError(f"--out {out}: expected a file name that ends in .engine")
-    errors.new_file(out, "--out", [path])
+    checks.new_file(out, "--out", [path])
     if options.timing_cache is not None:
-        errors.cache_file(options.timing_cache, "--timing-cache", [path, out])
+        checks.cache_file(options.timing_cache, "--timing-cache", [path, out])
     try:
         model = onnx_file.load(path, weights=False)
         spec = onnx_file.read_spec(model)

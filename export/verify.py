@@ -37,7 +37,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rgfl import errors
+from rgfl import checks, errors
 from rgfl.detections import Detections
 from rgfl.geometry import rotated_iou_pairwise
 from rgfl.matching import angle_distance, corner_distance, match_detections
@@ -555,8 +555,8 @@ def check(arguments: argparse.Namespace) -> int:
     if given.get("tiles", 1) < 1:
         raise errors.InputError(f"--tiles {given['tiles']}: expected 1 or more")
     if arguments.images:
-        errors.existing_directory(arguments.images, "--images")
-    batches = errors.positive_integers(arguments.batch, "--batch")
+        checks.existing_directory(arguments.images, "--images")
+    batches = checks.positive_integers(arguments.batch, "--batch")
     run = compare_detections if arguments.detections else compare_files
     passed = True
     for model in arguments.models:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rgfl import checkpoint, errors
+from rgfl import checkpoint, checks, errors
 from rgfl.checkpoint import CheckpointError
 from rgfl.dota.labels import CLASSES, read_classes
 from rgfl.nn.config import ModelConfig
@@ -269,7 +269,7 @@ def convert(options: argparse.Namespace) -> int:
     """What `import` does."""
     if options.out.suffix != ".pt":
         raise CheckpointError(f"--out {options.out}: expected a name that ends in .pt")
-    errors.new_file(options.out, "--out", keep=[options.file])
+    checks.new_file(options.out, "--out", keep=[options.file])
     names = read_classes(options.classes) if options.classes else None
     imported = import_detector(options.file, names)
     detector = imported.detector

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rgfl import errors
+from rgfl import checks, errors
 from rgfl.errors import InputError
 
 
@@ -22,14 +22,14 @@ def test_an_output_is_none_of_the_files_that_are_read(tmp_path: Path) -> None:
     os.link(model, tmp_path / "twin.onnx")
     same = ("m.onnx", "folder/../m.onnx", "link.onnx", "twin.onnx")
     for name in same:
-        for check in (errors.new_file, errors.cache_file):
+        for check in (checks.new_file, checks.cache_file):
             with pytest.raises(InputError, match=r"--out .*: the same file as .*m\.onnx, which this command"):
                 check(tmp_path / name, "--out", [model])
     # Two outputs, neither of which is there yet.
     with pytest.raises(InputError, match="the same file as"):
-        errors.new_file(tmp_path / "way" / "a.json", "--json", [model, folder / "a.json"])
+        checks.new_file(tmp_path / "way" / "a.json", "--json", [model, folder / "a.json"])
     for name in ("other.onnx", "folder/m.onnx"):
-        assert errors.new_file(tmp_path / name, "--out", [model]) == tmp_path / name
+        assert checks.new_file(tmp_path / name, "--out", [model]) == tmp_path / name
 
 
 def test_pictures_do_not_go_where_the_images_are(tmp_path: Path) -> None:
@@ -38,8 +38,8 @@ def test_pictures_do_not_go_where_the_images_are(tmp_path: Path) -> None:
     (images / "P1.jpg").touch()
     read = {"P1": images / "P1.jpg"}
     with pytest.raises(InputError, match=r"--draw .*: the images lie there"):
-        errors.picture_directory(tmp_path / "images" / ".", "--draw", read)
-    assert errors.picture_directory(tmp_path / "drawn", "--draw", read) == tmp_path / "drawn"
+        checks.picture_directory(tmp_path / "images" / ".", "--draw", read)
+    assert checks.picture_directory(tmp_path / "drawn", "--draw", read) == tmp_path / "drawn"
 
 
 def test_a_package_of_an_extra_is_named_with_its_extra(capsys: pytest.CaptureFixture) -> None:
@@ -102,7 +102,7 @@ def test_a_bug_shows_its_traceback(command: str, monkeypatch: pytest.MonkeyPatch
 def test_a_percentage_is_no_share(capsys: pytest.CaptureFixture) -> None:
     """--score 30 found nothing, without a word."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--score", type=errors.share)
+    parser.add_argument("--score", type=checks.zero_to_one)
     assert parser.parse_args(["--score", "0.3"]).score == 0.3
     for wrong in ("30", "-1", "nan", "x"):
         with pytest.raises(SystemExit):

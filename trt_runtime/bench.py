@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rgfl import atomic, errors
+from rgfl import atomic, checks, errors
 from rgfl.trt_runtime import machine
 from rgfl.trt_runtime.runners import Runner, load_runner
 from rgfl.trt_runtime.sample_tiles import sample_tiles
@@ -223,13 +223,13 @@ def benchmark(arguments: argparse.Namespace) -> int:
     for flag, least in (("warmup", 0), ("repeat", 1), ("threads", 0)):
         if getattr(arguments, flag) < least:
             raise errors.InputError(f"--{flag} {getattr(arguments, flag)}: expected {least} or more")
-    batches = errors.positive_integers(arguments.batch, "--batch")
+    batches = checks.positive_integers(arguments.batch, "--batch")
     keep = list(arguments.model)
     for flag in ("json", "markdown"):  # told now and not after minutes of timing
         if path := getattr(arguments, flag):
-            keep.append(errors.new_file(path, f"--{flag}", keep))
+            keep.append(checks.new_file(path, f"--{flag}", keep))
     if arguments.images:
-        errors.existing_directory(arguments.images, "--images")
+        checks.existing_directory(arguments.images, "--images")
     busy = machine.hardware().get("load_average", 0.0)
 
     runners: list[Runner] = []

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rgfl import atomic, draw, errors
+from rgfl import atomic, checks, draw, errors
 from rgfl.detections import Detections
 from rgfl.dota import average_precision, mistakes
 from rgfl.dota.average_precision import Result, evaluate_detections
@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--draw", type=Path, metavar="DIR", help="write pictures, ground truth in white")
     parser.add_argument(
         "--draw-score",
-        type=errors.share,
+        type=checks.zero_to_one,
         default=0.3,
         metavar="S",
         help="draw from this score on (default: 0.3)",
@@ -130,7 +130,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """The command behind `main`, with parsed arguments."""
     keep = [arguments.model] if arguments.model else []
     for flag, path in _outputs(arguments):
-        keep.append(errors.new_file(path, f"--{flag}", keep))
+        keep.append(checks.new_file(path, f"--{flag}", keep))
     return evaluate_files(arguments) if arguments.task1 else evaluate_model(arguments)
 
 
@@ -147,7 +147,7 @@ def evaluate_files(arguments: argparse.Namespace) -> int:
     if not arguments.labels:
         raise errors.InputError("--task1 needs --labels DIR, the labelTxt files of the images")
     if arguments.task1.suffix.lower() != ".zip":
-        errors.existing_directory(arguments.task1, "--task1")
+        checks.existing_directory(arguments.task1, "--task1")
     if arguments.classes:
         try:
             classes = read_classes(arguments.classes)
@@ -202,12 +202,12 @@ def evaluate_model(arguments: argparse.Namespace) -> int:
     check_model_arguments(arguments)
     images = find_scenes(arguments.images)
     if arguments.draw:
-        errors.picture_directory(arguments.draw, "--draw", images)
+        checks.picture_directory(arguments.draw, "--draw", images)
     if arguments.labels:
-        errors.existing_directory(arguments.labels, "--labels")
+        checks.existing_directory(arguments.labels, "--labels")
     read = [*images.values(), *(arguments.labels.glob("*.txt") if arguments.labels else ())]
     for flag, path in _outputs(arguments):
-        errors.none_of(path, f"--{flag}", read)
+        checks.none_of(path, f"--{flag}", read)
     with _alone(arguments):
         return _evaluate_images(images, arguments)
 
@@ -274,7 +274,7 @@ def read_truth(
     arguments: argparse.Namespace, classes: tuple[str, ...], hint: str
 ) -> tuple[dict[str, Objects], list[str]]:
     """The label files of --labels, and other classes in them, which are an error unless they are ignored."""
-    labels = errors.existing_directory(arguments.labels, "--labels")
+    labels = checks.existing_directory(arguments.labels, "--labels")
     if arguments.ignore_unknown:
         left_out = count_others(labels, classes)
         if left_out:

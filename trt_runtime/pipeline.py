@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from rgfl import atomic, draw, errors
+from rgfl import atomic, checks, draw, errors
 from rgfl.detections import Detections
 from rgfl.dota import georeference
 from rgfl.dota.georeference import Georeference
@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where results go")
     parser.add_argument(
         "--score",
-        type=errors.share,
+        type=checks.zero_to_one,
         default=0.3,
         metavar="S",
         help="least score in pictures and GeoJSON (default: 0.3), if above the model's own threshold",
@@ -127,9 +127,9 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
     check_model_arguments(arguments)
     scenes = find_scenes(*arguments.images, recursive=arguments.recursive)
     places = {name: place for name, path in scenes.items() if (place := georeference.find(path)) is not None}
-    errors.new_directory(arguments.out, "--out")
+    checks.new_directory(arguments.out, "--out")
     expect_no_others(arguments.out, scenes)
-    errors.picture_directory(arguments.out / "pictures", "--out", scenes)
+    checks.picture_directory(arguments.out / "pictures", "--out", scenes)
     with load_runner(arguments.model, device=arguments.device, threads=arguments.threads) as runner:
         threshold = runner.spec.score_threshold
         expect_stride(arguments.stride, runner.spec.tile_side)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rgfl import atomic, errors
+from rgfl import atomic, checks, errors
 from rgfl.trt_runtime.machine import file_facts
 from rgfl.trt_runtime.tensorrt_api import NAMES, read_plan, read_record
 
@@ -223,9 +223,9 @@ def report(arguments: argparse.Namespace) -> int:
     if not (arguments.eval or arguments.bench or arguments.engine):
         raise errors.InputError("nothing to report: give --eval and --bench files")
     keep = [*arguments.eval, *arguments.bench, *arguments.engine]
-    keep.append(errors.new_file(arguments.out, "--out", keep))
+    keep.append(checks.new_file(arguments.out, "--out", keep))
     if arguments.plot:
-        errors.new_file(arguments.plot, "--plot", keep)
+        checks.new_file(arguments.plot, "--plot", keep)
     evaluations = [_read(path, "eval_dota.py", _evaluation) for path in arguments.eval]
     benchmarks = [_read(path, "bench.py", _benchmark) for path in arguments.bench]
     rows = merge(evaluations, benchmarks, [_engine(path) for path in arguments.engine])

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from rgfl import errors  # noqa: E402
 from rgfl.export import calibration, qdq  # noqa: E402
 from rgfl.export.equalisation import GREATEST_FACTOR, equalise  # noqa: E402
+from rgfl.export.network import Network  # noqa: E402
 from rgfl.export.placement import Placement, float_outputs, place  # noqa: E402
 from rgfl.spec import DetectorSpec  # noqa: E402
 
@@ -73,7 +74,7 @@ def tiles() -> list[NDArray[np.uint8]]:
 
 
 def values(model: onnx.ModelProto, names: list[str], tiles: list) -> list[NDArray[np.float64]]:
-    network = calibration.Network(model, names, SPEC)
+    network = Network(model, names, SPEC)
     parts = zip(*(network(tile) for tile in tiles), strict=True)
     return [np.concatenate(part).astype(np.float64) for part in parts]
 

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from rgfl.export import calibration, gptq, qdq  # noqa: E402
 from rgfl.export.gptq import round_rows, round_weights  # noqa: E402
+from rgfl.export.network import Network  # noqa: E402
 from rgfl.export.placement import place  # noqa: E402
 from rgfl.spec import DetectorSpec  # noqa: E402
 
@@ -207,7 +208,7 @@ def test_one_layer_after_the_other(
     inputs_only = type(everything)(activations, {}, {})
 
     def outputs(graph: onnx.ModelProto) -> NDArray[np.float64]:
-        network = calibration.Network(graph, [output], SPEC)
+        network = Network(graph, [output], SPEC)
         values = np.concatenate([network(tile)[0] for tile in tiles]).astype(np.float64)
         return (
             values.reshape(-1, values.shape[-1])

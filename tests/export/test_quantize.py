@@ -338,7 +338,7 @@ def test_weights_are_int8_by_channel_and_everything_is_symmetric(
     written: tuple, detector: Path, images: Path
 ) -> None:
     model, _, report = written
-    sample = calibration.sample_of_tiles(
+    sample = calibration.spread_tiles(
         calibration.find_calibration_images(images, quantize.IMAGES), SPEC, gptq.TILES
     )
     equal = equalisation.equalise(onnx_file.load(detector), sample, SPEC)
