@@ -85,7 +85,7 @@ class Scene:
 
 
 # Of each tile: the scene, and the square of it that the tile shows.
-_Owners = list[tuple[Scene, "Place"]]
+_Owners = list[tuple[Scene, Place]]
 
 
 def stream(

@@ -58,7 +58,7 @@ Layout lay_out(Problem& problem, void* workspace) {
 }
 
 bool fits(const RotatedNmsShape& shape, const RotatedNmsSettings& settings) {
-    const int64_t words = (static_cast<int64_t>(shape.points) + 31) / 32;
+    const int64_t words = larger<int64_t>(1, (static_cast<int64_t>(shape.points) + 31) / 32);
     return shape.batch >= 0 && shape.points >= 0 && shape.classes >= 1 && settings.max_detections >= 1 &&
            settings.pre_nms_topk >= 0 &&
            // Segments, tiles, and the pairs of a point and a class of an image are numbered in 31 bits.

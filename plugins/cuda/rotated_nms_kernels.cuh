@@ -522,7 +522,8 @@ __device__ __forceinline__ void compare_with_earlier(const Problem& problem, Til
         }
     };
     for (int first = 0; first < count; first += 32) {
-        const bool open = (*static_cast<volatile unsigned*>(&tile.lost[warp]) >> lane & 1u) == 0;
+        __syncwarp();
+        const bool open = (tile.lost[warp] >> lane & 1u) == 0;
         const unsigned meeting = meeting_bounds(tile.earlier + first, smaller(32, count - first), box);
         pairs.add(open ? meeting : 0, first, candidate, decide);
     }

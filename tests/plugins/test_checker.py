@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from plugin_libraries import PLUGINS, compile_kernels, ptx_of_kernels
 from ptx import PtxError, translate
-from test_rotated_nms import CASES, USUAL, Emulated
+from test_rotated_nms import CASES, USUAL, Emulated, check
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,19 @@ def test_the_checker_finds(request: pytest.FixtureRequest, tmp_path: Path, fault
     settings = dataclasses.replace(USUAL, max_detections=it.max_detections)
     _, findings = emulated.checked(boxes, scores, settings, poison=0)
     assert re.search(it.finding, findings), findings
+
+
+def test_a_tile_that_closes_up_while_it_waits_keeps_the_same(tmp_path: Path) -> None:
+    """Here it never has to wait long, on a GPU often: a copy that closes up at once, and loses more later."""
+    shutil.copytree(PLUGINS / "cuda", tmp_path / "cuda")
+    kernels = tmp_path / "cuda/rotated_nms_kernels.cuh"
+    text, waits = kernels.read_text(), "__syncthreads_or(decided.before < 0)"
+    assert text.count(waits) == 1
+    kernels.write_text(text.replace(waits, "true"))
+    emulated = Emulated(compile_kernels(tmp_path, tmp_path / "cuda"))
+    for name in ("lists of several tiles", "chain"):
+        boxes, scores = CASES[name](2)
+        check(emulated(boxes, scores, USUAL), boxes, scores, USUAL)
 
 
 KERNEL = """

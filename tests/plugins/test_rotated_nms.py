@@ -451,7 +451,7 @@ def test_compute_sanitizer_finds_nothing(gpu: OnGpu, tool: str) -> None:
     )
     if sanitizer is None:
         pytest.skip("compute-sanitizer is not installed")
-    tests = "test_keeps_what_the_cpu_keeps and gpu and (clustered or tied or chain)"
+    tests = "test_keeps_what_the_cpu_keeps and gpu and (clustered or tied or chain or several)"
     # A filter that is not KEY=VALUE is ignored, and then PyTorch's kernels are checked, too.
     command = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--kernel-name", "kernel_substring=rgfl"]
     if tool == "memcheck":  # PyTorch asks CUDA for what it may lack; our own calls raise
