@@ -31,6 +31,14 @@ from rgfl.run_folder import RunFolder
 from rgfl.tiles import Tiles
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_nohup():
+    """Tests that were started by nohup hand it on, and then a training rightly ignores SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return make_data(tmp_path_factory.mktemp("data"))

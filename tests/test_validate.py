@@ -28,7 +28,7 @@ def nothing(tiles):
 
 def picture(folder, name="P1", height=60, width=80):
     path = folder / f"{name}.png"
-    assert cv2.imwrite(str(path), np.zeros((height, width, 3), np.uint8))
+    assert cv2.imwrite(str(path), np.full((height, width, 3), 9, np.uint8))
     return Picture(name, path, height, width, Objects.empty())
 
 
