@@ -15,11 +15,11 @@ import torch
 from rgfl.dataset import Picture
 from rgfl.devices import device_name
 from rgfl.dota.labels import version_of
-from rgfl.dota.tiling import clip_objects
 from rgfl.errors import TrainingError
 from rgfl.plan import Plan
 from rgfl.recipes import Recipe, schedule_warnings
 from rgfl.spec import DetectorSpec
+from rgfl.tiles import as_shown
 from rgfl.validate import without_truth
 
 LISTED = 40  # classes, of which the number of objects is said at the start
@@ -84,7 +84,8 @@ def warnings(plan: Plan, batchnorm_trains: bool, processes: int, on_cuda: bool) 
     if missing := [name for name, count in tiles.objects_by_class().items() if not count]:
         told.append(f"train has no object of {', '.join(missing)}: the detector will not find any")
     told += _outside("train left out", plan.dataset.train, tiles.outside)
-    told += _outside("val that nothing can find", plan.val, {one.name: _lost(one) for one in plan.val})
+    lost = {one.name: len(one.objects) - len(as_shown(one).objects) for one in plan.val}
+    told += _outside("val that nothing can find", plan.val, lost)
     if tiles.too_small:
         name, number = next(iter(tiles.too_small.items()))
         told.append(
@@ -117,12 +118,6 @@ def warnings(plan: Plan, batchnorm_trains: bool, processes: int, on_cuda: bool) 
             "whole batch at once"
         )
     return told
-
-
-def _lost(picture: Picture) -> int:
-    """How many of its objects lie outside of it or have no area, as `Tiles.outside` counts them."""
-    extent = picture.width, picture.height
-    return len(picture.objects) - len(clip_objects(picture.objects, 0, 0, extent, 0.0, cut="whole"))
 
 
 def _outside(which: str, pictures: Sequence[Picture], lost: Mapping[str, int]) -> list[str]:

@@ -136,7 +136,7 @@ def _too_difficult(config: DataConfig) -> int:
     return DIFFICULT_CUT if config.train_difficult else 1
 
 
-def _as_shown(picture: Picture) -> Picture:
+def as_shown(picture: Picture) -> Picture:
     """The picture without the objects that lie outside of it or have no area."""
     width, height = picture.width, picture.height
     shown = clip_objects(picture.objects, 0, 0, (width, height), 0.0, cut="whole")
@@ -170,7 +170,7 @@ class Tiles:
         seed: int,
         cache_mb: int = 0,
     ) -> None:
-        self.pictures = [_as_shown(picture) for picture in pictures]
+        self.pictures = [as_shown(picture) for picture in pictures]
         self.data, self.augment, self.seed = data, augment, seed
         self.classes = tuple(classes)
         self.outside = {

@@ -2,6 +2,7 @@
 
 import copy
 
+import pretend_cuda
 import pytest
 import torch
 from tiny_training import make_data, run
@@ -11,23 +12,7 @@ from rgfl import loop
 
 # On a GPU the host waits in these: their result's shape, or a branch of the caller, depends on values.
 # `lift_fresh` is what `torch.tensor(number, device=…)` and `new_tensor` come to: a transfer that blocks.
-WAITING = {
-    "_local_scalar_dense",
-    "_unique",
-    "_unique2",
-    "bincount",
-    "equal",
-    "is_nonzero",
-    "lift_fresh",
-    "masked_select",
-    "nonzero",
-    "nonzero_numpy",
-    "repeat_interleave",
-    "unique_consecutive",
-    "unique_dim",
-}
-# A tensor of booleans as an index is `nonzero` and then an index.
-INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
+WAITING = pretend_cuda.WAITING | {"is_nonzero", "lift_fresh", "nonzero_numpy", "repeat_interleave"}
 
 # No BatchNorm that trains: it cannot see a part of one tile.
 FLAGS = """
@@ -44,7 +29,8 @@ class Calls(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         name = operation.overloadpacket.__name__
-        masks = name in INDEXING and any(
+        # A tensor of booleans as an index is `nonzero` and then an index.
+        masks = name in pretend_cuda.INDEXING and any(
             index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
         )
         self.names.append(f"{name}!" if masks or name in WAITING else name)

@@ -75,7 +75,7 @@ from rgfl.dota.formats.labelme import read_labelme
 from rgfl.dota.formats.rolabelimg import read_rolabelimg
 from rgfl.dota.formats.yolo import read_yolo, seen_objects, yolo_text
 from rgfl.dota.images import IMAGE_SUFFIXES, image_size
-from rgfl.dota.journal import failure, follow, read_journal, stamp
+from rgfl.dota.journal import failure, follow, read_journal, stamp, write_journal
 from rgfl.dota.labels import CLASSES, write_labels
 from rgfl.errors import GOES_ON, UserError, one_line, run
 from rgfl.folder_lock import LOCK, lock_folder
@@ -211,8 +211,8 @@ def _convert_image(place: Placed, dataset: Dataset, out: Path, to: Target, link:
         counts["unlabelled"] = 1
         return entry | counts
     image, label = _files(place.key, item.image.suffix, out, to)
-    for end in place.beside:
-        _place_file(item.image.with_name(item.image.stem + end), image.with_name(place.name + end), link)
+    for source, target in zip(_beside(item.image, place.beside), _beside(image, place.beside), strict=True):
+        _place_file(source, target, link)
     _place_file(item.image, image, link)
     counts |= {"images": 1, "renamed": int(place.name != item.image.stem)}
     if objects is None:
@@ -228,6 +228,11 @@ def _convert_image(place: Placed, dataset: Dataset, out: Path, to: Target, link:
         write_labels(label, objects, dataset.classes)
     counts |= {"objects": len(objects), "difficult": int((objects.difficult > 0).sum())}
     return entry | counts
+
+
+def _beside(image: Path, endings: Iterable[str]) -> list[Path]:
+    """Files whose names are the image's stem and these endings."""
+    return [image.with_name(image.stem + ending) for ending in endings]
 
 
 def _place_file(source: Path, target: Path, link: bool) -> None:
@@ -253,8 +258,7 @@ def _yolo_yaml(found: Iterable[str], classes: Sequence[str]) -> str:
 def _stamp(place: Placed) -> list[int]:
     """Sizes and times of all files that an image and its labels are made from."""
     item = place.item
-    beside = (item.image.with_name(item.image.stem + end) for end in place.beside)
-    paths = (item.image, item.label, *item.shared, *beside)
+    paths = (item.image, item.label, *item.shared, *_beside(item.image, place.beside))
     return [number for path in paths if path is not None for number in stamp(path)]
 
 
@@ -293,17 +297,16 @@ def _open_journal(
             )
         for entry in stale:  # first, as names that differ in case alone may be one file
             image, label = _files(entry["image"], entry["suffix"], out, to)
-            beside = (image.with_name(image.stem + end) for end in georeferences(image.suffix))
-            for path in (image, label, *beside):
+            for path in (image, label, *_beside(image, georeferences(image.suffix))):
                 path.unlink(missing_ok=True)
         for entry in fresh:
             image, label = _files(entry["image"], entry["suffix"], out, to)
             place = by_key[entry["image"]]
-            parts = [image, *(image.with_name(image.stem + end) for end in place.beside)]
+            parts = [image, *_beside(image, place.beside)]
             whole = all(path.is_file() for path in parts) and (place.item.bare or label.is_file())
             if entry["unlabelled"] or whole:
                 done[entry["image"]] = entry
-    atomic.write_text(journal, "".join(json.dumps(entry) + "\n" for entry in (head, *done.values())))
+    write_journal(journal, head, done.values())
     return done
 
 

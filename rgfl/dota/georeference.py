@@ -74,7 +74,7 @@ class Georeference:
         if self.system and not self.code:
             return self.degrees(quads)
         digits = 4 - math.floor(math.log10(np.linalg.norm(self.affine[:, :2], axis=0).min()))
-        return _counterclockwise(self._corners(quads)).round(digits)
+        return _counterclockwise(self.coordinates(quads)).round(digits)
 
     def degrees(self, quads: NDArray[np.float64]) -> NDArray[np.float64]:
         """As `rings`, in longitude and latitude of WGS 84 to 1e-9 degrees; NaN for a corner without these.
@@ -84,7 +84,7 @@ class Georeference:
         from rasterio.warp import transform
 
         try:
-            points = transform(self.system, "OGC:CRS84", *self._corners(quads).reshape(-1, 2).T)
+            points = transform(self.system, "OGC:CRS84", *self.coordinates(quads).reshape(-1, 2).T)
         except Exception:  # of many kinds, all rasterio's own: one point that cannot be spoils the others
             if len(quads) > 1:
                 return np.concatenate([self.degrees(quad[None]) for quad in quads])
@@ -94,8 +94,13 @@ class Georeference:
         rings[..., 0] -= 360 * ((rings[..., 0] - rings[:, :1, 0]) / 360).round()
         return _counterclockwise(rings).round(9)
 
-    def _corners(self, quads: NDArray[np.float64]) -> NDArray[np.float64]:
-        return quads @ self.affine[:, :2].T + self.affine[:, 2]
+    def coordinates(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Points (…, 2) in pixels as points in the image's own reference system."""
+        return points @ self.affine[:, :2].T + self.affine[:, 2]
+
+    def pixels(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Points (N, 2) in the image's own reference system as points in pixels."""
+        return np.linalg.solve(self.affine[:, :2], (points - self.affine[:, 2]).T).T
 
 
 def metres(rings: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -194,11 +199,16 @@ def _projection_file(path: Path) -> CRS | None:
     return None
 
 
+def world_endings(suffix: str) -> tuple[str, str, str]:
+    """What the names of world files end in, beside an image with this suffix; in capitals, too."""
+    kind = suffix[1:].lower()
+    return f".{kind[:1]}{kind[-1:]}w", f".{kind}w", ".wld"
+
+
 def _world_file(path: Path) -> Path | None:
     """A file beside the image whose name says that it is its world file."""
-    kind = path.suffix[1:].lower()
-    for ending in (f"{kind[:1]}{kind[-1:]}w", f"{kind}w", "wld"):
-        for candidate in (path.with_suffix(f".{ending}"), path.with_suffix(f".{ending.upper()}")):
+    for ending in world_endings(path.suffix):
+        for candidate in (path.with_suffix(ending), path.with_suffix(ending.upper())):
             if candidate.is_file():
                 return candidate
     return None

@@ -40,6 +40,11 @@ def read_journal(journal: Path) -> list[dict[str, Any]]:
     return entries
 
 
+def write_journal(journal: Path, head: dict[str, Any], entries: Iterable[dict[str, Any]]) -> None:
+    """A journal of these entries, whole or not at all."""
+    atomic.write_text(journal, "".join(json.dumps(entry) + "\n" for entry in (head, *entries)))
+
+
 def resume(
     journal: Path, head: dict[str, Any], states: Mapping[str, Any], whole: Callable[[str], bool]
 ) -> dict[str, dict[str, Any]]:
@@ -56,7 +61,7 @@ def resume(
         for entry in (entries[1:] if entries[:1] == [head] else [])
         if (name := entry["image"]) in states and entry.get("state") == states[name] and whole(name)
     }
-    atomic.write_text(journal, "".join(json.dumps(entry) + "\n" for entry in (head, *done.values())))
+    write_journal(journal, head, done.values())
     return done
 
 

@@ -45,7 +45,7 @@ from numpy.typing import NDArray
 
 from rgfl import atomic
 from rgfl.dota.images import IMAGE_SUFFIXES, ImageError, find_images, read_image
-from rgfl.dota.journal import failure, follow, read_journal, stamp
+from rgfl.dota.journal import failure, follow, read_journal, stamp, write_journal
 from rgfl.dota.labels import (
     DIFFICULT_CUT,
     Objects,
@@ -401,7 +401,7 @@ def split(
         _remove_others(out, done)
         for kind in ("images", "labelTxt") if labels is not None else ("images",):
             (out / kind).mkdir(parents=True, exist_ok=True)
-        atomic.write_text(journal, "".join(json.dumps(entry) + "\n" for entry in (head, *done.values())))
+        write_journal(journal, head, done.values())
         waiting = [job for stem, job in jobs.items() if stem not in done]
         entries = each(_tile_image, waiting, workers)
         errors = follow(entries, journal, done, len(jobs), task=f"tiling {out.name}", progress=progress)

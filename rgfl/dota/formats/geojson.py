@@ -73,8 +73,7 @@ class Scene:
     def grid(self) -> NDArray[np.float64]:
         """(N, 2) points all over the image, in its reference system."""
         x, y = np.meshgrid(np.linspace(0, self.width, GRID), np.linspace(0, self.height, GRID))
-        affine = self.place.affine
-        return np.stack([x.ravel(), y.ravel()], 1) @ affine[:, :2].T + affine[:, 2]
+        return self.place.coordinates(np.stack([x.ravel(), y.ravel()], 1))
 
 
 class Layer:
@@ -95,15 +94,13 @@ class Layer:
         low, high = grid.min(0)[:, None], grid.max(0)[:, None]
         margin = (high - low) / 10  # the image's sides are curves here, and a pole is no point of the grid
         near = (self._high >= low - margin).all(0) & (self._low <= high + margin).all(0)
-        affine = scene.place.affine
         for outline in (self.outlines[index] for index in near.nonzero()[0]):
             if outline.file not in files:
                 continue
             points = _transformed(self.system, scene.system, outline.points)
             if points is None:
                 continue
-            pixels = np.linalg.solve(affine[:, :2], (points - affine[:, 2]).T).T
-            quad = polygon_corners(outline.where, pixels)
+            quad = polygon_corners(outline.where, scene.place.pixels(points))
             x, y = np.reshape(quad, (4, 2)).mean(0)
             if 0 <= x < scene.width and 0 <= y < scene.height:
                 yield outline, quad

@@ -11,6 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from rgfl.dota.formats.dataset import SPLITS, ConvertError, Item
+from rgfl.dota.georeference import world_endings
 from rgfl.dota.tiling import parse_tile_name
 
 ARCHIVE_PART = re.compile(r"part[-_]?\d+", re.IGNORECASE)
@@ -77,8 +78,7 @@ def georeferences(suffix: str) -> tuple[str, ...]:
     Args:
         suffix: the image's.
     """
-    kind = suffix[1:].lower()
-    endings = (f".{kind[:1]}{kind[-1:]}w", f".{kind}w", ".wld", ".prj")
+    endings = (*world_endings(suffix), ".prj")
     return (*endings, *map(str.upper, endings), f"{suffix}.aux.xml")
 
 
