@@ -22,6 +22,7 @@ from rgfl.dota.average_precision import (
     RECALL_GRID,
     THRESHOLDS,
     EvaluationError,
+    area_under,
     eleven_points,
     evaluate,
     evaluate_detections,
@@ -433,8 +434,38 @@ def test_work_in_pieces_gives_the_same_result(monkeypatch):
     assert np.array_equal(evaluate(*crowd(2), ["ship"]).ap, whole.ap)
 
 
-def test_eleven_points_of_an_empty_curve_is_0():
-    assert eleven_points(np.zeros(0), np.zeros(0)) == 0.0
+def test_an_empty_curve_has_ap_0():
+    assert eleven_points(np.zeros(0), np.zeros(0)) == area_under(np.zeros(0), np.zeros(0)) == 0.0
+
+
+@given(hits=st.lists(st.booleans(), max_size=30), missed=st.integers(0, 5))
+def test_area_is_vocs_integral(hits, missed):
+    assume(sum(hits) + missed)
+    found = np.cumsum(hits, dtype=float)
+    recall, precision = found / (sum(hits) + missed), found / np.arange(1, len(hits) + 1)
+    # VOC's development kit: both ends added, precision made to fall, rectangles under it added up.
+    heights = [0.0, *precision, 0.0]
+    for place in range(len(heights) - 1, 0, -1):
+        heights[place - 1] = max(heights[place - 1], heights[place])
+    steps = zip(pairwise([0.0, *recall, 1.0]), heights[1:], strict=True)
+    assert area_under(recall, precision) == pytest.approx(sum((b - a) * h for (a, b), h in steps), abs=1e-14)
+
+
+def test_by_area_keeps_the_matches_and_says_so():
+    # Hit, miss, hit on two objects: half the recall at precision 1, half at 2/3.
+    truth = {"a": truth_of((square(0), 0), (square(100), 0))}
+    task1 = {"ship": found(("a", 0.9, square(0)), ("a", 0.8, square(500)), ("a", 0.7, square(100)))}
+    result = evaluate(task1, truth, ["ship"])
+    area = result.by_area()
+    assert result.ap50 == pytest.approx((6 + 5 * 2 / 3) / 11)
+    assert area.ap50 == pytest.approx(5 / 6)
+    assert area.counts == result.counts
+    assert (result.record()["rule"], area.record()["rule"]) == (
+        "VOC 2007, 11 points",
+        "VOC 2012, area under the curve",
+    )
+    assert "no DOTA number" in area.table()
+    assert "11-point" not in area.table()
 
 
 # ---------------------------------------------------------------------------------------------

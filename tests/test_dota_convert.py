@@ -18,6 +18,7 @@ from rgfl.dota import convert as module
 from rgfl.dota import georeference
 from rgfl.dota.convert import main
 from rgfl.dota.formats import dataset, dota, hrsc_dior
+from rgfl.dota.formats import fair1m as fair1m_reader
 from rgfl.dota.formats.dataset import ConvertError, parse_xml
 from rgfl.dota.formats.hrsc_dior import parse_hrsc
 from rgfl.dota.formats.items import placed, with_val
@@ -923,6 +924,69 @@ def test_hrsc_errors_name_the_object(tmp_path):
     text(tmp_path / "a.xml", hrsc((1, 1, 1, 1, 0, 0), (1, 1, -2, 1, 0, 0)))
     with pytest.raises(ConvertError, match=r"HRSC_Object 8: mbox_w and mbox_h must not be negative"):
         parse_hrsc(tmp_path / "a.xml")
+
+
+def fair1m(*objects, unit="pixel"):
+    body = "".join(
+        f"<object><coordinate>{unit}</coordinate><type>rectangle</type><description>None</description>"
+        f"<possibleresult><name>{name}</name></possibleresult><points>"
+        + "".join(f"<point>{point}</point>" for point in points.split())
+        + "</points></object>\n"
+        for name, points in objects
+    )
+    return (
+        "<annotation><source><filename>1.tif</filename><origin>GF2/GF3</origin></source>\n"
+        f"<size><width>40</width><height>20</height></size>\n<objects>{body}</objects></annotation>"
+    )
+
+
+def test_fair1m_golden(tmp_path):
+    data, out = tmp_path / "FAIR1M", tmp_path / "out"
+    closed = "1.0,2.0 11.0,3.0 10.5,8.0 0.5,7.0 1.0,2.0"
+    for part, name in (("train/part1", "labelXml"), ("train/part2", "labelXmls")):
+        text(data / part / name / "1.xml", fair1m(("Dry Cargo Ship", closed)))
+        image(data / part / "images/1.tif")
+    text(data / "validation/labelXml/1.xml", fair1m(("A220", closed), ("Bus", "0,0 9,0 9,4 0,4 0,0")))
+    text(data / "validation/labelXml/2.xml", fair1m())
+    for place in ("validation/images/1.tif", "validation/images/2.tif", "test/images/7.tif"):
+        image(data / place)
+    assert run("--from", "fair1m", "--data", data, "--out", out) == 0
+    ship = "1.0 2.0 11.0 3.0 10.5 8.0 0.5 7.0 Dry-Cargo-Ship 0\n"
+    assert (out / "train/labelTxt/part1__1.txt").read_text() == ship
+    assert (out / "train/labelTxt/part2__1.txt").read_text() == ship
+    found = read_labels(out / "val/labelTxt/1.txt", fair1m_reader.CLASSES)
+    assert [fair1m_reader.CLASSES[label] for label in found.labels] == ["A220", "Bus"]
+    assert (out / "val/labelTxt/2.txt").read_text() == ""
+    assert (out / "test/images/7.tif").is_file()
+    assert not (out / "test/labelTxt").exists()
+    assert len((out / "classes.txt").read_text().split()) == 37
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (fair1m(("Bus", "1,2 3,4")), "object 1 (Bus): expected a polygon of 3 or more points, got 2"),
+        (fair1m(("Bus", "1,2 3,4 5")), "object 1 (Bus): expected a point `x,y`, got '5'"),
+        (fair1m(("Bus", "1,2 3,4 5,x")), "object 1 (Bus): expected a coordinate as a finite number, got 'x'"),
+        (fair1m(("Bus", "1,2 3,4 5,6"), unit="geographic"), "expected coordinates in pixels, got geographic"),
+    ],
+)
+def test_fair1m_errors_name_the_object(content, message, tmp_path):
+    text(tmp_path / "a.xml", content)
+    with pytest.raises(ConvertError) as error:
+        fair1m_reader.parse_fair1m(tmp_path / "a.xml")
+    assert str(error.value).startswith(f"{tmp_path / 'a.xml'}: ")
+    assert message in str(error.value)
+
+
+def test_fair1m_that_lacks_images_or_labels(tmp_path):
+    text(tmp_path / "train/part1/labelXml/1.xml", fair1m())
+    image(tmp_path / "train/part1/images/2.tif")
+    with pytest.raises(ConvertError, match="no image for 1 of 1 annotated images, the first is 1 of"):
+        fair1m_reader.read_fair1m(tmp_path)
+    shutil.rmtree(tmp_path / "train/part1/labelXml")
+    with pytest.raises(ConvertError, match="expected folders images with labelXml beside them"):
+        fair1m_reader.read_fair1m(tmp_path)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])

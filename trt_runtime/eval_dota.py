@@ -94,6 +94,13 @@ def main(argv: list[str] | None = None) -> int:
         help="DOTA version: the rule for difficult objects and, with --task1, the classes "
         "(default: the one whose classes these are, else 1.0)",
     )
+    parser.add_argument(
+        "--voc",
+        choices=("2007", "2012"),
+        default="2007",
+        help="which VOC's AP: DOTA's is 2007's, over 11 recalls; HRSC2016 is also published with 2012's, "
+        "the area under the curve (default: 2007)",
+    )
     parser.add_argument("--classes", metavar="A,B|FILE", help="with --task1: names, or a file of one a line")
     parser.add_argument(
         "--ignore-unknown", action="store_true", help="skip labels of classes outside the list"
@@ -166,7 +173,7 @@ def evaluate_files(arguments: argparse.Namespace) -> int:
                 f"--version {version_of(list(later))}? --version 1.0 leaves it out"
             )
     version = arguments.version or version_of([*classes, *left_out])
-    result = average_precision.evaluate(task1, truth, classes, version=version)
+    result = _as_asked(average_precision.evaluate(task1, truth, classes, version=version), arguments)
     files: dict[Path, Callable[[], str]] = {}
     if arguments.json:
         record = {
@@ -445,7 +452,11 @@ def _score(
     if truth is None:
         return None
     version = arguments.version or version_of([*classes, *left_out])  # as training has it
-    return evaluate_detections(found, truth, classes, version=version)
+    return _as_asked(evaluate_detections(found, truth, classes, version=version), arguments)
+
+
+def _as_asked(result: Result, arguments: argparse.Namespace) -> Result:
+    return result.by_area() if arguments.voc == "2012" else result
 
 
 # --- what is left ------------------------------------------------------------------------------------------

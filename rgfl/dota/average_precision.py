@@ -18,6 +18,8 @@ them.
   of exactly 3/10 does not reach it.
 - A class without ground truth, or without detections, has AP 0 and counts in the mean.
 
+HRSC2016's tables have VOC 2012's AP beside it, under the same rules of matching: `Result.by_area`.
+
 Where all images are tiles by their names, the same rules hold and the result says so: objects in overlaps
 count more than once, so the number is good for following a training and no other.
 
@@ -27,7 +29,7 @@ Letters in array names: D detections, G ground truths, K candidate pairs of both
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -43,8 +45,13 @@ from rgfl.errors import UserError
 
 THRESHOLDS: tuple[float, ...] = tuple(percent / 100 for percent in range(50, 100, 5))
 RECALL_GRID = np.arange(0.0, 1.1, 0.1)
+ELEVEN_POINTS, AREA = "VOC 2007, 11 points", "VOC 2012, area under the curve"
 # Above this share of equal scores within a class the notes say so: the official order of ties is undefined.
 _TIES_WORTH_A_NOTE = 0.01
+_ASSUMED_RULE = (
+    "Assumed: AP75 and mAP use the 11-point rule of AP50, as the server seems to; "
+    "the official script computes IoU 0.50 alone."
+)
 
 
 class EvaluationError(UserError):
@@ -155,6 +162,7 @@ class Result:
         by_class: C records: counts, and the fate of each detection.
         notes: what a reader of the numbers should know, one sentence each.
         unit: "image", or "tile" where all names are those of unmerged tiles.
+        rule: how an AP is made of a curve.
     """
 
     ap: NDArray[np.float64]
@@ -165,6 +173,19 @@ class Result:
     by_class: tuple[ClassResult, ...]
     notes: tuple[str, ...]
     unit: str = "image"
+    rule: str = ELEVEN_POINTS
+
+    def by_area(self) -> Result:
+        """The same matches by VOC 2012's AP, the AP12 of HRSC2016's tables. DOTA's own is VOC 2007's."""
+        return replace(
+            self,
+            ap=_ap(self.by_class, len(self.thresholds), area_under),
+            notes=(
+                "AP is the area under the curve (VOC 2012), no DOTA number.",
+                *(note for note in self.notes if note != _ASSUMED_RULE),
+            ),
+            rule=AREA,
+        )
 
     @property
     def ap50(self) -> float:
@@ -233,6 +254,7 @@ class Result:
             "images": self.images,
             "unit": self.unit,
             "version": self.version,
+            "rule": self.rule,
             "thresholds": list(self.thresholds),
             "notes": list(self.notes),
         }
@@ -389,6 +411,25 @@ def eleven_points(recall: NDArray[np.float64], precision: NDArray[np.float64]) -
     return ap
 
 
+def area_under(recall: NDArray[np.float64], precision: NDArray[np.float64]) -> float:
+    """VOC 2012's AP of a curve whose recall never falls: its steps, each at the best precision from there."""
+    best = np.maximum.accumulate(precision[::-1])[::-1]
+    return float((np.diff(recall, prepend=0.0) * best).sum())
+
+
+def _ap(
+    by_class: Sequence[ClassResult],
+    thresholds: int,
+    rule: Callable[[NDArray[np.float64], NDArray[np.float64]], float],
+) -> NDArray[np.float64]:
+    """(C, T), 0 for a class without ground truth."""
+    ap_CT = np.zeros((len(by_class), thresholds))
+    for row, record in zip(ap_CT, by_class, strict=True):
+        if record.ground_truth:
+            row[:] = [rule(*curve) for curve in zip(*record.recall_precision(), strict=True)]
+    return ap_CT
+
+
 def best_from(
     recalls: NDArray[np.float64], recall: NDArray[np.float64], precision: NDArray[np.float64]
 ) -> NDArray[np.float64]:
@@ -466,23 +507,22 @@ def _evaluate(
     hits_TD, misses_TD = matching.hits_and_misses(thresholds)
 
     bounds = np.searchsorted(labels_D, np.arange(len(classes) + 1))
-    by_class, ap_CT = [], np.zeros((len(classes), len(thresholds)))
+    by_class = []
     for label in range(len(classes)):
         own = slice(bounds[label], bounds[label + 1])
         of_class_G = labels_G == label
-        record = ClassResult(
-            ground_truth=int((of_class_G & ~difficult_G).sum()),
-            difficult=int((of_class_G & difficult_G).sum()),
-            scores=scores_D[own],
-            hits=hits_TD[:, own],
-            misses=misses_TD[:, own],
+        by_class.append(
+            ClassResult(
+                ground_truth=int((of_class_G & ~difficult_G).sum()),
+                difficult=int((of_class_G & difficult_G).sum()),
+                scores=scores_D[own],
+                hits=hits_TD[:, own],
+                misses=misses_TD[:, own],
+            )
         )
-        by_class.append(record)
-        if record.ground_truth:
-            ap_CT[label] = [eleven_points(*curve) for curve in zip(*record.recall_precision(), strict=True)]
     unit = "tile" if are_tiles(truth) else "image"
     return Result(
-        ap=ap_CT,
+        ap=_ap(by_class, len(thresholds), eleven_points),
         classes=tuple(classes),
         thresholds=tuple(float(t) for t in thresholds),
         version=version,
@@ -604,10 +644,7 @@ def _notes(
     if unit == "tile":
         yield "tile AP: unmerged tiles were scored, objects in overlaps count more than once; no DOTA number."
     if not all(_same(t, 0.5) for t in thresholds):
-        yield (
-            "Assumed: AP75 and mAP use the 11-point rule of AP50, as the server seems to; "
-            "the official script computes IoU 0.50 alone."
-        )
+        yield _ASSUMED_RULE
     if version == "2.0":
         yield (
             "Assumed: v2.0 counts difficult objects, as the official v1.5 script does; "

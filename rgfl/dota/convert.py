@@ -16,6 +16,7 @@ What each format says, and what becomes of it here, in pixels with y down (rgfl/
               annotated are left out.
     dior-r    XML, robndbox by its corners left_top, right_top, right_bottom, left_bottom; class names in
               lower case.
+    fair1m    XML, points as corners, the name of possibleresult as class; images of test/ without labels.
 
 and of annotation tools, as they save or export them; a polygon of other than four points becomes the
 rectangle of least area around it, and shapes without corners (masks, points, circles, …) are refused:
@@ -68,6 +69,7 @@ from rgfl.dota.formats.coco import read_coco
 from rgfl.dota.formats.cvat import read_cvat
 from rgfl.dota.formats.dataset import JOURNAL, SPLITS, ConvertError, Dataset, read_names
 from rgfl.dota.formats.dota import read_dota
+from rgfl.dota.formats.fair1m import read_fair1m
 from rgfl.dota.formats.geojson import read_geojson
 from rgfl.dota.formats.hrsc_dior import read_dior, read_hrsc
 from rgfl.dota.formats.items import Placed, georeferences, placed, with_georeferences, with_val
@@ -81,7 +83,9 @@ from rgfl.errors import GOES_ON, UserError, one_line, run
 from rgfl.folder_lock import LOCK, lock_folder
 from rgfl.processes import usable_cores
 
-Source = Literal["dota", "yolo-obb", "hrsc2016", "dior-r", "coco", "cvat", "labelme", "rolabelimg", "geojson"]
+Source = Literal[
+    "dota", "yolo-obb", "hrsc2016", "dior-r", "fair1m", "coco", "cvat", "labelme", "rolabelimg", "geojson"
+]
 Target = Literal["dota", "yolo-obb"]
 
 
@@ -114,6 +118,7 @@ READERS: dict[str, Callable[[Path, Sequence[str] | None], Dataset]] = {
     "yolo-obb": read_yolo,
     "hrsc2016": read_hrsc,
     "dior-r": read_dior,
+    "fair1m": read_fair1m,
     "coco": read_coco,
     "cvat": read_cvat,
     "labelme": read_labelme,

@@ -88,6 +88,11 @@ def test_submission_is_a_flat_zip_that_scores_the_same(
         assert eval_dota.main(list(map(str, command))) == 0
         scored = json.loads((tmp_path / "scored.json").read_text())
         assert scored["classes"] == evaluated.pt["classes"]
+    assert eval_dota.main([*map(str, command), "--voc", "2012"]) == 0
+    area = json.loads((tmp_path / "scored.json").read_text())
+    assert area["counts"] == scored["counts"]
+    assert area["rule"].startswith("VOC 2012")
+    assert area["map"] != scored["map"]
 
 
 def test_pictures_are_drawn_up_to_the_limit(evaluated: SimpleNamespace) -> None:
