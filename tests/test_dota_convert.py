@@ -720,10 +720,55 @@ def test_a_journal_of_others_removes_nothing_outside(key, suffix, yolo, tmp_path
     for name in ("x.png", "x.txt", "images/x.png", "labelTxt/x.txt"):
         text(tmp_path / "folder" / name, "mine")
     before = files(tmp_path)
-    with (out / "convert.jsonl").open("a") as journal:
-        journal.write(json.dumps({"image": key, "suffix": suffix, "source": []}) + "\n")
+    journal = out / module.JOURNAL
+    entry = json.loads(journal.read_text().splitlines()[1])
+    with journal.open("a") as file:
+        file.write(json.dumps({**entry, "image": key, "suffix": suffix, "source": []}) + "\n")
     assert run(*command) == 0
     assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_links_in_a_converted_folder_remove_and_replace_nothing_elsewhere(there, yolo, tmp_path, capsys):
+    out, mine = tmp_path / "out", tmp_path / "mine"
+    command = ("--from", "yolo-obb", "--data", yolo, "--out", out)
+    assert run(*command) == 0
+    (out / "train/images").rename(mine)
+    (out / "train/images").symlink_to(mine)
+    if there:
+        text(yolo / "labels/train/a.txt", "")  # to be converted anew
+    else:
+        (yolo / "images/train/a.png").unlink()
+    before = files(mine)
+    assert run(*command) == 2
+    told = capsys.readouterr().err
+    assert f"{out}/train/images: expected a folder in {out}, got a link to {mine}; remove the link" in told
+    assert files(mine) == before == ["a.png", "empty.png"]
+
+
+def test_links_bring_nothing_into_the_set_that_is_no_image(yolo, tmp_path, capsys):
+    out, secret = tmp_path / "out", tmp_path / "secret"
+    secret.write_text("secret")
+    (yolo / "images/train/key.png").symlink_to(secret)  # without labels, so that nobody needs its size
+    (yolo / "images/train/a.prj").symlink_to(secret)
+    (yolo / "images/train/link.png").symlink_to("a.png")
+    assert run("--from", "yolo-obb", "--data", yolo, "--out", out) == 2
+    assert f"{yolo}/images/train/key.png: not an image" in capsys.readouterr().err
+    assert files(out / "train/images") == ["a.png", "empty.png", "link.png"]
+
+
+@pytest.mark.parametrize(
+    "damage", [{"source": None}, {"unlabelled": None}, {"suffix": 3}, {"images": "x"}, {"flat": 1.5}]
+)
+def test_an_entry_that_lacks_what_it_needs_is_converted_anew(damage, yolo, tmp_path):
+    command = ("--from", "yolo-obb", "--data", yolo, "--out", tmp_path / "out")
+    assert run(*command) == 0
+    journal = tmp_path / "out" / module.JOURNAL
+    head, *entries = journal.read_text().splitlines()
+    first = json.loads(entries[0])
+    journal.write_text("\n".join([head, json.dumps({**first, **damage}), *entries[1:], ""]))
+    assert run(*command) == 0
+    assert sorted(journal.read_text().splitlines()[1:]) == sorted(entries)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -979,6 +1024,19 @@ def test_fair1m_errors_name_the_object(content, message, tmp_path):
     assert message in str(error.value)
 
 
+def test_fair1m_images_without_a_file_are_counted_and_what_was_converted_is_no_part_of_it(tmp_path, capsys):
+    data = tmp_path / "FAIR1M"
+    text(data / "train/part1/labelXml/1.xml", fair1m(("Bus", "0,0 9,0 9,4 0,4 0,0")))
+    for place in ("train/part1/images/1", "train/part1/images/2", "train/part2/images/3", "test/images/4"):
+        image(data / f"{place}.tif")
+    command = ("--from", "fair1m", "--data", data, "--out", data / "out")
+    for _ in range(2):
+        assert run(*command) == 0
+        told = capsys.readouterr().out
+        assert "2 images, 1 objects" in told
+        assert "1 images without labels, of a test set; 2 images left out, which nobody annotated" in told
+
+
 def test_fair1m_that_lacks_images_or_labels(tmp_path):
     text(tmp_path / "train/part1/labelXml/1.xml", fair1m())
     image(tmp_path / "train/part1/images/2.tif")
@@ -987,6 +1045,18 @@ def test_fair1m_that_lacks_images_or_labels(tmp_path):
     shutil.rmtree(tmp_path / "train/part1/labelXml")
     with pytest.raises(ConvertError, match="expected folders images with labelXml beside them"):
         fair1m_reader.read_fair1m(tmp_path)
+
+
+def test_what_has_no_end_is_not_read(yolo, tmp_path):
+    for path in (yolo / "labels/train/a.txt", yolo / "a.xml"):
+        path.unlink(missing_ok=True)
+        path.symlink_to(os.devnull)  # as /dev/zero, but that a test without the mend ends
+    text(yolo / "data.yaml", YAML.replace("images/val", os.devnull))
+    for read in (lambda: module.read_yolo(yolo), lambda: parse_xml(yolo / "a.xml")):
+        with pytest.raises(OSError, match="expected a file, got a folder, a pipe or a device"):
+            read()
+    with pytest.raises(OSError, match="expected a file, got a folder, a pipe or a device"):
+        parse_yolo(yolo / "labels/train/a.txt", 2, lambda: (40, 20))
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])

@@ -237,6 +237,7 @@ def test_coco_names_images_and_no_other_files(tmp_path):
             "a coordinate of segmentation as a finite number, got nothing",
         ),
         ({"segmentation": [[1, 2, 3, 4, 5, math.inf]]}, "as a finite number, got inf"),
+        ({"segmentation": [[0, 0, 1e308, 0, 1e308, 1e308, 5, 9, 0, 9]]}, "as a finite number, got 1e+308"),
         (cvat_box("steep"), "expected attributes.rotation as a finite number, got 'steep'"),
         (cvat_box(0, bbox=(1, 2, -3, 4)), "expected sides that are not negative, got -3 × 4"),
         ({"image_id": 5}, "expected image_id to be the id of an image, got 5"),

@@ -422,6 +422,32 @@ def test_changed_and_removed_sources_are_done_anew(data, tmp_path):
     assert sorted(entry["image"] for entry in journal[1:]) == ["P0001", "P0003"]
 
 
+def test_an_entry_without_its_counts_is_done_anew(data, tmp_path):
+    out = tmp_path / "tiles"
+    assert run(data, out) == 0
+    before, journal = files(out / "train"), out / "train" / tiling.JOURNAL
+    head, *entries = journal.read_text().splitlines()
+    for key in ("source", "tiles", "objects", "cut_objects"):
+        damaged = json.loads(entries[0])
+        del damaged[key]
+        journal.write_text("\n".join([head, json.dumps(damaged), *entries[1:], ""]))
+        assert run(data, out) == 0
+        assert files(out / "train") == before
+
+
+def test_links_in_a_tiled_folder_remove_nothing_elsewhere(data, tmp_path, capsys):
+    out, mine = tmp_path / "tiles", tmp_path / "mine"
+    assert run(data, out) == 0
+    (out / "train/images").rename(mine)
+    (mine / "a__1__0___0.png").write_bytes(b"mine")
+    before = files(mine)
+    (out / "train/images").symlink_to(mine)
+    assert run(data, out) == 2
+    told = f"{out}/train/images: expected a folder in {out}/train, got a link to {mine}; remove the link"
+    assert told in capsys.readouterr().err
+    assert files(mine) == before
+
+
 def test_one_bad_image_does_not_stop_the_others(data, tmp_path, capsys):
     out = tmp_path / "tiles"
     (data / "train/images/P0001.png").write_bytes(b"")

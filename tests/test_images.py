@@ -4,16 +4,17 @@ import itertools
 import os
 import tracemalloc
 import warnings
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import rasterio
 from PIL import Image
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, MaskFlags
 from tiff_bytes import tiff_bytes
 
-from rgfl.dota import images, rasters
+from rgfl.dota import georeference, images, rasters
 from rgfl.dota.images import ImageError, ImageWarning, read_image
 
 DEPTHS = {8: np.uint8, 16: np.uint16}
@@ -441,11 +442,57 @@ def test_a_large_tiff_takes_the_memory_of_its_image(tmp_path, monkeypatch, depth
     assert peak < 1.5 * pixels.size
 
 
-def test_a_name_that_is_no_text_is_refused(tmp_path):
-    """As an archive of Windows holds it; TensorBoard and the result files would fail on it hours later."""
-    (tmp_path / os.fsdecode(b"Z\xfcrich.png")).write_bytes(b"")
-    with pytest.raises(ImageError, match=r"the name of 'Z\\udcfcrich.png' is not UTF-8; rename the file"):
+@pytest.mark.parametrize("name", [b"Z\xfcrich.png", b"\x1b[2J.png", b"a\nb.png", "a\x9b2J.png".encode()])
+def test_a_name_that_is_no_text_is_refused(name, tmp_path):
+    """As an archive of Windows holds it: TensorBoard and the result files would fail on it hours later; or
+    as it would command a terminal."""
+    path = tmp_path / os.fsdecode(name)
+    path.write_bytes(b"")
+    with pytest.raises(ImageError, match="is not UTF-8 or has control characters; rename the file") as told:
         images.find_images(tmp_path)
+    assert ascii(path.name) in str(told.value)
+    assert str(told.value).isprintable()
+
+
+def test_what_is_no_file_is_no_image_but_a_link_that_leads_nowhere_is_not_passed_over(tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "device.png").symlink_to(os.devnull)
+    (tmp_path / "gone.png").symlink_to("elsewhere/gone.png")
+    assert list(images.find_images(tmp_path)) == ["gone"]
+
+
+def test_a_folder_may_be_called_as_an_address_begins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("http:/127.0.0.1:9/a.tif", "file:/a.tif"):
+        path = Path(name)
+        path.parent.mkdir(parents=True)
+        gdal(path.absolute(), noise(3), crs="EPSG:32631", transform=rasterio.Affine(1, 0, 5, 0, -1, 5))
+        np.testing.assert_array_equal(read_image(path), noise(3))
+        assert images.image_size(path) == (70, 90)
+        assert georeference.find(path).code == "EPSG:32631"
+
+
+def test_a_mask_beside_an_image_leads_nowhere(tmp_path):
+    """GDAL opens it in any driver, also one that fetches from the network."""
+    place = rasterio.Affine(1, 0, 5, 0, -1, 5)
+    path, mask = gdal(tmp_path / "a.tif", noise(3), transform=place), tmp_path / "a.tif.msk"
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), rasterio.open(path, "r+") as file:
+        file.write_mask(True)
+    np.testing.assert_array_equal(read_image(path), noise(3))
+    with rasters.opened(path) as file:
+        assert MaskFlags.per_dataset in file.mask_flag_enums[0]
+    mask = mask.rename(tmp_path / "A.tif.Msk")
+    with rasters.opened(path) as file:
+        assert MaskFlags.per_dataset not in file.mask_flag_enums[0]
+    mask.unlink()
+    for ending in (".msk", ".MSK"):
+        mask = Path(f"{path}{ending}")
+        for make in (lambda: mask.write_text("<VRTDataset/>"), lambda: os.mkfifo(mask)):  # noqa: B023
+            make()
+            with pytest.raises(ImageError, match=rf"a.tif{ending} beside it is no TIFF .*; remove it"):
+                read_image(path)
+            mask.unlink()
 
 
 def test_a_strip_that_says_more_bytes_than_it_needs_is_whole(tmp_path):

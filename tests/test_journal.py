@@ -4,12 +4,14 @@ import errno
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from tiff_bytes import tiff_bytes
 
 from rgfl.detections import Detections
-from rgfl.dota.journal import failure, packed, read_journal, resume, unpacked
+from rgfl.dota.journal import failure, packed, read_journal, resume, stamp, unpacked
 
 HEAD = {"settings": 1}
 FIRST, SECOND = {"image": "a"}, {"image": "b"}
@@ -28,6 +30,40 @@ def test_damage_ends_it(tmp_path: Path, damage: bytes) -> None:
     assert read_journal(journal) == [HEAD, FIRST]
 
 
+def test_a_mosaic_is_another_when_its_scenes_are(tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_bytes(tiff_bytes(np.zeros((4, 6, 1), np.uint8), 1))
+    source = '<SimpleSource><SourceFilename relativeToVRT="1">a.tif</SourceFilename></SimpleSource>'
+    mosaic = tmp_path / "mosaic.vrt"
+    mosaic.write_text(
+        f'<VRTDataset rasterXSize="6" rasterYSize="4"><VRTRasterBand dataType="Byte" band="1">{source}'
+        "</VRTRasterBand></VRTDataset>"
+    )
+    before = stamp(mosaic)
+    assert stamp(mosaic) == before
+    os.utime(tmp_path / "a.tif", (1, 1))
+    assert stamp(mosaic) != before
+    mosaic.write_text("nothing that GDAL reads")
+    assert len(stamp(mosaic)) == 2
+
+
+@pytest.mark.parametrize("damage", [{}, {"size": "3"}, {"size": None}])
+def test_an_entry_that_lacks_what_it_needs_ends_it(tmp_path: Path, damage: dict[str, Any]) -> None:
+    journal = tmp_path / "journal"
+    lines = [HEAD, {**FIRST, "size": 3}, {**SECOND, **damage}, {"image": "c", "size": 3}]
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_journal(journal, {"size": int}) == lines[:2]
+
+
+@pytest.mark.parametrize(
+    "damage", [{}, {"boxes": 3}, {"boxes": "AAAA"}, {"labels": "é"}, {"scores": "AAAAAA=="}]
+)
+def test_detections_that_cannot_be_read_are_not_gone_on_with(tmp_path: Path, damage: dict[str, Any]) -> None:
+    journal = tmp_path / "journal"
+    entry = {"image": "a", "state": 1, **(packed(Detections.empty()) if damage else {}), **damage}
+    journal.write_text(f"{json.dumps(HEAD)}\n{json.dumps(entry)}\n")
+    assert resume(journal, HEAD, {"a": 1}, lambda name: True) == {}
+
+
 @pytest.mark.parametrize("damage", [b"12", b"\xff", b""])
 def test_without_a_head_there_is_nothing(tmp_path: Path, damage: bytes) -> None:
     (tmp_path / "journal").write_bytes(damage + b'\n{"image": "a"}\n')
@@ -36,7 +72,7 @@ def test_without_a_head_there_is_nothing(tmp_path: Path, damage: bytes) -> None:
 
 def test_what_another_run_or_another_file_left_is_not_gone_on_with(tmp_path: Path) -> None:
     journal = tmp_path / "journal"
-    entries = [{"image": name, "state": [1, 2.5]} for name in "abcd"]
+    entries = [{"image": name, "state": [1, 2.5], **packed(Detections.empty())} for name in "abcd"]
     lines = "".join(json.dumps(entry) + "\n" for entry in (HEAD, *entries))
     states = {"a": [1, 2.5], "b": [1, 3], "c": [1, 2.5]}
     for head, kept in ((HEAD, entries[:1]), ({"settings": 2}, [])):

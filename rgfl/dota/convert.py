@@ -45,8 +45,8 @@ folders, `flight0__DJI_0001`. YOLO has no mark for difficult objects: those are 
 border cut away (difficult 2) is left out, as is an object of which the image shows too little.
 
 Images are hard-linked where the file system can, else copied, and so are the world file, .prj and .aux.xml
-beside them. Every file appears whole or not at all, and `convert.jsonl` lists the finished images: the same
-command goes on after a kill, and converts anew what changed in between.
+beside them, unless these are links. Every file appears whole or not at all, and `convert.jsonl` lists the
+finished images: the same command goes on after a kill, and converts anew what changed in between.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -77,7 +77,7 @@ from rgfl.dota.formats.labelme import read_labelme
 from rgfl.dota.formats.rolabelimg import read_rolabelimg
 from rgfl.dota.formats.yolo import read_yolo, seen_objects, yolo_text
 from rgfl.dota.images import IMAGE_SUFFIXES, image_size
-from rgfl.dota.journal import failure, follow, read_journal, stamp, write_journal
+from rgfl.dota.journal import expect_inside, failure, follow, read_journal, stamp, write_journal
 from rgfl.dota.labels import CLASSES, write_labels
 from rgfl.errors import GOES_ON, UserError, one_line, run
 from rgfl.folder_lock import LOCK, lock_folder
@@ -192,12 +192,18 @@ def convert(
 
 
 def _files(key: str, suffix: str, out: Path, to: Target) -> tuple[Path, Path]:
-    """Where the image with this suffix and its labels go."""
+    """Where the image with this suffix and its labels go.
+
+    Raises:
+        UserError: a link leads that place out of `out`.
+    """
     split, name = key.split("/", 1)
     if to == "yolo-obb":
         images, labels = out / "images" / split, out / "labels" / split
     else:
         images, labels = out / split / "images", out / split / "labelTxt"
+    for folder in (images, labels):
+        expect_inside(folder, out)
     return images / f"{name}{suffix}", labels / f"{name}.txt"
 
 
@@ -206,6 +212,7 @@ def _convert_image(place: Placed, dataset: Dataset, out: Path, to: Target, link:
     item = place.item
     entry = {"image": place.key, "suffix": item.image.suffix, "source": _stamp(place)}
 
+    @cache
     def size() -> tuple[int, int]:
         height, width = image_size(item.image)
         return width, height
@@ -215,6 +222,7 @@ def _convert_image(place: Placed, dataset: Dataset, out: Path, to: Target, link:
     if objects is None and not item.bare:
         counts["unlabelled"] = 1
         return entry | counts
+    width, height = size()  # no link to what is no image gets into the data set
     image, label = _files(place.key, item.image.suffix, out, to)
     for source, target in zip(_beside(item.image, place.beside), _beside(image, place.beside), strict=True):
         _place_file(source, target, link)
@@ -225,7 +233,6 @@ def _convert_image(place: Placed, dataset: Dataset, out: Path, to: Target, link:
     counts["others"] = int((objects.labels < 0).sum())
     objects = objects[objects.labels >= 0]
     if to == "yolo-obb":
-        width, height = size()
         objects, left_out = seen_objects(objects, width, height)
         counts |= left_out
         atomic.write_text(label, yolo_text(objects, width, height))
@@ -283,7 +290,9 @@ def _open_journal(
     done: dict[str, dict[str, Any]] = {}
     by_key = {place.key: place for place in places}
     if journal.is_file():
-        entries = read_journal(journal)
+        entries = read_journal(
+            journal, {"suffix": str, "source": list, **dict.fromkeys(Converted.__dataclass_fields__, int)}
+        )
         if not entries or entries[0] != head:
             raise ConvertError(
                 f"{out}: was converted by another version, or with another --to or other classes (--column); "
@@ -318,7 +327,7 @@ def _open_journal(
 def _is_ours(entry: dict[str, Any]) -> bool:
     """Whether the files that an entry names, which may be removed, are of this folder."""
     split, _, name = entry["image"].partition("/")
-    return split != ".." and "/" not in name and str(entry.get("suffix")).lower() in IMAGE_SUFFIXES
+    return split != ".." and "/" not in name and entry["suffix"].lower() in IMAGE_SUFFIXES
 
 
 # ---------------------------------------------------------------------------------------------

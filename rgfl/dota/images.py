@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ OTHER_SUFFIXES = (
     ".tga", ".psd", ".exr", ".ntf", ".nitf", ".ecw", ".sid", ".dng", ".nef", ".cr2", ".cr3", ".arw",
     ".raf", ".rw2", ".orf", ".iiq",
 )  # fmt: skip
+UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\udc80-\udcff]")  # control characters, bytes that are no text
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".m4v", ".webm")
 
 
@@ -40,17 +42,20 @@ def find_images(directory: Path | str) -> dict[str, Path]:
     Raises:
         FileNotFoundError: there is no such folder.
         ImageError: two files share a stem, so that a label file could mean either; or a name is not UTF-8,
-            as from an old archive, and can be written into no result.
+            as from an old archive, and can be written into no result, or would command a terminal.
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory}: no such folder; expected one that holds images")
     found: dict[str, Path] = {}
     for path in sorted(directory.iterdir()):
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith(".") or path.is_dir():
+        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
             continue
-        if any("\udc80" <= character <= "\udcff" for character in path.name):  # bytes that are no text
-            raise ImageError(f"{directory}: the name of {path.name!a} is not UTF-8; rename the file")
+        if not path.is_file() and path.exists():  # a folder; a pipe, which may have no end
+            continue
+        if UNFIT.search(path.name):
+            wrong = "is not UTF-8 or has control characters; rename the file"
+            raise ImageError(f"{directory}: the name of {path.name!a} {wrong}")
         if (other := found.get(path.stem)) is not None:
             raise ImageError(f"{path}: {other.name} has the same name; rename or remove one of the two")
         found[path.stem] = path

@@ -15,26 +15,36 @@ from tqdm import tqdm
 
 from rgfl import atomic
 from rgfl.detections import Detections
+from rgfl.dota import rasters
+from rgfl.errors import UserError
 
 SHOWN = 10  # errors in a message
 
 
 def stamp(path: Path) -> list[int]:
-    """Bytes and time of change (ns) of a file: an entry holds them, to know one that was replaced."""
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
+    """Bytes and time of change (ns) of a file and of a VRT's sources: an entry holds them, to know what was
+    replaced."""
+    found = [file.stat() for file in (path, *rasters.sources(path))]
+    return [number for status in found for number in (status.st_size, status.st_mtime_ns)]
 
 
-def read_journal(journal: Path) -> list[dict[str, Any]]:
+def read_journal(journal: Path, kinds: Mapping[str, type] | None = None) -> list[dict[str, Any]]:
     """The head of `journal` and its entries {"image": key, …}, as far as it is whole: a run that was killed
-    may have left half a line, a crash of the machine any bytes."""
+    may have left half a line, a crash of the machine any bytes.
+
+    Args:
+        kinds: what else an entry must hold.
+    """
+    kinds = {"image": str, **(kinds or {})}
     entries: list[dict[str, Any]] = []
     for line in journal.read_bytes().split(b"\n"):
         try:
             entry = json.loads(line.decode("utf-8"))
         except (ValueError, RecursionError):  # of the encoding or of JSON
             break
-        if not isinstance(entry, dict) or (entries and not isinstance(entry.get("image"), str)):
+        if not isinstance(entry, dict):
+            break
+        if entries and any(type(entry.get(name)) is not kind for name, kind in kinds.items()):
             break
         entries.append(entry)
     return entries
@@ -48,7 +58,8 @@ def write_journal(journal: Path, head: dict[str, Any], entries: Iterable[dict[st
 def resume(
     journal: Path, head: dict[str, Any], states: Mapping[str, Any], whole: Callable[[str], bool]
 ) -> dict[str, dict[str, Any]]:
-    """Entries of the images that a run before this one has finished; the journal is left with these.
+    """Entries of the images that a run before this one has finished, each with `packed` detections; the
+    journal is left with these.
 
     Args:
         head: what decides what is found. A journal of another head counts for nothing.
@@ -60,6 +71,7 @@ def resume(
         entry["image"]: entry
         for entry in (entries[1:] if entries[:1] == [head] else [])
         if (name := entry["image"]) in states and entry.get("state") == states[name] and whole(name)
+        if _is_packed(entry)
     }
     write_journal(journal, head, done.values())
     return done
@@ -78,6 +90,14 @@ def unpacked(entry: Mapping[str, str]) -> Detections:
 
     boxes = values("boxes", np.float32).reshape(-1, 5)
     return Detections(boxes, values("scores", np.float32), values("labels", np.int32))
+
+
+def _is_packed(entry: Mapping[str, Any]) -> bool:
+    try:
+        unpacked(entry)
+    except (LookupError, TypeError, ValueError):
+        return False
+    return True
 
 
 def follow(
@@ -117,6 +137,16 @@ def follow(
             log.write(json.dumps(entry) + "\n")
             log.flush()
     return errors
+
+
+def expect_inside(folder: Path, out: Path) -> None:
+    """
+    Raises:
+        UserError: a link leads `folder` out of `out`: what lies there is of others, and not to be replaced or
+            removed.
+    """
+    if not (place := folder.resolve()).is_relative_to(out.resolve()):
+        raise UserError(f"{folder}: expected a folder in {out}, got a link to {place}; remove the link")
 
 
 def failure(errors: Sequence[str], total: int) -> str:

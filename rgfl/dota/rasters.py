@@ -11,7 +11,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,6 +37,8 @@ DRIVERS = {
 OTHERS = {"PNG": (b"\x89PNG",), "JPEG": (b"\xff\xd8\xff",), "BMP": (b"BM",), "WEBP": (b"RIFF",)}
 # These lead to other files, also over the network: only where the name says what it is.
 SUFFIXES = {"VRT": (".vrt",), "NITF": (".ntf", ".nitf"), "HFA": (".img",)}
+# GDAL opens such a file beside an image, in whatever driver.
+MASKS = (".msk", ".MSK")
 COLOURS = ("red", "green", "blue")
 STRIP = 1 << 24  # values read at once
 SAMPLE = 8  # of the rows, and of the columns, one in so many tells how bright an image is
@@ -73,12 +75,11 @@ def opened(path: Path) -> Iterator[DatasetReader]:
     """The file, open in the driver that its first bytes name.
 
     Raises:
-        RasterError: they name none, or one that the suffix does not; or GDAL cannot read the file, there or
-            in the block.
+        RasterError: they name none, or one that the suffix does not; a mask beside it is no TIFF; or GDAL
+            cannot read the file, there or in the block.
         OSError: it cannot be opened.
     """
-    with path.open("rb") as file:
-        head = file.read(16)
+    head = _head(path)
     driver = next((name for name, marks in (DRIVERS | OTHERS).items() if head.startswith(marks)), None)
     if driver is None:
         raise RasterError("not an image")
@@ -87,20 +88,44 @@ def opened(path: Path) -> Iterator[DatasetReader]:
             f"a {driver} file, which may name other files to read: expected {' or '.join(suffixes)}, got "
             f"{path.suffix or 'no suffix'}; rename it if you trust it"
         )
+    for mask in (Path(f"{path}{ending}") for ending in MASKS):
+        if mask.exists() and not (mask.is_file() and _head(mask).startswith(orientation.TIFF)):
+            raise RasterError(f"{mask.name} beside it is no TIFF and may name other files to read; remove it")
     import rasterio  # late: --help must be quick
     from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
-    warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # of most images, and no fault
+    # Of most images, and no fault. Once: a new filter makes Python forget which warnings it has shown.
+    if not any(category is NotGeoreferencedWarning for _, _, category, *_ in warnings.filters):
+        warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
     # All cores unpack its blocks, as they do those of JPEG 2000 without being asked.
     options = {"num_threads": "all_cpus"} if driver == "GTiff" else {}
     try:
-        with rasterio.open(path, driver=driver, **options) as dataset:
+        with (
+            # With a list of the folder GDAL would take a mask in any spelling, such as A.tif.Msk.
+            rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="TRUE"),
+            # Absolute: a folder may be called "http:".
+            rasterio.open(path.absolute(), driver=driver, **options) as dataset,
+        ):
             yield dataset
     except RasterioError as error:
         reason = " ".join(str(error.__cause__ or error).split()).removeprefix(f"{path.name}: ")
         raise RasterError(
             f"GDAL cannot read it: {reason.rstrip('.')}; if it is damaged, copy or download it again"
         ) from error
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(16)
+
+
+def sources(path: Path) -> list[Path]:
+    """Files that a VRT takes its pixels from, as far as it can be read; of other images there are none."""
+    found: list[Path] = []
+    if path.suffix.lower() in SUFFIXES["VRT"]:
+        with suppress(RasterError, OSError), opened(path) as dataset:
+            found = [Path(name) for name in dataset.files if Path(name) != path.absolute()]
+    return [file for file in found if file.is_file()]
 
 
 def size(path: Path) -> tuple[int, int]:

@@ -45,7 +45,7 @@ from numpy.typing import NDArray
 
 from rgfl import atomic
 from rgfl.dota.images import IMAGE_SUFFIXES, ImageError, find_images, read_image
-from rgfl.dota.journal import failure, follow, read_journal, stamp, write_journal
+from rgfl.dota.journal import expect_inside, failure, follow, read_journal, stamp, write_journal
 from rgfl.dota.labels import (
     DIFFICULT_CUT,
     Objects,
@@ -516,7 +516,7 @@ def _finished(journal: Path, head: Mapping[str, Any], jobs: Mapping[str, _Job]) 
     out = journal.parent
     if not journal.is_file():
         return {}
-    entries = read_journal(journal)
+    entries = read_journal(journal, {"source": list, "tiles": int, "objects": int, "cut_objects": int})
     if not entries or entries[0] != head:
         found = entries[0] if entries else {}
         changed = [key for key in head if head[key] != found.get(key)]
@@ -562,8 +562,14 @@ def _image_of(path: Path) -> str:
 
 
 def _files(out: Path) -> list[Path]:
-    """What lies in the folders of a split."""
+    """What lies in the folders of a split.
+
+    Raises:
+        UserError: one is a link that leads out of `out`.
+    """
     folders = (out / "images", out / "labelTxt")
+    for folder in folders:
+        expect_inside(folder, out)
     return [path for folder in folders if folder.is_dir() for path in folder.iterdir()]
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 from xml.etree import ElementTree
 
-from rgfl.dota.labels import Objects, checked_names, read_classes
+from rgfl.dota.labels import Objects, checked_names, read_classes, regular
 from rgfl.errors import UserError
 
 SPLITS = ("train", "val", "test")
 JOURNAL = "convert.jsonl"  # of a folder that was written here
+FARTHEST = 1e9  # pixels; no image is as large
 
 
 class ConvertError(UserError):
@@ -106,16 +106,17 @@ def check_folder(data: Path) -> None:
 
 
 def parse_number(text: str) -> float | None:
+    """None for what is no number, or one that no image has: areas of such would overflow."""
     try:
         value = float(text)
     except ValueError:
         return None
-    return value if math.isfinite(value) else None
+    return value if abs(value) < FARTHEST else None
 
 
 def text_of(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return regular(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConvertError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
 
@@ -131,7 +132,7 @@ def parse_xml(path: Path) -> ElementTree.Element:
     Raises:
         ConvertError: `file:line: ` not XML, or `file: ` with a DOCTYPE.
     """
-    data = path.read_bytes()
+    data = regular(path).read_bytes()
     # Before parsing, so that nothing is expanded; without the zeros of UTF-16.
     if b"<!DOCTYPE" in (plain := data.replace(b"\0", b"")) or b"<!ENTITY" in plain:
         raise ConvertError(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from rgfl.dota.formats.dataset import ConvertError, Dataset, Item, check_folder, parse_xml
+from rgfl.dota.formats.dataset import JOURNAL, ConvertError, Dataset, Item, check_folder, parse_xml
 from rgfl.dota.formats.shapes import (
     Drawing,
     Shape,
@@ -31,30 +31,40 @@ CLASSES = (
 
 
 def read_fair1m(data: Path, classes: Sequence[str] | None = None) -> Dataset:
-    """train/part1/, train/part2/, validation/ and test/, each with images/ and, but for test/, labelXml/."""
+    """train/part1/, train/part2/, validation/ and test/, each with images/ and, but for test/, labelXml/.
+
+    Images without a file are taken for not annotated.
+    """
     check_folder(data)
     drawings: list[Drawing] = []
-    bare: list[Item] = []
+    undrawn: list[Item] = []
     missing: list[str] = []
-    places = [folder for folder in with_subfolders(data) if folder.name == "images"]
+    folders = with_subfolders(data, lambda folder: (folder / JOURNAL).is_file())
+    places = [folder for folder in folders if folder.name == "images"]
     for place in places:
         split = split_of(place.relative_to(data).parts)
         images = find_images(place)
         beside = [place.parent / name for name in ("labelXml", "labelXmls") if (place.parent / name).is_dir()]
-        if not beside and split == "test":
-            bare += [Item(split, image, None, annotated=False, bare=True) for image in images.values()]
-        for path in sorted(path for folder in beside for path in folder.glob("*.xml")):
+        labels = sorted(path for folder in beside for path in folder.glob("*.xml"))
+        for path in labels:
             shapes = parse_fair1m(path)
             if image := images.get(path.stem):
                 drawings.append(Drawing(Item(split, image, path), str(path), None, shapes))
             else:
                 missing.append(f"{path.stem} of {path} ({len(shapes)} objects)")
+        bare = split == "test" and not labels
+        labelled = {path.stem for path in labels}
+        undrawn += [
+            Item(split, image, None, annotated=False, bare=bare)
+            for stem, image in images.items()
+            if stem not in labelled
+        ]
     refuse_missing(data, missing, len(drawings) + len(missing), places)
     if not drawings:
         raise ConvertError(
             f"{data}: expected folders images with labelXml beside them, as FAIR1M's archives unpack"
         )
-    return drawn_dataset(data, drawings, CLASSES, classes, bare)
+    return drawn_dataset(data, drawings, CLASSES, classes, undrawn)
 
 
 def parse_fair1m(path: Path) -> list[Shape]:

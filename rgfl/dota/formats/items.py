@@ -63,8 +63,14 @@ def placed(items: Sequence[Item]) -> list[Placed]:
 
 
 def with_georeferences(places: Sequence[Placed]) -> list[Placed]:
-    """The items with the world file, .prj and .aux.xml that lie beside their images."""
-    there = {folder: set(os.listdir(folder)) for folder in {place.item.image.parent for place in places}}
+    """The items with the world file, .prj and .aux.xml that lie beside their images.
+
+    Links are left out: nobody reads these files before they are placed, and a link may lead to any other.
+    """
+    there = {
+        folder: {entry.name for entry in os.scandir(folder) if entry.is_file(follow_symlinks=False)}
+        for folder in {place.item.image.parent for place in places}
+    }
 
     def beside(image: Path) -> tuple[str, ...]:
         return tuple(end for end in georeferences(image.suffix) if image.stem + end in there[image.parent])
