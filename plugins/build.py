@@ -26,7 +26,7 @@ from pathlib import Path
 
 from rgfl import atomic
 from rgfl.errors import one_line
-from rgfl.plugins import HERE, LIBRARY, LINUX_ONLY
+from rgfl.plugins import HERE, LIBRARY, LINUX_ONLY, recorded, sources, sources_digest
 
 # Machine code for each generation since Turing; newer GPUs compile the PTX of the last one when they
 # load it. Code for x.y also runs on x.z > x.y. The same list stands in CMakeLists.txt.
@@ -84,16 +84,6 @@ def library_folders(nvcc: Path) -> list[Path]:
     return [folder for folder in [nvcc.resolve().parent.parent / "lib"] if folder.is_dir()]
 
 
-def sources() -> list[Path]:
-    """The files that are compiled."""
-    return sorted([*HERE.glob("cuda/*.cu"), *HERE.glob("cuda/*.cpp"), *HERE.glob("tensorrt/*.cpp")])
-
-
-def _headers() -> list[Path]:
-    patterns = ("core/*.hpp", "cuda/*.hpp", "cuda/*.cuh", "tensorrt/*.hpp", "tensorrt/*.inc")
-    return sorted(file for pattern in patterns for file in HERE.glob(pattern))
-
-
 # ---- finding ---------------------------------------------------------------------------------------------
 
 
@@ -113,8 +103,6 @@ def _nvcc_candidates(given: Path | None) -> Iterator[tuple[str, Path]]:
             yield name, Path(os.environ[name]) / "bin" / "nvcc"
     if on_path := shutil.which("nvcc"):
         yield "PATH", Path(on_path)
-    else:
-        yield "PATH", Path("nvcc")
     yield "the system", Path("/usr/local/cuda/bin/nvcc")
     for folder in _site_folders("nvidia"):
         yield "this Python", folder / "cu13" / "bin" / "nvcc"
@@ -165,8 +153,8 @@ def find_nvcc(given: Path | None = None) -> Path:
         _missing(
             "the CUDA compiler (nvcc)",
             looked,
-            "install the CUDA toolkit 12 or newer, or name it with --nvcc or CUDA_HOME, or add --fetch to "
-            "take a compiler from PyPI (270 MB unpacked)",
+            "install the CUDA toolkit 12 or newer and put its nvcc on PATH, or name it with --nvcc or "
+            "CUDA_HOME, or add --fetch to take a compiler from PyPI (270 MB unpacked)",
         )
     )
 
@@ -206,6 +194,10 @@ def _missing(what: str, looked: Sequence[tuple[str, Path]], remedy: str, notes: 
 
 def fetch(packages: Sequence[str]) -> None:
     """Installs packages from PyPI into `FETCHED`, beside whatever it already holds."""
+    if importlib.util.find_spec("pip") is None:
+        raise BuildError(
+            "this environment has no pip to fetch with: python -m ensurepip, or uv pip install pip"
+        )
     print(f"fetching {', '.join(packages)} into {FETCHED}", flush=True)
     FETCHED.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=FETCHED.parent) as temporary:
@@ -217,6 +209,7 @@ def fetch(packages: Sequence[str]) -> None:
             "--quiet",
             "--disable-pip-version-check",
             "--no-deps",
+            "--only-binary=:all:",  # building a source package runs its code
         ]
         done = subprocess.run([*command, "--target", temporary, *packages], check=False)
         if done.returncode != 0:
@@ -273,21 +266,9 @@ def compile_command(
     return [*command, *map(str, sources()), "-o", str(output)]
 
 
-def _sources_digest() -> str:
-    text = hashlib.sha256()
-    for file in [*sources(), *_headers()]:
-        text.update(file.name.encode() + b"\0" + file.read_bytes())
-    return text.hexdigest()[:16]
-
-
 def _digest(tools: Toolchain, command: Sequence[str]) -> str:
-    parts = (" ".join(command), tools.version(), _sources_digest())
+    parts = (" ".join(command), tools.version(), sources_digest())
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-
-
-def is_current(output: Path = LIBRARY) -> bool:
-    """Whether a library was made of today's sources, by whatever compiler."""
-    return _recorded(output, "sources") == _sources_digest()
 
 
 def build(
@@ -305,7 +286,7 @@ def build(
     """
     archs = tuple(architectures) if architectures else tools.architectures()
     digest = _digest(tools, compile_command(tools, archs, output, strict=strict))
-    if not force and output.exists() and _recorded(output, "digest") == digest:
+    if not force and output.exists() and recorded(output, "digest") == digest:
         print(f"{output} is up to date")
         return output
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -326,7 +307,7 @@ def build(
         temporary.replace(output)
     record = {
         "digest": digest,
-        "sources": _sources_digest(),
+        "sources": sources_digest(),
         "architectures": archs,
         "compiler": tools.version(),
         "messages": messages,
@@ -334,14 +315,6 @@ def build(
     atomic.write_text(output.with_suffix(".json"), json.dumps(record, indent=1))
     print(f"wrote {output}")
     return output
-
-
-def _recorded(output: Path, name: str) -> str:
-    """What the record beside a library says of what it was made of; "" where none tells."""
-    try:
-        return str(json.loads(output.with_suffix(".json").read_text(encoding="utf-8"))[name])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
 
 
 def _output(*command: object) -> str:

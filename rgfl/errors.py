@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from rgfl import atomic
@@ -32,15 +34,16 @@ class TrainingError(UserError):
 # What a command says on Ctrl-C that goes on where it stopped.
 GOES_ON = "stopped; the same command goes on from here"
 
-# What an installation without the extra lacks, by the name that is imported.
-EXTRAS = {
-    "torch": "train",
-    "timm": "train",
-    "matplotlib": "train",
-    "onnx": "export",
-    "onnx_graphsurgeon": "export",
-    "onnxruntime": "export",
-    "onnxscript": "export",
+# What to install for what an installation may lack, by the name that is imported. An extra only where it must
+# be: on a machine that has a PyTorch of its own, pip would replace it.
+INSTALL = {
+    "torch": "rgfl[train]",
+    "timm": "rgfl[train]",
+    "matplotlib": "matplotlib",
+    "onnx": "rgfl[export]",
+    "onnx_graphsurgeon": "rgfl[export]",
+    "onnxruntime": "onnxruntime",
+    "onnxscript": "rgfl[export]",
 }
 
 
@@ -49,7 +52,7 @@ def run(program: str, command: Callable[[], int], interrupted: str = "interrupte
 
     SIGTERM ends it like sys.exit, so that temporary files are removed.
     """
-    warnings.formatwarning = lambda message, *_: f"{program}: warning: {message}\n"
+    warnings.formatwarning = lambda message, *_: printable(f"{program}: warning: {message}\n")
     try:
         with _termination_exits():
             return command()
@@ -58,14 +61,15 @@ def run(program: str, command: Callable[[], int], interrupted: str = "interrupte
         return 130
     except ModuleNotFoundError as error:
         name = (error.name or "").partition(".")[0]
-        if name not in EXTRAS:
+        if name not in INSTALL:
             raise
-        print(
-            f"{program}: error: {name} is not installed: pip install 'rgfl[{EXTRAS[name]}]'", file=sys.stderr
-        )
+        what, remedy = "not installed", f"'{INSTALL[name]}'"
+        if name != error.name and find_spec(name):  # a part of it that others of its versions have
+            what, remedy = f"too old, or does not fit what is installed beside it ({error})", f"-U {name}"
+        print(f"{program}: error: {name} is {what}: pip install {remedy}", file=sys.stderr)
         return 2
     except (UserError, OSError) as error:
-        print(f"{program}: error: {told(error)}", file=sys.stderr)
+        print(printable(f"{program}: error: {told(error)}"), file=sys.stderr)
         return 2
 
 
@@ -92,6 +96,12 @@ def one_line(error: Exception) -> str:
 def told(error: Exception) -> str:
     """The message with its line breaks; an OSError in one line."""
     return one_line(error) if isinstance(error, OSError) else str(error)
+
+
+def printable(text: str) -> str:
+    r"""The text with control characters as \x1b and the like, but for tabs and line breaks: a terminal would
+    obey them, and names in files may hold any."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def write_cache(path: Path, data: bytes, cost: str) -> None:

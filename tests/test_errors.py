@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import warnings
 from pathlib import Path
 
 import pytest
 
 from rgfl import checks, errors
 from rgfl.errors import InputError
+from rgfl.trt_runtime.scenes import find_scenes
 
 
 def test_an_output_is_none_of_the_files_that_are_read(tmp_path: Path) -> None:
@@ -46,8 +48,15 @@ def test_a_package_of_an_extra_is_named_with_its_extra(capsys: pytest.CaptureFix
     def needs(name: str) -> int:
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-    assert errors.run("graph", lambda: needs("onnx.helper")) == 2
+    assert errors.run("graph", lambda: needs("onnx")) == 2
     assert capsys.readouterr().err == "graph: error: onnx is not installed: pip install 'rgfl[export]'\n"
+    assert errors.run("quantize", lambda: needs("onnxruntime")) == 2
+    assert capsys.readouterr().err.endswith(" onnxruntime is not installed: pip install 'onnxruntime'\n")
+    assert errors.run("graph", lambda: needs("onnx.helpers_of_tomorrow")) == 2
+    assert capsys.readouterr().err == (
+        "graph: error: onnx is too old, or does not fit what is installed beside it (No module named "
+        "'onnx.helpers_of_tomorrow'): pip install -U onnx\n"
+    )
     with pytest.raises(ModuleNotFoundError):  # of which nobody can say what to do
         errors.run("graph", lambda: needs("rgfl.grpah"))
 
@@ -70,6 +79,25 @@ def test_sigterm_leaves_no_temporary_file(tmp_path: Path) -> None:
     assert ended.value.code == 128 + signal.SIGTERM
     assert not list(tmp_path.iterdir())
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_names_give_a_terminal_no_orders(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file's name wrote the clipboard."""
+    monkeypatch.setattr(warnings, "formatwarning", None)
+    (tmp_path / "a\x1b]52;c;aGk=\x07.gif").touch()
+    (tmp_path / "b.png").touch()
+
+    def command() -> int:
+        find_scenes(tmp_path)
+        raise InputError("b\x1b[2J\rc\td\ne, ü\u200c海")
+
+    assert errors.run("x", command) == 2
+    note, *error = capsys.readouterr().err.split("\n")
+    assert r"such as a\x1b]52;c;aGk=\x07.gif" in note
+    assert error == ["x: error: b\\x1b[2J\\x0dc\td", "e, ü\u200c海", ""]
+    assert warnings.formatwarning("\x9b2J", UserWarning, "file", 1) == "x: warning: \\x9b2J\n"
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,11 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import rgfl.plugins
 from rgfl.plugins import LIBRARY, attributes, build, library
 from rgfl.plugins.build import ARCHITECTURES, BuildError, Toolchain
 from rgfl.spec import DetectorSpec
@@ -58,6 +60,15 @@ def test_a_missing_compiler_is_named_with_the_places_and_the_remedies(
         build.find_nvcc()
     for part in ("nvcc", str(bare / "cuda" / "bin" / "nvcc"), "CUDA_HOME", "--nvcc", "--fetch"):
         assert part in str(error.value)
+
+
+def test_a_file_of_that_name_in_the_current_folder_is_no_compiler(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_nvcc(bare / "here", "true")
+    write_nvcc(build.FETCHED / "nvidia" / "cu13" / "bin", "true")
+    monkeypatch.chdir(bare / "here")
+    assert build.find_nvcc().is_absolute()
 
 
 def test_missing_headers_are_named_with_the_places_and_the_remedies(
@@ -128,6 +139,16 @@ def test_fetches_only_what_is_missing(bare: Path, monkeypatch: pytest.MonkeyPatc
     assert tools.nvcc == nvcc
 
 
+def test_what_is_fetched_runs_no_code_of_its_own(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip would build a package that has no wheel."""
+    ran: list[list[str]] = []
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, **_: ran.append(command) or SimpleNamespace(returncode=0)
+    )
+    build.fetch(build.HEADER_PACKAGES)
+    assert "--only-binary=:all:" in ran[0]
+
+
 def test_builds_once_and_again_when_a_source_changed(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     calls = bare / "calls"
@@ -136,15 +157,18 @@ def test_builds_once_and_again_when_a_source_changed(bare: Path, monkeypatch: py
     output = bare / "out" / "plugin.so"
     source = bare / "one.cu"
     source.write_text("1")
-    monkeypatch.setattr(build, "sources", lambda: [source])
+    for module in (build, rgfl.plugins):
+        monkeypatch.setattr(module, "sources", lambda: [source])
+    monkeypatch.setattr(rgfl.plugins, "LIBRARY", output)
     for _ in range(2):
         build.build(tools, output=output)
     assert len(calls.read_text().splitlines()) == 1
-    assert build.is_current(output)
+    assert library() == output
     source.write_text("2")
-    assert not build.is_current(output)
+    with pytest.raises(FileNotFoundError, match=r"is of another rgfl; run: python -m rgfl\.plugins\.build"):
+        library()
     build.build(tools, output=output)
-    assert build.is_current(output)
+    assert library() == output
     assert len(calls.read_text().splitlines()) == 2
     # This compiler knows two of the architectures; PTX of the newest goes along.
     assert re.findall(r"code=(\w+)", calls.read_text().splitlines()[0]) == ["sm_80", "sm_90", "compute_90"]
