@@ -359,7 +359,7 @@ def main(argv: list[str] | None = None) -> int:
     tuning.add_argument(
         "--version-compatible",
         action="store_true",
-        help="* let newer versions run it; the plugin goes inside",
+        help="* let newer versions run it; the plugin goes inside, so commands want --trust-engine",
     )
     tuning.add_argument(
         "--tf32",

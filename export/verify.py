@@ -42,8 +42,9 @@ from rgfl.detections import Detections
 from rgfl.geometry import rotated_iou_pairwise
 from rgfl.matching import angle_distance, corner_distance, match_detections
 from rgfl.spec import DetectorSpec
-from rgfl.trt_runtime.runners import Runner, load_runner, recognise
+from rgfl.trt_runtime.runners import Device, Runner, load_runner, recognise
 from rgfl.trt_runtime.sample_tiles import detection_tiles, sample_tiles
+from rgfl.trt_runtime.scenes import add_trust_argument
 
 BOX_TOLERANCE = 1e-2  # px
 SCORE_TOLERANCE = 1e-5
@@ -407,6 +408,7 @@ def compare_files(
     batches: Sequence[int] = BATCHES,
     box_tolerance: float = BOX_TOLERANCE,
     score_tolerance: float = SCORE_TOLERANCE,
+    trust_engine: bool = False,
 ) -> Report:
     """Run both files on the same tiles, at each batch size, and the candidate on each tile alone; all but
     engines on the CPU.
@@ -415,7 +417,7 @@ def compare_files(
         ModelError: a file is no model, or the two carry different specs.
     """
     report = Report(box_tolerance, score_tolerance)
-    with _open(reference) as first, _open(candidate) as second:
+    with _open(reference, trust_engine) as first, _open(candidate, trust_engine) as second:
         _check_specs(first, second)
         spec = first.spec
         levels = level_sizes(spec)
@@ -444,6 +446,7 @@ def compare_detections(
     match_iou: float = MATCH_IOU,
     min_score: float = MIN_SCORE,
     min_matched: float = MIN_MATCHED,
+    trust_engine: bool = False,
 ) -> DetectionReport:
     """Run both files to detections: the reference tile by tile, the candidate at each batch size.
 
@@ -452,7 +455,7 @@ def compare_detections(
         InputError: neither finds anything, so that nothing was compared.
     """
     report = DetectionReport(min_matched)
-    with _open(reference) as first, _open(candidate) as second:
+    with _open(reference, trust_engine) as first, _open(candidate, trust_engine) as second:
         _check_specs(first, second)
         given = detection_tiles(first.spec, tiles, images)
         expected = in_batches(first, given, 1)
@@ -480,9 +483,10 @@ def in_batches(runner: Runner, tiles: NDArray[np.uint8], batch: int) -> list[Det
     return found[: len(tiles)]
 
 
-def _open(path: Path) -> Runner:
+def _open(path: Path, trust_engine: bool) -> Runner:
     """The runner of `path`: on the CPU, which computes FP32 the same everywhere, but for engines."""
-    return load_runner(path, device="auto" if recognise(path)[0] == "engine" else "cpu")
+    device: Device = "auto" if recognise(path)[0] == "engine" else "cpu"
+    return load_runner(path, device=device, trust_engine=trust_engine)
 
 
 def _check_specs(first: Runner, second: Runner) -> None:
@@ -515,6 +519,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--images", type=Path, metavar="DIR", help="compare on tiles of these images")
     parser.add_argument("--batch", default="1,2,3", metavar="N,N", help="batch sizes (default: %(default)s)")
+    add_trust_argument(parser)
     points = parser.add_argument_group("before NMS")
     points.add_argument("--box-tolerance", type=float, metavar="PX", help=f"default: {BOX_TOLERANCE:g}")
     points.add_argument("--score-tolerance", type=float, metavar="X", help=f"default: {SCORE_TOLERANCE:g}")
@@ -548,7 +553,8 @@ def check(arguments: argparse.Namespace) -> int:
         if getattr(arguments, name) is not None:
             wanted = "without" if arguments.detections else "with"
             raise errors.InputError(f"--{name.replace('_', '-')} goes {wanted} --detections")
-    given = {name: value for name in (*before, *after) if (value := getattr(arguments, name)) is not None}
+    names = (*before, *after, "trust_engine")
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     for name in ("match_iou", "min_score", "min_matched"):
         if not 0 <= given.get(name, 0.5) <= 1:
             raise errors.InputError(f"--{name.replace('_', '-')} {given[name]:g}: expected 0 to 1")

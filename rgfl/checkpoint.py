@@ -29,6 +29,7 @@ from rgfl import atomic
 from rgfl.errors import UserError
 from rgfl.nn.config import ModelConfig
 from rgfl.nn.parts import PARTS
+from rgfl.nn.state import listed, misfits, some, zip_fault
 from rgfl.spec import DetectorSpec, SpecError
 
 if TYPE_CHECKING:  # torch takes seconds to import: not for --help
@@ -95,8 +96,8 @@ def load(path: Path | str) -> dict[str, Any]:
         raise CheckpointError(f"{path}: the file is empty; copy or train it again")
     if data[:2] == b"PK" and not zipfile.is_zipfile(io.BytesIO(data)):
         raise CheckpointError(f"{path}: cut off after {len(data):,} bytes; copy it again")
-    if data[:2] == b"PK" and _is_damaged(data):
-        raise CheckpointError(f"{path}: damaged: not the bytes that were written; copy or train it again")
+    if data[:2] == b"PK" and (fault := zip_fault(io.BytesIO(data))):
+        raise CheckpointError(f"{path}: {fault}")
     if data[:2] != b"PK" and data[:1] != b"\x80":
         raise CheckpointError(
             f"{path}: not a checkpoint (it begins with {data[:8]!r}); expected a .pt file of rgfl.train"
@@ -131,6 +132,13 @@ def load(path: Path | str) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: damaged or foreign: expected the name of a timm model as backbone, got {backbone!r}"
         )
+    weights = record["weights"]
+    named = weights if isinstance(weights, dict) else {type(weights).__name__: None}
+    if wrong := [str(name) for name, value in dict.items(named) if not _is_weight(name, value)]:
+        raise CheckpointError(
+            f"{path}: damaged or foreign: expected weights that are dense tensors of real numbers, got other "
+            f"things: {some(wrong)}"
+        )
     # Nor is anything fetched or opened for the weights: they are here.
     record["model"] = {**model, "pretrained": False, "weights": ""}
     parts = record.get("parts")
@@ -138,13 +146,12 @@ def load(path: Path | str) -> dict[str, Any]:
     return record
 
 
-def _is_damaged(archive: bytes) -> bool:
-    """Whether a zip holds other bytes than were written; torch reads without looking at its CRCs."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(archive)) as entries:
-            return entries.testzip() is not None
-    except Exception:  # a flipped bit in a header: many types, from zlib's to NotImplementedError
-        return True
+def _is_weight(name: object, value: Any) -> bool:
+    """Whether it can be copied into a tensor of a detector, but for its shape."""
+    import torch
+
+    dense = isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+    return isinstance(name, str) and dense and not (value.is_quantized or value.is_complex())
 
 
 def load_detector(path: Path | str) -> Detector:
@@ -166,6 +173,11 @@ def load_detector(path: Path | str) -> Detector:
             )
     try:
         detector = build_detector(ModelConfig(**record["model"]), DetectorSpec.from_json(record["spec"]))
+        if unfit := listed(misfits(detector.state_dict(), record["weights"])):
+            raise CheckpointError(
+                f"{path}: of another version of rgfl or another network: {unfit}; an ONNX file exported "
+                "from it runs still, and rgfl.train --start takes what fits"
+            )
         detector.load_state_dict(record["weights"])
     except (SpecError, TypeError, ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from rgfl import checkpoint, checks, errors
 from rgfl.checkpoint import CheckpointError
 from rgfl.dota.labels import CLASSES, read_classes
 from rgfl.nn.config import ModelConfig
-from rgfl.nn.state import listed, misfits, some
+from rgfl.nn.state import listed, misfits, some, zip_fault
 from rgfl.recipes import RECIPES
 from rgfl.spec import DetectorSpec
 
@@ -212,10 +213,12 @@ def read_tensors(path: Path) -> Any:
     """What a torch file holds: tensors and plain values.
 
     Raises:
-        CheckpointError: no such file, not one that torch wrote, or one with other objects in it.
+        CheckpointError: no such file, not as torch wrote it, or one with other objects in it.
     """
     import torch
 
+    if zipfile.is_zipfile(path) and (fault := zip_fault(path)):
+        raise CheckpointError(f"{path}: {fault}")
     names = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
     try:
         with torch.serialization.safe_globals([(_PassedOver, name) for name in names]):
@@ -275,7 +278,8 @@ def convert(options: argparse.Namespace) -> int:
     detector = imported.detector
     checkpoint.save(options.out, detector.spec, detector.config, detector.state_dict())
     if imported.unused:
-        print(f"{len(imported.unused)} keys without a place here: {some(imported.unused)}")
+        keys = errors.printable(some(imported.unused))
+        print(f"{len(imported.unused)} keys without a place here: {keys}")
     spec = detector.spec
     count = len(detector.state_dict())
     print(f"{options.out}: {count} tensors, spec {spec.digest}, classes {', '.join(spec.classes)}")

@@ -38,6 +38,12 @@ from rgfl.recipes import RECIPES, EvaluationConfig
 from rgfl.run_log import read_records
 
 PAGE, LOG = "page.html", "log.jsonl"
+SEEN_END = "\n<!--/seen-->"
+# Elements of which page_curves.py and page_pictures.py make theirs: none that runs, fetches, links or sends.
+ELEMENTS = (
+    "b circle details div figcaption figure h2 h3 image input label p path polyline section small span "
+    "summary svg table tbody td text th thead title tr"
+)
 
 Record = Mapping[str, Any]  # a line of log.jsonl
 
@@ -123,17 +129,25 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 
 
 def _framed(seen: str, identity: str) -> str:
-    return f"<!--seen {escape(identity)}-->\n{seen}\n<!--/seen-->"
+    return f"{_seen_begin(identity)}{seen}{SEEN_END}"
+
+
+def _seen_begin(identity: str) -> str:
+    return f"<!--seen {escape(identity)}-->\n"
 
 
 def _seen_before(path: Path, identity: str) -> str:
-    """The pictures of the page that is there, if it is of this run: the log alone cannot draw them again."""
+    """The pictures of the page that is there, if it is of this run: the log alone cannot draw them again.
+
+    The file may be anybody's by now, so a block with an element that is none of ours is not carried over.
+    """
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError):
         return ""
-    found = re.search(r"<!--seen (.*?)-->\n.*?\n<!--/seen-->", text, re.DOTALL)
-    return found[0] if found and found[1] == escape(identity) else ""
+    seen, ended, _ = text.partition(_seen_begin(identity))[2].partition(SEEN_END)
+    ours = set(re.findall(r"<(\w+)", seen)) <= set(ELEMENTS.split())
+    return _framed(seen, identity) if ended and ours else ""
 
 
 # --------------------------------------------------------------------------------------------- the page
@@ -162,7 +176,7 @@ def compose(name: str, log: Sequence[Record], shown: Record | None, seen: str) -
         '<meta name="color-scheme" content="light dark">\n'
         # Says to the browser what the file promises: nothing is fetched and nothing runs.
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'\">\n"
+        "style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'\">\n"
         f'<link rel="icon" href="data:,">\n<title>{escape(name)}</title>\n<style>{STYLE}</style>\n</head>\n'
         f"<body>\n{chr(10).join(part for part in body if part)}\n</body>\n</html>\n"
     )

@@ -5,13 +5,14 @@ import os
 import pickle
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
 import timm
 import torch
 
-from rgfl import checkpoint
+from rgfl import checkpoint, foreign
 from rgfl.checkpoint import CheckpointError, load_detector, save
 from rgfl.nn.config import ModelConfig
 from rgfl.nn.detector import build_detector
@@ -115,6 +116,40 @@ def test_one_line_that_says_what_came(path, tmp_path):
     broken["weights"].pop("head.cls.weight")
     torch.save(broken, file)
     assert "head.cls.weight" in refused(file)
+
+
+def test_compressed_entries_are_refused_before_they_are_unpacked(path, tmp_path, monkeypatch):
+    """3 MB became 3 GB. zipfile reads no entry here, nor does torch."""
+    file = tmp_path / "x.pt"
+    with zipfile.ZipFile(path) as stored, zipfile.ZipFile(file, "w") as packed:
+        for entry in stored.infolist():
+            kind = zipfile.ZIP_DEFLATED if "/data/" in entry.filename else zipfile.ZIP_STORED
+            packed.writestr(entry.filename, stored.read(entry), kind)
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda _: pytest.fail("unpacked"))
+    for read in (checkpoint.load, foreign.read_tensors):
+        with pytest.raises(CheckpointError, match=r"x\.pt: compressed, so a few megabytes may become many"):
+            read(file)
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        (lambda one: [one], "list"),
+        (lambda one: one, "Tensor"),
+        (lambda one: {"a": one, "b": 5}, "b"),
+        (lambda one: {5: one}, "5"),
+        (lambda one: {"a": one.to_sparse()}, "a"),
+        (lambda one: {"a": torch.quantize_per_tensor(one, 0.1, 0, torch.qint8)}, "a"),
+        (lambda one: {"a": one.to("meta")}, "a"),
+        (lambda one: {"a": one.to(torch.complex64)}, "a"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*quantize")
+def test_weights_of_another_kind_are_refused(path, detector, weights, told):
+    torch.save({**checkpoint.load(path), "weights": weights(torch.ones(3))}, path)
+    for use in (load_detector, lambda file: checkpoint.start_from(detector, file)):
+        with pytest.raises(CheckpointError, match=rf"expected weights that are dense .* things: {told}$"):
+            use(path)
 
 
 class Neck(FeaturePyramid):

@@ -149,3 +149,11 @@ def test_the_table_of_mistakes_names_every_one_with_its_place():
         "P1,missed,,,plane,,150.0,50.0",
         "P1,missed,,,ship,,250.0,50.0",
     ]
+
+
+def test_a_spreadsheet_takes_no_name_for_a_formula():
+    names = ("=HYPERLINK(0)", "@ship")
+    verdicts = judge({"-P1": FOUND}, {"-P1": TRUTH}, names)
+    rows = mistakes.to_csv(verdicts, names).splitlines()
+    assert rows[1].startswith("'-P1,duplicate,0.8000,'=HYPERLINK(0),'=HYPERLINK(0),")
+    assert rows[3].startswith("'-P1,confused,0.6000,'=HYPERLINK(0),'@ship,")

@@ -178,6 +178,12 @@ def test_hostile_files_end_in_one_line_and_run_nothing(state, tmp_path, capsys):
     assert not (tmp_path / "o.pt").exists()
 
 
+def test_names_in_a_file_give_a_terminal_no_orders(state, tmp_path, capsys):
+    file = write(tmp_path / "a.pth", {**state, "\x1b]52;c;aGk=\x07extra": torch.zeros(1)})
+    assert foreign.main(["import", str(file), "--out", str(tmp_path / "o.pt")]) == 0
+    assert r"1 keys without a place here: \x1b]52;c;aGk=\x07extra" in capsys.readouterr().out
+
+
 def test_what_does_not_match_is_listed(state, tmp_path):
     def refused(changed, meta=None, **options):
         with pytest.raises(CheckpointError) as error:

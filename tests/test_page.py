@@ -402,6 +402,32 @@ def test_pictures_stay_when_the_curves_are_drawn_anew_and_go_with_their_run(tmp_
     assert "<h2>Worst mistakes</h2>" not in page.write(tmp_path).read_text()
 
 
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        '<meta http-equiv="refresh" content="0;url=http://example.com">',
+        '<A href="http://example.com">all pictures</A>',
+        '<svg><a href="http://example.com"><text>all pictures</text></a></svg>',
+        "<style>body{display:none}</style>",
+        "<form action=http://example.com><input name=password></form>",
+    ],
+)
+def test_pictures_with_elements_that_are_not_ours_do_not_stay(tmp_path, one, foreign):
+    make_log(tmp_path)
+    path = page.write(tmp_path, one)
+    path.write_text(path.read_text().replace("<h2>Pictures</h2>", f"<h2>Pictures</h2>{foreign}"))
+    text = page.write(tmp_path).read_text()
+    assert "<h2>Pictures</h2>" not in text
+    assert "form-action 'none'; base-uri 'none'" in text
+
+
+def test_a_page_of_marks_is_read_at_once(tmp_path):
+    """Of these, 32 KB took minutes."""
+    make_log(tmp_path)
+    (tmp_path / "page.html").write_text("<!--seen 1-->\nx\n" * 100_000)
+    assert "<!--seen" not in page.write(tmp_path).read_text()
+
+
 def test_a_norm_that_overflowed_is_a_gap(tmp_path):
     make_log(tmp_path)
     lines = (tmp_path / "log.jsonl").read_text().splitlines()

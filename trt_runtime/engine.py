@@ -245,8 +245,11 @@ class Engine:
                 self._engine = self._config = self._cache = self._runtime = None
 
 
-def open_engine(path: Path) -> tuple[Engine, str]:
+def open_engine(path: Path, *, trusted: bool = False) -> tuple[Engine, str]:
     """The engine in `path`, and which TensorRT runs it and why, in one line.
+
+    Args:
+        trusted: one that carries code for this machine's CPU may run it.
 
     Raises:
         ModelError: it cannot run here; one line with the reason and the command that builds it anew.
@@ -260,6 +263,11 @@ def open_engine(path: Path) -> tuple[Engine, str]:
         )
     api = _api_for(path, plan, gpu)
     record = tensorrt_api.check_engine(path, api, gpu)
+    if record.get("version_compatible") and not trusted:  # says a file that came with it
+        raise ModelError(
+            f"{path}: built with --version-compatible, so it carries libraries that would run here; if you "
+            "built it, or trust it like a program, give --trust-engine (trust_engine=True of load_runner)"
+        )
     cuda = Cuda()
     cuda.start()
     engine = Engine(path, api, record, cuda)

@@ -221,7 +221,12 @@ def evaluate_model(arguments: argparse.Namespace) -> int:
 
 def _evaluate_images(images: dict[str, Path], arguments: argparse.Namespace) -> int:
     timing = Timing()
-    with load_runner(arguments.model, device=arguments.device, threads=arguments.threads) as runner:
+    with load_runner(
+        arguments.model,
+        device=arguments.device,
+        threads=arguments.threads,
+        trust_engine=arguments.trust_engine,
+    ) as runner:
         classes = runner.spec.classes
         print(f"{runner.name}: {runner.reason}; spec {runner.spec.digest}", file=sys.stderr)
         truth: dict[str, Objects] | None = None

@@ -67,15 +67,15 @@ def _in_folder(root: Path, recursive: bool | None) -> dict[str, Path]:
     if not recursive and (others := subfolders(root)):
         names = ", ".join(path.name for path in others[:3])
         flag = "" if recursive is None else "; --recursive does it"
-        print(f"note: subfolders of {root} are not looked into: {names}{flag}", file=sys.stderr)
+        note = f"note: subfolders of {root} are not looked into: {names}{flag}"
+        print(errors.printable(note), file=sys.stderr)
     suffixes = ", ".join(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
     if others := [path for folder in folders for path in left_out(folder)]:
         video = others[0].suffix.lower() in VIDEO_SUFFIXES
         remedy = _frames_of(others[0]) if video else f"convert to one of {suffixes}"
         example = others[0].relative_to(root)
-        print(
-            f"note: {len(others)} files in {root} are left out, such as {example}; {remedy}", file=sys.stderr
-        )
+        note = f"note: {len(others)} files in {root} are left out, such as {example}; {remedy}"
+        print(errors.printable(note), file=sys.stderr)
     images = {
         (folder.relative_to(root) / stem).as_posix(): path
         for folder in folders
@@ -113,6 +113,17 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="tiles a call (default: 1)")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: cores)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
+    add_trust_argument(parser)
+
+
+def add_trust_argument(parser: argparse.ArgumentParser) -> None:
+    """The flag of every command that runs engines."""
+    parser.add_argument(
+        "--trust-engine",
+        action="store_true",
+        help="run an engine built with --version-compatible: it carries libraries, so give this for one that "
+        "you built, or trust like a program",
+    )
 
 
 def check_model_arguments(arguments: argparse.Namespace) -> None:

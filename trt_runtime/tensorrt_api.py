@@ -19,10 +19,12 @@ import importlib.util
 import json
 import platform
 import re
+import shlex
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -254,7 +256,7 @@ def new_runtime(api: Api, log: Any, *, version_compatible: bool) -> Any:
 
     Args:
         log: the logger that TensorRT tells errors.
-        version_compatible: the engines bring the plugin along.
+        version_compatible: the engines bring the plugin along, so code of theirs runs on this machine.
 
     Raises:
         FileNotFoundError: the plugin's library is not built.
@@ -513,8 +515,17 @@ def read_record(engine: Path) -> dict[str, Any]:
 
 
 def rebuild_command(engine: Path, record: dict[str, Any] | None = None) -> str:
-    """What builds `engine` anew: its own command where it is known."""
-    return str((record or {}).get("command") or f"python export/to_trt.py MODEL.onnx --out {engine}")
+    """What builds `engine` anew: its own command where it is known.
+
+    The record may be anybody's, and people run what a message advises: it is told only if it is one command
+    of export/to_trt.py.
+    """
+    command = str((record or {}).get("command"))
+    with suppress(ValueError):  # quotes that do not close
+        plain = command.isprintable() and shlex.join(shlex.split(command)) == command
+        if plain and command.startswith("python export/to_trt.py "):
+            return command
+    return f"python export/to_trt.py MODEL.onnx --out {engine}"
 
 
 def missing_record(engine: Path, record: dict[str, Any]) -> str:

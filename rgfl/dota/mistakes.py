@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -103,7 +104,8 @@ def to_csv(verdicts: Verdicts, classes: Sequence[str]) -> str:
     """Every false positive, the highest score first, then every missed object, the largest first, as CSV.
 
     A mistake of a good detector with a high score is often one of the labels. x and y are the centre, in
-    pixels, of the detection or of the missed object.
+    pixels, of the detection or of the missed object. A name that a spreadsheet would take for a formula has
+    an apostrophe before it.
     """
     matching, text = verdicts.matching, io.StringIO()
     table = csv.writer(text, lineterminator="\n")
@@ -111,7 +113,8 @@ def to_csv(verdicts: Verdicts, classes: Sequence[str]) -> str:
 
     def add(image: int, quad: NDArray[np.float64], *what: str) -> None:
         x, y = quad.reshape(4, 2).mean(axis=0)
-        table.writerow((matching.images[image], *what, f"{x:.1f}", f"{y:.1f}"))
+        cells = (matching.images[image], *what)
+        table.writerow((*(re.sub(r"^[=+@-]", r"'\g<0>", cell) for cell in cells), f"{x:.1f}", f"{y:.1f}"))
 
     for d in verdicts.false_positives(DUPLICATE, CONFUSED, MISPLACED, BACKGROUND).tolist():
         about = int(verdicts.about_D[d])

@@ -13,6 +13,7 @@ import importlib.util
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rgfl.errors import UserError
 from rgfl.nn.config import ModelConfig
-from rgfl.nn.state import listed, misfits
+from rgfl.nn.state import listed, misfits, zip_fault
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -204,6 +205,8 @@ def load_weights(net: nn.Module, weights: str, name: str) -> None:
         WeightsError: with the keys that did not match.
     """
     path = find_weights(weights)
+    if zipfile.is_zipfile(path) and (fault := zip_fault(path)):
+        raise WeightsError(f"weights: {path} is {fault}")
     state: Any
     try:
         if path.suffix == ".safetensors":

