@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 
 TEMPORARY_SUFFIX = ".partial"
@@ -15,7 +16,9 @@ def whole(path: Path | str) -> Iterator[Path]:
     """A hidden file beside `path`, in a folder that is made if missing. What the block writes there becomes
     `path` at its end: readers see all of it or none. After an error `path` is as it was."""
     path = Path(path)
-    hidden = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    # Of a name so long that none longer is allowed, its digest.
+    name = path.name if len(path.name.encode()) < 230 else sha256(path.name.encode()).hexdigest()
+    hidden = path.with_name(f".{name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         hidden.unlink(missing_ok=True)  # it may be a link to elsewhere

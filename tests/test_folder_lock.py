@@ -60,6 +60,11 @@ def test_links_lead_to_no_file_elsewhere(tmp_path: Path) -> None:
     assert (mine.read_text(), (folder / "a").read_text()) == ("mine", "new")
 
 
+def test_the_longest_name_that_a_file_can_have_is_written(tmp_path: Path) -> None:
+    atomic.write_text(tmp_path / ("é" * 127), "new")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["new"]
+
+
 def test_an_error_names_the_file_that_was_asked_for(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()  # which no file can take the place of
     with pytest.raises(OSError, match="/a'") as caught:

@@ -4,8 +4,8 @@
 
 Reading, inferring and writing run side by side, see rgfl.trt_runtime.streaming. Drawing an image takes longer
 than inferring it on a GPU: several are written at a time, and the pixels of those that wait stay below
-`streaming.AHEAD`. What is found in finished scenes is kept in `JOURNAL` until all is written: after a kill
-the same command goes on.
+`streaming.AHEAD`. What is found in finished scenes is kept in `JOURNAL`: after a kill the same command goes
+on, and where scenes were added or replaced since, it does those alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,10 @@ from rgfl.dota.georeference import Georeference
 from rgfl.dota.journal import follow, packed, resume, stamp, unpacked
 from rgfl.dota.labels import fits_task1, write_task1
 from rgfl.folder_lock import lock_folder
+from rgfl.screen import lasting
 from rgfl.trt_runtime import machine
 from rgfl.trt_runtime.geojson import geojson, write_map
-from rgfl.trt_runtime.runners import Runner, load_runner
+from rgfl.trt_runtime.runners import Runner, load_runner, recognise
 from rgfl.trt_runtime.scenes import add_model_arguments, check_model_arguments, find_scenes, journal_head
 from rgfl.trt_runtime.streaming import Timing, count_tiles, expect_stride, side_by_side, stream
 
@@ -55,8 +56,9 @@ writes to --out:
   map.geojson: all scenes with a reference system as one layer, in longitude and latitude; of each object the
   image, class, score, length and width in metres
 
-After a kill or Ctrl-C, or once a scene that could not be read is mended, the same command goes on; times in
-detections.json are then those of the scenes that were left.
+After a kill or Ctrl-C, once a scene that could not be read is mended, or with more scenes than before, the
+same command does what is left; times in detections.json are then those of these scenes. With another model
+or other flags all is done anew, and replaces what is in --out.
 
 exit status: 0 done, 2 bad input, also if single scenes could not be read: the others are done then
 """
@@ -79,6 +81,7 @@ def say_places(scenes: Mapping[str, Path], places: Mapping[str, Georeference]) -
             )
 
 
+@lasting()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="pipeline",
@@ -109,10 +112,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where results go")
     parser.add_argument(
         "--score",
-        type=checks.zero_to_one,
-        default=0.3,
+        nargs="+",
+        default=["0.3"],
         metavar="S",
-        help="least score in pictures and GeoJSON (default: 0.3), if above the model's own threshold",
+        help="least score in pictures and GeoJSON (default: 0.3), if above the model's own threshold; some "
+        "classes may have their own, as in --score 0.3 ship=0.5 (a training's page.html says which are best)",
     )
     parser.add_argument(
         "--pictures", action=argparse.BooleanOptionalAction, default=True, help="draw (default: yes)"
@@ -125,22 +129,29 @@ def main(argv: list[str] | None = None) -> int:
 def detect_scenes(arguments: argparse.Namespace) -> int:
     """The command behind `main`, with parsed arguments."""
     check_model_arguments(arguments)
+    recognise(arguments.model)  # before all scenes are looked at
     scenes = find_scenes(*arguments.images, recursive=arguments.recursive)
     places = {name: place for name, path in scenes.items() if (place := georeference.find(path)) is not None}
     checks.new_directory(arguments.out, "--out")
     expect_no_others(arguments.out, scenes)
     checks.picture_directory(arguments.out / "pictures", "--out", scenes)
-    with load_runner(arguments.model, device=arguments.device, threads=arguments.threads) as runner:
+    with load_runner(
+        arguments.model,
+        device=arguments.device,
+        threads=arguments.threads,
+        trust_engine=arguments.trust_engine,
+    ) as runner:
         threshold = runner.spec.score_threshold
+        scores = class_scores(arguments.score, runner.spec.classes)
         expect_stride(arguments.stride, runner.spec.tile_side)
         print(f"{runner.name}: {runner.reason}", file=sys.stderr)
-        if arguments.score < threshold:
+        if min(scores) < threshold:
             print(
-                f"note: --score {arguments.score:g}: this model keeps scores above {threshold:g} only, its "
+                f"note: --score {min(scores):g}: this model keeps scores above {threshold:g} only, its "
                 "spec's score_threshold; for lower ones train with --score-threshold, or see Runner.detect",
                 file=sys.stderr,
             )
-            arguments.score = threshold
+        arguments.score = [max(score, threshold) for score in scores]
         arguments.out.mkdir(parents=True, exist_ok=True)
         with lock_folder(arguments.out):
             return _detect_scenes(runner, scenes, places, arguments)
@@ -165,17 +176,19 @@ def _detect_scenes(
         raise errors.InputError(next(iter(unreadable.values())) + more)
     spaced = [name for name in scenes if not fits_task1(name)]
     write_task1(out, {name: one for name, one in found.items() if name not in spaced}, classes)
-    shown = {name: one[one.scores >= arguments.score] for name, one in found.items()}
+    shown = {name: _shown(one, arguments.score) for name, one in found.items()}
     places = {name: place for name, place in places.items() if name in found}
     on_map = {name: place for name, place in places.items() if place.system}
     beyond = 0
     if on_map:
         beyond = write_map(out / "map.geojson", ((name, shown[name]) for name in on_map), on_map, classes)
+    one_score = len(set(arguments.score)) == 1
+    least = f"{min(arguments.score):g}" + ("" if one_score else f" to {max(arguments.score):g}, by class,")
     counts = {name: np.bincount(one.labels, minlength=len(classes)).tolist() for name, one in shown.items()}
     record = {
         "model": model,
         "scales": arguments.scales,
-        "score": arguments.score,
+        "score": arguments.score[0] if one_score else dict(zip(classes, arguments.score, strict=True)),
         "pictures": arguments.pictures,
         "timing": timing.record(),
         "hardware": machine.hardware(),
@@ -188,8 +201,6 @@ def _detect_scenes(
     }
     # Written last: where it lies, all results are of one run.
     atomic.write_text(out / "detections.json", json.dumps(record, indent=2) + "\n")
-    if not unreadable:
-        (out / JOURNAL).unlink()
     say_places(scenes, places)
     if on_map:
         print(f"{len(on_map)} scenes as one layer, in longitude and latitude: {out / 'map.geojson'}")
@@ -200,7 +211,7 @@ def _detect_scenes(
         )
     blank = f" and {timing.blank} blank ones left out" if timing.blank else ""
     print(
-        f"{sum(map(len, shown.values()))} detections of score ≥ {arguments.score:g} in {len(found)} scenes "
+        f"{sum(map(len, shown.values()))} detections of score ≥ {least} in {len(found)} scenes "
         f"({timing.tiles} tiles{blank}, {timing.tiles / timing.total:.1f} a second): {out}"
     )
     if spaced:
@@ -233,29 +244,40 @@ def _find(
     states = {name: _state(path, places.get(name)) for name, path in scenes.items()}  # before they are read
 
     def is_whole(name: str) -> bool:
-        return all(path.is_file() for path in scene_files(out, name, name in places, pictures))
+        files = scene_files(out, name, name in places, pictures)
+        return all(path.is_file() and path.stat().st_size for path in files)  # a crash may leave it empty
 
+    finished = (out / "detections.json").is_file()
     done = resume(out / JOURNAL, head, states, is_whole)
     left = {name: path for name, path in scenes.items() if name not in done}
     remove_results(out, left, pictures)
     if done:
         print(f"pipeline: {len(done)} of {len(scenes)} scenes are done, by {out / JOURNAL}", file=sys.stderr)
+    elif finished:
+        print(
+            f"note: what was in {out} is replaced: it is of another model, other flags, versions or scenes",
+            file=sys.stderr,
+        )
 
     def write(name: str, found: Detections, image: NDArray[np.uint8] | None) -> dict[str, Any]:
         """The scene's files; its entry in the journal."""
-        shown = found[found.scores >= arguments.score]
+        shown = _shown(found, arguments.score)
         file = f"{name}.geojson"
         atomic.write_text(out / "geojson" / file, json.dumps(geojson(name, shown, classes)))
         if (place := places.get(name)) is not None:
             atomic.write_text(out / "map" / file, json.dumps(geojson(name, shown, classes, place)))
         if image is not None:
-            picture = draw.picture(image, shown, classes, min_score=arguments.score)
+            picture = draw.picture(image, shown, classes, min_score=0.0)
             draw.save(picture, out / "pictures" / f"{name}.jpg")
         return {"image": name, "state": states[name], **packed(found)}
 
     cut = {"stride": arguments.stride, "scales": arguments.scales}
     with (
-        tqdm(total=count_tiles(left.values(), runner.spec.tile_side, **cut), unit="tile") as bar,
+        tqdm(
+            total=count_tiles(left.values(), runner.spec.tile_side, **cut),
+            unit="tile",
+            mininterval=0.1 if sys.stderr.isatty() else 60,  # seconds; a log gets a line a minute
+        ) as bar,
         # An error of a writer must end what still runs, before the runner is closed.
         contextlib.closing(
             stream(
@@ -272,7 +294,7 @@ def _find(
 
         def jobs() -> Iterator[tuple[int, Callable[[], dict[str, Any]]]]:
             for number, scene in enumerate(streamed, len(done) + 1):
-                bar.set_postfix_str(f"{number} of {len(scenes)} scenes")
+                bar.set_postfix_str(f"{number} of {len(scenes)} scenes", refresh=False)
                 if pictures:
                     yield scene.image.nbytes, partial(write, scene.name, scene.detections, scene.image)
                 else:
@@ -282,6 +304,32 @@ def _find(
             entries = (entry.result() for entry in written)
             follow(entries, out / JOURNAL, done, len(scenes), task="", progress=False)
     return {name: unpacked(done[name]) for name in scenes if name in done}
+
+
+def class_scores(words: Sequence[str], classes: Sequence[str]) -> list[float]:
+    """What --score says, for each class: `0.3`, `ship=0.5`, or both.
+
+    Raises:
+        InputError: no score from 0 to 1, no such class, or one that is named twice.
+    """
+    said: dict[str, float] = {}
+    for word in words:
+        name, _, value = word.rpartition("=")
+        try:
+            score = checks.zero_to_one(value)
+        except (argparse.ArgumentTypeError, ValueError) as error:
+            raise errors.InputError(f"--score {word}: {error}") from error
+        if name and name not in classes:
+            raise errors.InputError(f"--score {word}: no such class; this model knows {', '.join(classes)}")
+        if name in said:
+            raise errors.InputError(f"--score {word}: {name or 'a score for all classes'} is named twice")
+        said[name] = score
+    return [said.get(name, said.get("", 0.3)) for name in classes]
+
+
+def _shown(found: Detections, scores: Sequence[float]) -> Detections:
+    """What is in GeoJSON and pictures, by the least score of each class."""
+    return found[found.scores >= np.array(scores, np.float32)[found.labels]]
 
 
 def _state(path: Path, place: Georeference | None) -> list[Any] | None:
@@ -326,7 +374,7 @@ def expect_no_others(out: Path, scenes: Mapping[str, Path]) -> None:
 
 
 def remove_results(out: Path, scenes: Collection[str], pictures: bool) -> None:
-    """Remove what an earlier run wrote of these scenes, and of all of its scenes together.
+    """Remove what an earlier run wrote of these scenes, and of all of its scenes together, or left half.
 
     Args:
         pictures: this run draws. If not, pictures go only where the earlier run's record says that it drew:
@@ -338,6 +386,9 @@ def remove_results(out: Path, scenes: Collection[str], pictures: bool) -> None:
     record.unlink(missing_ok=True)
     for path in [*out.glob("Task1_*.txt"), out / "map.geojson"]:
         path.unlink(missing_ok=True)
+    for folder in ("geojson", "map", "pictures"):
+        for path in (out / folder).rglob(f".*{atomic.TEMPORARY_SUFFIX}"):
+            path.unlink(missing_ok=True)
     for name in scenes:
         for path in scene_files(out, name, on_map=True, pictures=pictures):
             path.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,12 +67,15 @@ class Runner(ABC):
     device: str = "cpu"
     device_ms: dict[str, float]
     _closed = False
+    _survives_fork = False  # of the process
 
     def __init__(self, path: Path, spec: DetectorSpec, reason: str) -> None:
         self.path = path
         self.spec = spec
         self.reason = reason
         self.device_ms = {}
+        self._facts = file_facts(path)  # now: another file may take its place
+        self._process = os.getpid()
 
     @property
     def name(self) -> str:
@@ -104,7 +107,7 @@ class Runner(ABC):
         self,
         scene: Any,
         *,
-        score: float | None = None,
+        score: float | Sequence[float] | None = None,
         stride: int = 0,
         scales: Sequence[float] = (1.0,),
         batch: int = 1,
@@ -113,15 +116,16 @@ class Runner(ABC):
 
         Args:
             scene: shape (H, W, 3), uint8 RGB when sliced, of any size; see rgfl.dota.merge.detect.
-            score: keeps detections of this score or more. There are none at or below the spec's
-                score_threshold; runners but those of engines take another spec, set before:
-                runner.spec = dataclasses.replace(runner.spec, score_threshold=0.01).
+            score: keeps detections of this score or more; one for all classes, or one for each. There are
+                none at or below the spec's score_threshold; runners but those of engines take another spec,
+                set before: runner.spec = dataclasses.replace(runner.spec, score_threshold=0.01).
             stride, scales, batch: as there.
 
         Raises:
-            ValueError: the scene is of another kind, shape or type, or the runner is closed.
+            ValueError: the scene is of another kind, shape or type, no such score, or the runner is closed.
         """
         _check_scene(scene)
+        least = None if score is None else _by_class(score, self.spec.classes)
         found = merge.detect(
             scene,
             self,
@@ -132,7 +136,7 @@ class Runner(ABC):
             batch=batch,
             stack=False,
         )
-        return found if score is None else found[found.scores >= score]
+        return found if least is None else found[found.scores >= least[found.labels]]
 
     def raw(self, tiles: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Decoded boxes (B, P, 5) and scores (B, P, C) before NMS."""
@@ -142,7 +146,7 @@ class Runner(ABC):
     def describe(self) -> dict[str, Any]:
         """What a result file says about the model."""
         return {
-            **file_facts(self.path),
+            **self._facts,
             "backend": self.backend,
             "precision": self.precision,
             "device": self.device,
@@ -169,9 +173,16 @@ class Runner(ABC):
         self._check(tiles)
         return np.ascontiguousarray(tiles)
 
-    def _check(self, tiles: TileArrays) -> None:
+    def _check_open(self) -> None:
         if self._closed:
             raise ValueError(f"{self.path.name}: this runner is closed; use it inside its with block")
+
+    def _check(self, tiles: TileArrays) -> None:
+        self._check_open()
+        if self._process != os.getpid() and not self._survives_fork:
+            raise ValueError(  # the threads of its backend are not here: it would wait for them for ever
+                f"{self.path.name}: loaded before this process was forked; call load_runner in each process"
+            )
         expected = (*self.spec.image_size, 3)
         arrays = [tiles] if isinstance(tiles, np.ndarray) else [tile[None] for tile in tiles]
         for array in arrays or [np.empty(0, np.uint8)]:
@@ -207,7 +218,7 @@ class TorchRunner(Runner):
             detector = load_detector(path)
         except CheckpointError as error:
             raise ModelError(str(error)) from error
-        self._detector = detector.to(self.device)
+        self._detector: Any = detector.to(self.device)
         super().__init__(path, detector.spec, reason)
 
     def prepare(self, tiles: NDArray[np.uint8]) -> Any:
@@ -216,12 +227,18 @@ class TorchRunner(Runner):
             return self._detector.normalise(images)
 
     def infer(self, feed: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        detector = self._detector
+        self._check_open()
         with self._torch.inference_mode():
-            boxes, scores = self._detector.decode(self._detector(feed))
+            boxes, scores = detector.decode(detector(feed))
         return boxes.float().cpu().numpy(), scores.float().cpu().numpy()
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "threads": self._torch.get_num_threads()}
+
+    def close(self) -> None:
+        super().close()
+        self._detector = None  # its memory may be a GPU's
 
 
 class OnnxRunner(Runner):
@@ -264,7 +281,7 @@ class OnnxRunner(Runner):
                     "write it anew with export/to_onnx.py"
                 ) from error
 
-        self._session = load()
+        self._session: Any = load()
         if self._session.get_modelmeta().custom_metadata_map.get("rgfl_precision") == "int8-fp16":
             # Its integer kernels get scales of FP16 wrong (ONNX Runtime 1.32: scores of .3 for .99).
             options.add_session_config_entry("session.disable_quant_qdq", "1")
@@ -288,6 +305,7 @@ class OnnxRunner(Runner):
         self.precision = metadata.get("rgfl_precision", "fp32")
         super().__init__(path, spec, reason)
         self._takes_uint8 = self._check_inputs_outputs()
+        self._survives_fork = self.device == "cpu"
 
     def _check_inputs_outputs(self) -> bool:
         """Whether the input is uint8 NHWC; raises where names differ from the contract."""
@@ -317,8 +335,10 @@ class OnnxRunner(Runner):
         return array if self._takes_uint8 else normalised(array, self.spec)
 
     def infer(self, feed: NDArray) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        session = self._session
+        self._check_open()
         try:
-            boxes, scores = self._session.run(OUTPUT_NAMES, {INPUT_NAME: feed})
+            boxes, scores = session.run(OUTPUT_NAMES, {INPUT_NAME: feed})
         except Exception as error:  # for want of memory, most of the time
             raise ModelError(
                 f"{self.path}: ONNX Runtime cannot run a batch of {len(feed)} ({_shortened(error)}); "
@@ -337,8 +357,7 @@ class OnnxRunner(Runner):
 
     def close(self) -> None:
         super().close()
-        if hasattr(self, "_session"):
-            del self._session
+        self._session = None
 
 
 def normalised(tiles: NDArray[np.uint8], spec: DetectorSpec) -> NDArray[np.float32]:
@@ -348,17 +367,25 @@ def normalised(tiles: NDArray[np.uint8], spec: DetectorSpec) -> NDArray[np.float
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
 
-def load_runner(path: str | Path, *, device: Device = "auto", threads: int = 0) -> Runner:
+def load_runner(
+    path: str | Path, *, device: Device = "auto", threads: int = 0, trust_engine: bool = False
+) -> Runner:
     """The runner for the file at `path`.
 
     Args:
         path: a checkpoint (.pt), an ONNX file or a TensorRT engine (not run on a GPU yet).
         device: "auto" takes a GPU where the backend has one; an engine needs one.
-        threads: CPU threads of the backend; 0 leaves its default.
+        threads: CPU threads of the backend; 0 leaves its default. Those of PyTorch are the process's.
+        trust_engine: an engine built with --version-compatible may run the libraries that it carries.
 
     Raises:
+        ValueError: `device` or `threads` cannot be.
         ModelError: one line saying what is wrong with the file and what to do.
     """
+    if device not in get_args(Device) or threads < 0:
+        raise ValueError(
+            f"expected a device of {get_args(Device)} and threads ≥ 0, got {device!r}, {threads}"
+        )
     path = Path(path)
     kind, reason = recognise(path)
     if kind == "torch":
@@ -369,7 +396,7 @@ def load_runner(path: str | Path, *, device: Device = "auto", threads: int = 0) 
         raise ModelError(f"{path}: an engine runs on a GPU only; leave --device out, or run the .onnx")
     from rgfl.trt_runtime.engine import EngineRunner, open_engine
 
-    engine, why = open_engine(path)
+    engine, why = open_engine(path, trusted=trust_engine)
     return EngineRunner(engine, f"{reason}; {why}")
 
 
@@ -396,6 +423,17 @@ def recognise(path: Path) -> tuple[Kind, str]:
     if by_content:
         return by_content, f"{by_content}, by its content"
     raise ModelError(f"{path}: no model; expected one of {', '.join(SUFFIXES)}")
+
+
+def _by_class(score: float | Sequence[float], classes: Sequence[str]) -> NDArray[np.float32]:
+    """(C,) least scores; ValueError for what is no score, or none for each class."""
+    least = np.asarray(score, np.float32)
+    if least.shape not in ((), (len(classes),)) or not ((least >= 0) & (least <= 1)).all():
+        raise ValueError(
+            f"score: expected a number from 0 to 1, or {len(classes)} of them (for "
+            f"{', '.join(classes)}), got {score!r}"
+        )
+    return np.broadcast_to(least, len(classes))
 
 
 def _check_scene(scene: Any) -> None:

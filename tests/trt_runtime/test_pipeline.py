@@ -15,6 +15,7 @@ import time
 import warnings
 import weakref
 import zlib
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,7 +42,7 @@ class BrightSpots(Runner):
     backend = "test"
 
     def __init__(self) -> None:
-        super().__init__(Path("spots"), DetectorSpec(classes=("spot",), image_size=(128, 128)), "a test")
+        super().__init__(Path(__file__), DetectorSpec(classes=("spot",), image_size=(128, 128)), "a test")
         self.seen: list[int] = []
         self.prepared = 0
 
@@ -843,6 +844,41 @@ def test_a_score_below_the_models_threshold_is_told(
     assert "note: --score" not in capsys.readouterr().err
 
 
+def test_classes_have_scores_of_their_own(
+    tiny_onnx: Path, tiny_scenes: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    command = ["--model", str(tiny_onnx), "--images", str(tiny_scenes.images), "--out", str(tmp_path / "out")]
+
+    def found(*scores: str) -> Counter[str]:
+        assert pipeline.main([*command, "--no-pictures", "--score", *scores]) == 0
+        files = (tmp_path / "out" / "geojson").glob("*.geojson")
+        layers = [json.loads(file.read_text())["features"] for file in files]
+        return Counter(feature["properties"]["class"] for layer in layers for feature in layer)
+
+    every = found("0.3")
+    first, *others = every
+    assert others
+    assert found("0.3", f"{first}=1") == {name: every[name] for name in others}
+    assert " detections of score ≥ 0.3 to 1, by class, in " in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "detections.json").read_text())["score"][first] == 1
+    assert found("1", f"{first}=0.3") == {first: every[first]}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["30"], "--score 30: 30: expected 0 to 1, such as 0.3"),
+        (["shop=.3"], "--score shop=.3: no such class; this model knows "),
+        (["ship="], "--score ship=: : expected 0 to 1"),
+        ([".3", ".4"], "--score .4: a score for all classes is named twice"),
+    ],
+)
+def test_what_is_no_score(words: list[str], message: str) -> None:
+    with pytest.raises(InputError) as told:
+        pipeline.class_scores(words, ["plane", "ship"])
+    assert str(told.value).startswith(message)
+
+
 def test_wrong_paths_are_one_line(tiny_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "out" / "pictures").mkdir(parents=True)
@@ -971,9 +1007,27 @@ def test_the_same_command_goes_on(interrupted: Run, tmp_path: Path, capsys: pyte
     assert records[0]["detections"] == records[1]["detections"]
     for file in files:
         if file.name not in ("detections.json", ".lock"):
-            assert (whole / file).read_bytes() == (interrupted.out / file).read_bytes(), file
-    assert interrupted() == 0  # all was written, so all is done anew
-    assert interrupted.looked_at == list("abcd")
+            same = (whole / file).read_bytes() == (interrupted.out / file).read_bytes()
+            assert same or file.name == ".journal", file  # which lists scenes as they were done
+
+
+def test_of_a_finished_run_scenes_that_came_later_are_done(
+    interrupted: Run, capsys: pytest.CaptureFixture
+) -> None:
+    assert interrupted() == 0
+    before = (interrupted.out / "Task1_ship.txt").read_text()
+    shutil.copy(interrupted.images / "a.png", interrupted.images / "e.png")
+    (interrupted.out / "geojson" / ".e.geojson.7.partial").write_text("half, of a run that was killed")
+    assert interrupted() == 0
+    assert interrupted.looked_at == ["e"]
+    assert (interrupted.out / "Task1_ship.txt").read_text().startswith(before)
+    assert list(json.loads((interrupted.out / "detections.json").read_text())["detections"]) == list("abcde")
+    assert not list(interrupted.out.rglob("*.partial"))
+    assert interrupted() == 0  # nothing is left to do
+    assert interrupted.looked_at == []
+    assert "is replaced" not in capsys.readouterr().err
+    assert interrupted("--no-pictures") == 0
+    assert f"note: what was in {interrupted.out} is replaced" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -983,6 +1037,7 @@ def test_the_same_command_goes_on(interrupted: Run, tmp_path: Path, capsys: pyte
         (lambda run: run.place("600000"), "acd"),
         (lambda run: (run.out / "pictures" / "a.jpg").unlink(), "acd"),
         (lambda run: (run.out / "map" / "a.geojson").unlink(), "acd"),
+        (lambda run: (run.out / "map" / "a.geojson").write_bytes(b""), "acd"),  # as a crash leaves it
         (lambda run: (run.images / "a.wld").unlink(), "acd"),
     ],
 )
@@ -1013,7 +1068,6 @@ def test_a_mended_scene_is_all_that_is_done_again(interrupted: Run) -> None:
     assert interrupted.looked_at == ["d"]
     record = json.loads((interrupted.out / "detections.json").read_text())
     assert (list(record["detections"]), record["unreadable"]) == (list("abcd"), {})
-    assert not (interrupted.out / ".journal").exists()
 
 
 def test_two_runs_into_one_folder_are_kept_apart(

@@ -246,6 +246,12 @@ def test_detections_of_a_scene_from_a_score_on(tiny_onnx: Path) -> None:
         assert likely.scores.tolist() == [score for score in found.scores.tolist() if score >= middle]
         assert 0 < len(likely) < len(found)
         assert len(runner.detect(scene, score=0)) == len(found)
+        of_first = runner.detect(scene, score=[0, 1, 1])  # a score for each class
+        assert of_first.scores.tolist() == found.scores[found.labels == 0].tolist()
+        assert 0 < len(of_first) < len(found)
+        for score in (30, float("nan"), [0.5, 0.5]):
+            with pytest.raises(ValueError, match="score: expected a number from 0 to 1, or 3 of them"):
+                runner.detect(scene, score=score)
         runner.spec = dataclasses.replace(runner.spec, score_threshold=0.2)
         assert runner.detect(scene).scores.min() < 0.3  # the threshold of the file
 
@@ -299,7 +305,37 @@ def test_a_closed_runner_says_so(which: str, request: pytest.FixtureRequest) -> 
         runner.detect(SCENE)
     with pytest.raises(ValueError, match=r"tiny\.\w+: this runner is closed; use it inside its with block"):
         runner.detect(SCENE)
+    with pytest.raises(ValueError, match="this runner is closed"):
+        runner.infer(np.zeros((1, 3, 128, 128), np.float32))
     runner.close()  # twice is no error
+
+
+def test_a_runner_tells_of_the_file_that_it_was_loaded_from(tiny_onnx: Path, tmp_path: Path) -> None:
+    (path := tmp_path / "model.onnx").write_bytes(tiny_onnx.read_bytes())
+    with load_runner(path) as runner:
+        before = runner.describe()
+        path.unlink()  # as a deployment replaces it
+        assert runner.describe() == before
+
+
+@pytest.mark.parametrize(("which", "survives"), [("tiny_checkpoint", False), ("tiny_onnx", True)])
+def test_a_fork_is_refused_where_it_would_hang(
+    which: str, survives: bool, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with load_runner(request.getfixturevalue(which), device="cpu") as runner:
+        found = runner.detect(SCENE)
+        monkeypatch.setattr(runners.os, "getpid", lambda: -1)
+        if survives:
+            assert len(runner.detect(SCENE)) == len(found)
+        else:
+            with pytest.raises(ValueError, match="before this process was forked; call load_runner in each"):
+                runner.detect(SCENE)
+
+
+@pytest.mark.parametrize("wrong", [{"device": "cuda:1"}, {"device": "CPU"}, {"threads": -1}])
+def test_devices_are_those_that_there_are(wrong: dict[str, Any], tiny_onnx: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected a device of .*'auto', 'cpu', 'cuda'.* and threads ≥ 0"):
+        load_runner(tiny_onnx, **wrong)
 
 
 def test_where_best_pt_is_not_yet_there_last_pt_is_named(tmp_path: Path) -> None:
