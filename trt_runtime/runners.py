@@ -124,7 +124,7 @@ class Runner(ABC):
         Raises:
             ValueError: the scene is of another kind, shape or type, no such score, or the runner is closed.
         """
-        _check_scene(scene)
+        check_scene(scene)
         least = None if score is None else _by_class(score, self.spec.classes)
         found = merge.detect(
             scene,
@@ -436,7 +436,7 @@ def _by_class(score: float | Sequence[float], classes: Sequence[str]) -> NDArray
     return np.broadcast_to(least, len(classes))
 
 
-def _check_scene(scene: Any) -> None:
+def check_scene(scene: Any) -> None:
     """ValueError that tells how to make of `scene` what Runner.detect takes."""
     expected = "scene: expected uint8 pixels (H, W, 3), RGB, got"
     if scene is None:

@@ -31,7 +31,7 @@ from rgfl.detections import Detections
 from rgfl.dota.images import ImageError, image_size, read_image
 from rgfl.dota.merge import Part, Place, merge, pixels_at, places_at_scales, tile_at
 from rgfl.processes import usable_cores
-from rgfl.trt_runtime.runners import Runner
+from rgfl.trt_runtime.runners import Runner, check_scene
 
 WAITING_BATCHES = 2  # prepared and not yet inferred
 WAITING_RESULTS = 8  # batches inferred: merging a large scene takes as long as some of them
@@ -90,7 +90,7 @@ _Owners = list[tuple[Scene, Place]]
 
 def stream(
     runner: Runner,
-    images: Mapping[str, Path],
+    images: Mapping[str, Path | NDArray[np.uint8]],
     *,
     stride: int = 0,
     scales: Sequence[float] = (1.0,),
@@ -105,7 +105,7 @@ def stream(
 
     Args:
         runner: takes the tiles; its spec says their size and what lies outside an image.
-        images: file of each scene by name.
+        images: file of each scene by name, or its pixels (H, W, 3), uint8 RGB.
         stride: pixels of a tile from one to the next; 0 for `rgfl.dota.tiling.default_stride`.
         scales: factors, each of which adds its tiles; at 0.5 a tile shows twice as many pixels each way.
         batch: tiles a call.
@@ -115,7 +115,11 @@ def stream(
 
     Raises:
         ImageError: without `unreadable`, a file that is no image, when its turn comes.
+        ValueError: an array that is no such pixels.
     """
+    for image in images.values():
+        if not isinstance(image, Path):
+            check_scene(image)
     size = runner.spec.tile_side
     expect_stride(stride, size)
     timing = timing if timing is not None else Timing()
@@ -182,7 +186,7 @@ class _Batch:
 
 def _batches(
     runner: Runner,
-    images: Mapping[str, Path],
+    images: Mapping[str, Path | NDArray[np.uint8]],
     stride: int,
     scales: Sequence[float],
     batch: int,
@@ -196,16 +200,17 @@ def _batches(
     owners: _Owners = []
 
     def jobs() -> Iterator[tuple[int, Callable[[], tuple[NDArray[np.uint8], float]]]]:
-        for path in images.values():
+        for image in images.values():
             height = width = 0
             with contextlib.suppress(ImageError, OSError):  # which reading tells
-                height, width = image_size(path)
-            yield 3 * height * width, partial(read, path)
+                height, width = image_size(image) if isinstance(image, Path) else image.shape[:2]
+            yield 3 * height * width, partial(read, image)
 
-    def read(path: Path) -> tuple[NDArray[np.uint8], float]:
+    def read(image: Path | NDArray[np.uint8]) -> tuple[NDArray[np.uint8], float]:
         """Pixels, and how long they took."""
         reading = time.perf_counter()
-        return read_image(path), time.perf_counter() - reading
+        pixels = read_image(image) if isinstance(image, Path) else image
+        return pixels, time.perf_counter() - reading
 
     def prepared() -> _Batch:
         preparing = time.perf_counter()

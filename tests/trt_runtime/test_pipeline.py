@@ -77,12 +77,14 @@ def equal(first: Detections, second: Detections) -> bool:
     )
 
 
+@pytest.mark.parametrize("in_memory", [False, True])
 @pytest.mark.parametrize("batch", [1, 3, 50])
-def test_the_same_as_one_tile_after_the_other(batch: int, tmp_path: Path) -> None:
+def test_the_same_as_one_tile_after_the_other(batch: int, in_memory: bool, tmp_path: Path) -> None:
     images = write_scenes(tmp_path, [(300, 310), (40, 50), (128, 128), (129, 400)])
     runner = BrightSpots()
     timing = streaming.Timing()
-    scenes = list(stream(runner, images, stride=100, batch=batch, timing=timing))
+    pixels = {name: read_image(path) for name, path in images.items()}
+    scenes = list(stream(runner, pixels if in_memory else images, stride=100, batch=batch, timing=timing))
     assert [scene.name for scene in scenes] == list(images)
     for scene in scenes:
         expected = detect(read_image(images[scene.name]), runner, size=128, stride=100)
@@ -94,6 +96,12 @@ def test_the_same_as_one_tile_after_the_other(batch: int, tmp_path: Path) -> Non
     streamed = runner.seen[: -sum(windows)]
     assert set(streamed[:-1]) <= {batch}  # batches are filled across scenes
     assert sum(streamed) == sum(windows)
+
+
+def test_what_is_no_scene_is_told_before_the_work() -> None:
+    scenes = {"a": np.zeros((40, 50, 3), np.uint8), "b": np.zeros((40, 50), np.uint8)}
+    with pytest.raises(ValueError, match="repeat the grey"):
+        next(stream(BrightSpots(), scenes))
 
 
 @pytest.mark.parametrize("pad", [0, 9])
