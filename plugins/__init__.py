@@ -39,7 +39,10 @@ def library() -> Path:
     if not LIBRARY.exists():
         raise FileNotFoundError(f"{LIBRARY} is not built; run: python -m rgfl.plugins.build")
     if recorded(LIBRARY, "sources") not in ("", sources_digest()):  # "": built by other means, such as CMake
-        raise FileNotFoundError(f"{LIBRARY} is of another rgfl; run: python -m rgfl.plugins.build")
+        raise FileNotFoundError(
+            f"{LIBRARY} is of another rgfl, by the .json beside it; run: python -m rgfl.plugins.build, or "
+            "remove that file if the library was built by other means"
+        )
     return LIBRARY
 
 

@@ -443,7 +443,7 @@ def test_links_in_a_tiled_folder_remove_nothing_elsewhere(data, tmp_path, capsys
     before = files(mine)
     (out / "train/images").symlink_to(mine)
     assert run(data, out) == 2
-    told = f"{out}/train/images: expected a folder in {out}/train, got a link to {mine}; remove the link"
+    told = f"{out}/train/images: expected a folder in {out}/train, got a link to {mine}; link {out}/train "
     assert told in capsys.readouterr().err
     assert files(mine) == before
 

@@ -400,8 +400,8 @@ class EngineRunner(Runner):
     device = "cuda"
     device_ms: dict[str, float]
 
-    def __init__(self, engine: Engine, reason: str) -> None:
-        super().__init__(engine.path, engine.spec, reason)
+    def __init__(self, engine: Engine, reason: str, facts: dict[str, Any] | None = None) -> None:
+        super().__init__(engine.path, engine.spec, reason, facts)
         self.engine = engine
         self.backend = tensorrt_api.NAMES[engine.api.name]
         self.precision = str(engine.record.get("precision", "unknown"))
@@ -426,7 +426,7 @@ class EngineRunner(Runner):
 
     def fork(self) -> EngineRunner:
         """Another runner of the same engine, for another thread; to be closed like this one."""
-        return EngineRunner(self.engine, self.reason)
+        return EngineRunner(self.engine, self.reason, self._facts)
 
     def describe(self) -> dict[str, Any]:
         return {

@@ -29,7 +29,7 @@ from rgfl import atomic, checks, draw, errors
 from rgfl.detections import Detections
 from rgfl.dota import georeference
 from rgfl.dota.georeference import Georeference
-from rgfl.dota.journal import follow, packed, resume, stamp, unpacked
+from rgfl.dota.journal import follow, packed, read_journal, resume, stamp, unpacked
 from rgfl.dota.labels import fits_task1, write_task1
 from rgfl.folder_lock import lock_folder
 from rgfl.screen import lasting
@@ -115,8 +115,9 @@ def main(argv: list[str] | None = None) -> int:
         nargs="+",
         default=["0.3"],
         metavar="S",
-        help="least score in pictures and GeoJSON (default: 0.3), if above the model's own threshold; some "
-        "classes may have their own, as in --score 0.3 ship=0.5 (a training's page.html says which are best)",
+        help="least score in pictures and GeoJSON (default: 0.3), if above the model's own threshold; "
+        "classes may have their own, as in --score 0.3 ship=0.5 (a training's page.html says which are "
+        "best); with other scores than before all is done anew",
     )
     parser.add_argument(
         "--pictures", action=argparse.BooleanOptionalAction, default=True, help="draw (default: yes)"
@@ -247,10 +248,10 @@ def _find(
         files = scene_files(out, name, name in places, pictures)
         return all(path.is_file() and path.stat().st_size for path in files)  # a crash may leave it empty
 
-    finished = (out / "detections.json").is_file()
+    finished, drew = (out / "detections.json").is_file(), pictures or _drew(out / JOURNAL)
     done = resume(out / JOURNAL, head, states, is_whole)
     left = {name: path for name, path in scenes.items() if name not in done}
-    remove_results(out, left, pictures)
+    remove_results(out, left, drew)
     if done:
         print(f"pipeline: {len(done)} of {len(scenes)} scenes are done, by {out / JOURNAL}", file=sys.stderr)
     elif finished:
@@ -304,6 +305,12 @@ def _find(
             entries = (entry.result() for entry in written)
             follow(entries, out / JOURNAL, done, len(scenes), task="", progress=False)
     return {name: unpacked(done[name]) for name in scenes if name in done}
+
+
+def _drew(journal: Path) -> bool:
+    """Whether the run that wrote it drew pictures."""
+    heads = read_journal(journal)[:1] if journal.is_file() else []
+    return any(head.get("pictures") == "True" for head in heads)
 
 
 def class_scores(words: Sequence[str], classes: Sequence[str]) -> list[float]:
@@ -377,21 +384,16 @@ def remove_results(out: Path, scenes: Collection[str], pictures: bool) -> None:
     """Remove what an earlier run wrote of these scenes, and of all of its scenes together, or left half.
 
     Args:
-        pictures: this run draws. If not, pictures go only where the earlier run's record says that it drew:
-            what lies there else may be the user's own.
+        pictures: theirs, too, as this run or the earlier one draws; else what lies there is the user's own.
     """
-    record = out / "detections.json"
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # none, or not ours
-        pictures = pictures or json.loads(record.read_text(encoding="utf-8"))["pictures"]
-    record.unlink(missing_ok=True)
-    for path in [*out.glob("Task1_*.txt"), out / "map.geojson"]:
-        path.unlink(missing_ok=True)
+    halves = f".*{atomic.TEMPORARY_SUFFIX}"
+    found = [out / "detections.json", out / "map.geojson", *out.glob("Task1_*.txt"), *out.glob(halves)]
     for folder in ("geojson", "map", "pictures"):
-        for path in (out / folder).rglob(f".*{atomic.TEMPORARY_SUFFIX}"):
-            path.unlink(missing_ok=True)
+        found += (out / folder).rglob(halves)
     for name in scenes:
-        for path in scene_files(out, name, on_map=True, pictures=pictures):
-            path.unlink(missing_ok=True)
+        found += scene_files(out, name, on_map=True, pictures=pictures)
+    for path in found:
+        path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

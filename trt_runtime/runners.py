@@ -69,12 +69,14 @@ class Runner(ABC):
     _closed = False
     _survives_fork = False  # of the process
 
-    def __init__(self, path: Path, spec: DetectorSpec, reason: str) -> None:
+    def __init__(
+        self, path: Path, spec: DetectorSpec, reason: str, facts: dict[str, Any] | None = None
+    ) -> None:
         self.path = path
         self.spec = spec
         self.reason = reason
         self.device_ms = {}
-        self._facts = file_facts(path)  # now: another file may take its place
+        self._facts = facts or file_facts(path)  # now: another file may take its place
         self._process = os.getpid()
 
     @property
@@ -181,7 +183,8 @@ class Runner(ABC):
         self._check_open()
         if self._process != os.getpid() and not self._survives_fork:
             raise ValueError(  # the threads of its backend are not here: it would wait for them for ever
-                f"{self.path.name}: loaded before this process was forked; call load_runner in each process"
+                f"{self.path.name}: loaded before this process was forked; load runners after that alone, in "
+                'each process, or start processes by multiprocessing.get_context("spawn")'
             )
         expected = (*self.spec.image_size, 3)
         arrays = [tiles] if isinstance(tiles, np.ndarray) else [tile[None] for tile in tiles]
@@ -357,7 +360,8 @@ class OnnxRunner(Runner):
 
     def close(self) -> None:
         super().close()
-        self._session = None
+        if self._process == os.getpid():  # else it would wait for ever for threads that are not here
+            self._session = None
 
 
 def normalised(tiles: NDArray[np.uint8], spec: DetectorSpec) -> NDArray[np.float32]:

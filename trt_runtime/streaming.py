@@ -117,7 +117,11 @@ def stream(
         ImageError: without `unreadable`, a file that is no image, when its turn comes.
         ValueError: an array that is no such pixels.
     """
-    for image in images.values():
+    for name, image in images.items():
+        if isinstance(image, str):
+            raise ValueError(
+                f"{name}: expected a Path or pixels, got {image!r}; take pathlib.Path({image!r})"
+            )
         if not isinstance(image, Path):
             check_scene(image)
     size = runner.spec.tile_side

@@ -146,7 +146,9 @@ def expect_inside(folder: Path, out: Path) -> None:
             removed.
     """
     if not (place := folder.resolve()).is_relative_to(out.resolve()):
-        raise UserError(f"{folder}: expected a folder in {out}, got a link to {place}; remove the link")
+        raise UserError(
+            f"{folder}: expected a folder in {out}, got a link to {place}; link {out} itself instead"
+        )
 
 
 def failure(errors: Sequence[str], total: int) -> str:

@@ -43,4 +43,9 @@ def zip_fault(file: Path | io.BytesIO) -> str:
             damaged = entries.testzip() is not None  # by its CRCs
     except Exception:  # a flipped bit in a header: many types, from zlib's to NotImplementedError
         damaged = True
-    return "damaged: not the bytes that were written; copy or train it again" if damaged else ""
+    if not damaged:
+        return ""
+    return (
+        "damaged: not the bytes that were written; copy or train it again (or written without checksums, by "
+        "torch.serialization.set_crc32_options(False): write it anew with them)"
+    )

@@ -604,7 +604,10 @@ def test_the_engine_lives_as_long_as_one_runner(
 ) -> None:
     machine()
     first = open_runner(write_engine(tmp_path / "m.engine", tiny_onnx))
+    facts = first.describe()
+    (tmp_path / "m.engine").write_bytes(b"what a deployment put in its place")
     second = first.fork()
+    assert second.describe() == facts
     first.close()
     first.close()
     assert_equal(second(TILES[:1]), reference(TILES[:1]))

@@ -102,6 +102,10 @@ def test_what_is_no_scene_is_told_before_the_work() -> None:
     scenes = {"a": np.zeros((40, 50, 3), np.uint8), "b": np.zeros((40, 50), np.uint8)}
     with pytest.raises(ValueError, match="repeat the grey"):
         next(stream(BrightSpots(), scenes))
+    with pytest.raises(
+        ValueError, match=r"c: expected a Path or pixels, got 'c.png'; take pathlib\.Path\('c"
+    ):
+        next(stream(BrightSpots(), {"c": "c.png"}))  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize("pad", [0, 9])
@@ -1025,7 +1029,8 @@ def test_of_a_finished_run_scenes_that_came_later_are_done(
     assert interrupted() == 0
     before = (interrupted.out / "Task1_ship.txt").read_text()
     shutil.copy(interrupted.images / "a.png", interrupted.images / "e.png")
-    (interrupted.out / "geojson" / ".e.geojson.7.partial").write_text("half, of a run that was killed")
+    for half in ("geojson/.e.geojson.7.partial", ".map.geojson.7.partial"):
+        (interrupted.out / half).write_text("of a run that was killed")
     assert interrupted() == 0
     assert interrupted.looked_at == ["e"]
     assert (interrupted.out / "Task1_ship.txt").read_text().startswith(before)
@@ -1063,6 +1068,12 @@ def test_scenes_that_changed_are_done_again(interrupted: Run, change: Any, looke
 def test_other_settings_begin_anew(interrupted: Run, flags: list[str]) -> None:
     assert interrupted(*flags) == 0
     assert interrupted.looked_at == list("abcd")
+
+
+def test_pictures_of_a_run_that_was_killed_do_not_stay_beside_one_without(interrupted: Run) -> None:
+    (interrupted.out / "pictures" / "mine.jpg").touch()
+    assert interrupted("--no-pictures") == 0
+    assert [path.name for path in (interrupted.out / "pictures").iterdir()] == ["mine.jpg"]
 
 
 def test_a_mended_scene_is_all_that_is_done_again(interrupted: Run) -> None:

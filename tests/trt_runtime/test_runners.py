@@ -327,6 +327,8 @@ def test_a_fork_is_refused_where_it_would_hang(
         monkeypatch.setattr(runners.os, "getpid", lambda: -1)
         if survives:
             assert len(runner.detect(SCENE)) == len(found)
+            runner.close()
+            assert runner._session is not None  # type: ignore[attr-defined]  # its end would wait for threads
         else:
             with pytest.raises(ValueError, match="before this process was forked; call load_runner in each"):
                 runner.detect(SCENE)

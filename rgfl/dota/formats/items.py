@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -65,12 +66,23 @@ def placed(items: Sequence[Item]) -> list[Placed]:
 def with_georeferences(places: Sequence[Placed]) -> list[Placed]:
     """The items with the world file, .prj and .aux.xml that lie beside their images.
 
-    Links are left out: nobody reads these files before they are placed, and a link may lead to any other.
+    Links are left out, with a warning: nobody reads these files before they are placed, and a link may lead
+    to any other.
     """
-    there = {
-        folder: {entry.name for entry in os.scandir(folder) if entry.is_file(follow_symlinks=False)}
-        for folder in {place.item.image.parent for place in places}
-    }
+    there: dict[Path, set[str]] = {}
+    links: set[Path] = set()
+    for folder in {place.item.image.parent for place in places}:
+        entries = list(os.scandir(folder))
+        there[folder] = {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
+        links |= {folder / entry.name for entry in entries if entry.is_symlink()}
+    images = [place.item.image for place in places] if links else []
+    files = (image.with_name(image.stem + end) for image in images for end in georeferences(image.suffix))
+    if left := sorted(set(files) & links):
+        warnings.warn(
+            f"{len(left)} links are left out that would say where images lie on earth, such as {left[0]}; "
+            "put the files themselves there",
+            stacklevel=2,
+        )
 
     def beside(image: Path) -> tuple[str, ...]:
         return tuple(end for end in georeferences(image.suffix) if image.stem + end in there[image.parent])
