@@ -330,7 +330,7 @@ def test_a_fork_is_refused_where_it_would_hang(
             runner.close()
             assert runner._session is not None  # type: ignore[attr-defined]  # its end would wait for threads
         else:
-            with pytest.raises(ValueError, match="before this process was forked; call load_runner in each"):
+            with pytest.raises(ValueError, match="forked; load runners after that alone"):
                 runner.detect(SCENE)
 
 
