@@ -1,6 +1,7 @@
 """Backbones: strides, frozen stages, weights from files."""
 
 import dataclasses
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,10 @@ def test_wrong_weights_are_named(tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("no weights")
     with pytest.raises(WeightsError, match=r"text\.pth refused"):
         bright(weights=str(tmp_path / "text.pth"))
+    with zipfile.ZipFile(tmp_path / "packed.pth", "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("archive/data.pkl", b"")
+    with pytest.raises(WeightsError, match=r"packed\.pth is compressed, so a few megabytes may become many"):
+        bright(weights=str(tmp_path / "packed.pth"))
     with pytest.raises(WeightsError, match="no file"):
         bright(weights=str(tmp_path / "none.pth"))
     with pytest.raises(WeightsError, match="neither a file"):
