@@ -130,8 +130,8 @@ def main(argv: list[str] | None = None) -> int:
 def detect_scenes(arguments: argparse.Namespace) -> int:
     """The command behind `main`, with parsed arguments."""
     check_model_arguments(arguments)
-    recognise(arguments.model)  # before all scenes are looked at
     scenes = find_scenes(*arguments.images, recursive=arguments.recursive)
+    recognise(arguments.model)  # before each scene is opened
     places = {name: place for name, path in scenes.items() if (place := georeference.find(path)) is not None}
     checks.new_directory(arguments.out, "--out")
     expect_no_others(arguments.out, scenes)
