@@ -64,6 +64,10 @@ class Detections:
     def __getitem__(self, index: NDArray | slice) -> Detections:
         return Detections(self.boxes[index], self.scores[index], self.labels[index])
 
+    def at_least(self, scores: ArrayLike) -> Detections:
+        """Those of the least score of their class, or more; `scores` (C,)."""
+        return self[self.scores >= np.asarray(scores, np.float32)[self.labels]]
+
 
 def _class_ids(labels: ArrayLike) -> NDArray[np.int32]:
     given = np.asarray(labels)

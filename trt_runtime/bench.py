@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from rgfl import atomic, checks, errors
 from rgfl.trt_runtime import machine
-from rgfl.trt_runtime.runners import Runner, load_runner
+from rgfl.trt_runtime.runners import Runner
 from rgfl.trt_runtime.sample_tiles import sample_tiles
-from rgfl.trt_runtime.scenes import add_trust_argument
+from rgfl.trt_runtime.scenes import add_runner_arguments, open_runner
 
 PARTS = ("preprocess", "network", "nms")  # by the clock of the host: prepare, infer, finish
 DEVICE_PARTS = ("copy_in", "network", "nms", "copy_out")  # of engines, by CUDA events
@@ -208,9 +208,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--warmup", type=int, default=5, metavar="N", help="calls first (default: 5)")
     parser.add_argument("--repeat", type=int, default=50, metavar="N", help="calls timed (default: 50)")
     parser.add_argument("--images", type=Path, metavar="DIR", help="tiles of these images (default: made up)")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: cores)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
-    add_trust_argument(parser)
+    add_runner_arguments(parser)
     parser.add_argument(
         "--streamed", action="store_true", help="throughput with the stages of a call side by side, too"
     )
@@ -238,14 +236,7 @@ def benchmark(arguments: argparse.Namespace) -> int:
     state = {"before": machine.gpu_state()}
     try:
         for path in arguments.model:
-            runners.append(
-                load_runner(
-                    path,
-                    device=arguments.device,
-                    threads=arguments.threads,
-                    trust_engine=arguments.trust_engine,
-                )
-            )
+            runners.append(open_runner(path, arguments))
             print(f"{runners[-1].name}: {runners[-1].reason}", file=sys.stderr)
         if busy > 1:
             print(f"bench: note: the machine is busy (load {busy:g} before the start)", file=sys.stderr)

@@ -44,8 +44,14 @@ from rgfl.dota.tiling import are_tiles, default_stride
 from rgfl.folder_lock import lock_file
 from rgfl.screen import lasting
 from rgfl.trt_runtime import machine
-from rgfl.trt_runtime.runners import Runner, load_runner
-from rgfl.trt_runtime.scenes import add_model_arguments, check_model_arguments, find_scenes, journal_head
+from rgfl.trt_runtime.runners import Runner
+from rgfl.trt_runtime.scenes import (
+    add_model_arguments,
+    check_model_arguments,
+    find_scenes,
+    journal_head,
+    open_runner,
+)
 from rgfl.trt_runtime.streaming import Timing, stream
 
 OUTPUTS = ("json", "submission", "mistakes")  # flags that name a file
@@ -221,12 +227,7 @@ def evaluate_model(arguments: argparse.Namespace) -> int:
 
 def _evaluate_images(images: dict[str, Path], arguments: argparse.Namespace) -> int:
     timing = Timing()
-    with load_runner(
-        arguments.model,
-        device=arguments.device,
-        threads=arguments.threads,
-        trust_engine=arguments.trust_engine,
-    ) as runner:
+    with open_runner(arguments.model, arguments) as runner:
         classes = runner.spec.classes
         print(f"{runner.name}: {runner.reason}; spec {runner.spec.digest}", file=sys.stderr)
         truth: dict[str, Objects] | None = None

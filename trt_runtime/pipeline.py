@@ -29,14 +29,20 @@ from rgfl import atomic, checks, draw, errors
 from rgfl.detections import Detections
 from rgfl.dota import georeference
 from rgfl.dota.georeference import Georeference
-from rgfl.dota.journal import follow, packed, read_journal, resume, stamp, unpacked
+from rgfl.dota.journal import follow, packed, read_head, resume, stamp, unpacked
 from rgfl.dota.labels import fits_task1, write_task1
 from rgfl.folder_lock import lock_folder
 from rgfl.screen import lasting
 from rgfl.trt_runtime import machine
 from rgfl.trt_runtime.geojson import geojson, write_map
-from rgfl.trt_runtime.runners import Runner, load_runner, recognise
-from rgfl.trt_runtime.scenes import add_model_arguments, check_model_arguments, find_scenes, journal_head
+from rgfl.trt_runtime.runners import Runner, recognise
+from rgfl.trt_runtime.scenes import (
+    add_model_arguments,
+    check_model_arguments,
+    find_scenes,
+    journal_head,
+    open_runner,
+)
 from rgfl.trt_runtime.streaming import Timing, count_tiles, expect_stride, side_by_side, stream
 
 JOURNAL = ".journal"  # in --out; its first line says what decides the results, then one line a finished scene
@@ -136,12 +142,7 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
     checks.new_directory(arguments.out, "--out")
     expect_no_others(arguments.out, scenes)
     checks.picture_directory(arguments.out / "pictures", "--out", scenes)
-    with load_runner(
-        arguments.model,
-        device=arguments.device,
-        threads=arguments.threads,
-        trust_engine=arguments.trust_engine,
-    ) as runner:
+    with open_runner(arguments.model, arguments) as runner:
         threshold = runner.spec.score_threshold
         scores = class_scores(arguments.score, runner.spec.classes)
         expect_stride(arguments.stride, runner.spec.tile_side)
@@ -177,7 +178,7 @@ def _detect_scenes(
         raise errors.InputError(next(iter(unreadable.values())) + more)
     spaced = [name for name in scenes if not fits_task1(name)]
     write_task1(out, {name: one for name, one in found.items() if name not in spaced}, classes)
-    shown = {name: _shown(one, arguments.score) for name, one in found.items()}
+    shown = {name: one.at_least(arguments.score) for name, one in found.items()}
     places = {name: place for name, place in places.items() if name in found}
     on_map = {name: place for name, place in places.items() if place.system}
     beyond = 0
@@ -248,7 +249,8 @@ def _find(
         files = scene_files(out, name, name in places, pictures)
         return all(path.is_file() and path.stat().st_size for path in files)  # a crash may leave it empty
 
-    finished, drew = (out / "detections.json").is_file(), pictures or _drew(out / JOURNAL)
+    finished = (out / "detections.json").is_file()
+    drew = pictures or read_head(out / JOURNAL).get("pictures") == "True"
     done = resume(out / JOURNAL, head, states, is_whole)
     left = {name: path for name, path in scenes.items() if name not in done}
     remove_results(out, left, drew)
@@ -262,7 +264,7 @@ def _find(
 
     def write(name: str, found: Detections, image: NDArray[np.uint8] | None) -> dict[str, Any]:
         """The scene's files; its entry in the journal."""
-        shown = _shown(found, arguments.score)
+        shown = found.at_least(arguments.score)
         file = f"{name}.geojson"
         atomic.write_text(out / "geojson" / file, json.dumps(geojson(name, shown, classes)))
         if (place := places.get(name)) is not None:
@@ -307,12 +309,6 @@ def _find(
     return {name: unpacked(done[name]) for name in scenes if name in done}
 
 
-def _drew(journal: Path) -> bool:
-    """Whether the run that wrote it drew pictures."""
-    heads = read_journal(journal)[:1] if journal.is_file() else []
-    return any(head.get("pictures") == "True" for head in heads)
-
-
 def class_scores(words: Sequence[str], classes: Sequence[str]) -> list[float]:
     """What --score says, for each class: `0.3`, `ship=0.5`, or both.
 
@@ -332,11 +328,6 @@ def class_scores(words: Sequence[str], classes: Sequence[str]) -> list[float]:
             raise errors.InputError(f"--score {word}: {name or 'a score for all classes'} is named twice")
         said[name] = score
     return [said.get(name, said.get("", 0.3)) for name in classes]
-
-
-def _shown(found: Detections, scores: Sequence[float]) -> Detections:
-    """What is in GeoJSON and pictures, by the least score of each class."""
-    return found[found.scores >= np.array(scores, np.float32)[found.labels]]
 
 
 def _state(path: Path, place: Georeference | None) -> list[Any] | None:

@@ -138,7 +138,7 @@ class Runner(ABC):
             batch=batch,
             stack=False,
         )
-        return found if least is None else found[found.scores >= least[found.labels]]
+        return found if least is None else found.at_least(least)
 
     def raw(self, tiles: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Decoded boxes (B, P, 5) and scores (B, P, C) before NMS."""

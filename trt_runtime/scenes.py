@@ -20,6 +20,7 @@ from rgfl.dota.images import (
     with_subfolders,
 )
 from rgfl.trt_runtime import machine
+from rgfl.trt_runtime.runners import Runner, load_runner
 
 
 def find_scenes(*paths: Path, recursive: bool | None = None) -> dict[str, Path]:
@@ -111,9 +112,21 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="multi-scale testing: tiles of the image resized by each, such as 0.5 1 1.5 (default: 1)",
     )
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="tiles a call (default: 1)")
+    add_runner_arguments(parser)
+
+
+def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `open_runner`."""
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: cores)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
     add_trust_argument(parser)
+
+
+def open_runner(path: Path, arguments: argparse.Namespace) -> Runner:
+    """`load_runner` as the flags say."""
+    return load_runner(
+        path, device=arguments.device, threads=arguments.threads, trust_engine=arguments.trust_engine
+    )
 
 
 def add_trust_argument(parser: argparse.ArgumentParser) -> None:

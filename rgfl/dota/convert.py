@@ -192,18 +192,12 @@ def convert(
 
 
 def _files(key: str, suffix: str, out: Path, to: Target) -> tuple[Path, Path]:
-    """Where the image with this suffix and its labels go.
-
-    Raises:
-        UserError: a link leads that place out of `out`.
-    """
+    """Where the image with this suffix and its labels go."""
     split, name = key.split("/", 1)
     if to == "yolo-obb":
         images, labels = out / "images" / split, out / "labels" / split
     else:
         images, labels = out / split / "images", out / split / "labelTxt"
-    for folder in (images, labels):
-        expect_inside(folder, out)
     return images / f"{name}{suffix}", labels / f"{name}.txt"
 
 
@@ -277,7 +271,11 @@ def _stamp(place: Placed) -> list[int]:
 def _open_journal(
     out: Path, to: Target, dataset: Dataset, places: Sequence[Placed]
 ) -> dict[str, dict[str, Any]]:
-    """Entries of images that need no work; files of images that are gone or changed are removed."""
+    """Entries of images that need no work; files of images that are gone or changed are removed.
+
+    Raises:
+        UserError: a link leads a folder of the images or labels, here or by the journal, out of `out`.
+    """
     journal = out / JOURNAL
     head: dict[str, Any] = {
         "convert": 2,
@@ -289,6 +287,7 @@ def _open_journal(
         head["column"] = dataset.column
     done: dict[str, dict[str, Any]] = {}
     by_key = {place.key: place for place in places}
+    _expect_inside(by_key, out, to)
     if journal.is_file():
         entries = read_journal(
             journal, {"suffix": str, "source": list, **dict.fromkeys(Converted.__dataclass_fields__, int)}
@@ -303,6 +302,7 @@ def _open_journal(
         for entry in filter(_is_ours, entries[1:]):
             place = by_key.get(entry["image"])
             (fresh if place and entry["source"] == _stamp(place) else stale).append(entry)
+        _expect_inside((entry["image"] for entry in stale), out, to)
         gone = {entry["image"] for entry in stale} - by_key.keys()
         if gone and not fresh:
             raise ConvertError(
@@ -322,6 +322,12 @@ def _open_journal(
                 done[entry["image"]] = entry
     write_journal(journal, head, done.values())
     return done
+
+
+def _expect_inside(keys: Iterable[str], out: Path, to: Target) -> None:
+    """`expect_inside` of each folder that files of these images are in."""
+    for folder in sorted({path.parent for key in keys for path in _files(key, "", out, to)}):
+        expect_inside(folder, out)
 
 
 def _is_ours(entry: dict[str, Any]) -> bool:

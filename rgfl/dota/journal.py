@@ -6,7 +6,7 @@ import base64
 import errno
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +35,27 @@ def read_journal(journal: Path, kinds: Mapping[str, type] | None = None) -> list
     Args:
         kinds: what else an entry must hold.
     """
-    kinds = {"image": str, **(kinds or {})}
-    entries: list[dict[str, Any]] = []
-    for line in journal.read_bytes().split(b"\n"):
-        try:
-            entry = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError):  # of the encoding or of JSON
-            break
-        if not isinstance(entry, dict):
-            break
-        if entries and any(type(entry.get(name)) is not kind for name, kind in kinds.items()):
-            break
-        entries.append(entry)
-    return entries
+    return list(_lines(journal, {"image": str, **(kinds or {})}))
+
+
+def read_head(journal: Path) -> dict[str, Any]:
+    """The head alone; empty where there is none."""
+    return next(_lines(journal, {}), {}) if journal.is_file() else {}
+
+
+def _lines(journal: Path, kinds: Mapping[str, type]) -> Iterator[dict[str, Any]]:
+    """Head and entries, up to the first line that is none."""
+    with journal.open("rb") as lines:
+        for number, line in enumerate(lines):
+            try:
+                entry = json.loads(line.decode("utf-8"))
+            except (ValueError, RecursionError):  # of the encoding or of JSON
+                return
+            if not isinstance(entry, dict):
+                return
+            if number and any(type(entry.get(name)) is not kind for name, kind in kinds.items()):
+                return
+            yield entry
 
 
 def write_journal(journal: Path, head: dict[str, Any], entries: Iterable[dict[str, Any]]) -> None:

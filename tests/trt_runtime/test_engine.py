@@ -30,7 +30,7 @@ from rgfl.export import verify
 from rgfl.matching import match_detections
 from rgfl.plugins import launcher
 from rgfl.plugins.launcher import RotatedNms
-from rgfl.trt_runtime import bench, eval_dota, pipeline, tensorrt_api
+from rgfl.trt_runtime import bench, eval_dota, pipeline, scenes, tensorrt_api
 from rgfl.trt_runtime import machine as hardware
 from rgfl.trt_runtime.cuda_calls import CudaError, host_view
 from rgfl.trt_runtime.engine import EngineRunner
@@ -932,8 +932,9 @@ def test_the_flag_of_trust_reaches_the_runner(
         (verify, [model, "--reference", model]),
         (verify, [model, "--reference", model, "--detections"]),
     ]
-    for module, words in commands:
+    for module in (scenes, verify):
         monkeypatch.setattr(module, "load_runner", load)
+    for module, words in commands:
         for flags in ([], ["--trust-engine"]):
             assert module.main([*words, *flags]) == 2
             assert "error: seen" in capsys.readouterr().err
