@@ -5,8 +5,8 @@
 - Nothing at a convolution's output: it stays inside the fused kernel, and what follows quantises it.
 - A residual addition: the shortcut only, so that convolution, addition and activation are one kernel.
 - The pyramid's additions: both inputs. Resize repeats values, so it keeps the scale of its input.
-- Never the output convolutions (head.cls, head.reg, head.quality), their inputs, decode and NMS: int8 logits
-  cost degrees of angle and compress confidences. Squeeze-and-excitation stays in float too: its tensors are
+- Never the output convolutions (head.cls, head.reg), their inputs, decode and NMS: int8 logits cost degrees
+  of angle and compress confidences. Squeeze-and-excitation stays in float too: its tensors are
   one pixel large.
 
 A *block* is the unit that stays in float or does not, such as `backbone.net.layer2.0`.

@@ -28,6 +28,7 @@ runner allocates for every call. What it does well is to find the layer where tw
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -53,6 +54,7 @@ SCORE_TOLERANCE = 1e-5
 HELD = 0.995
 UNSEEN = 10  # times the tolerance, for boxes that are no detections: those of a detector of four steps need 2
 TURNED_IOU = 0.95
+TAIL = 0.01  # share of a level's points, the last ones, that may lie at TopK's cut whatever their scores
 BATCHES = (1, 2, 3)
 NEIGHBOURS = 8  # points with the nearest centres that a point may match
 MATCH_IOU, MIN_SCORE, MIN_MATCHED = 0.9, 0.3, 0.99
@@ -88,7 +90,7 @@ class Differences:
         scores: (M,) greatest score difference of each pair.
         detectable: (M,) whether the point can become a detection.
         overlaps: (M,) rotated IoU of each pair; 1 where the corners agree.
-        exchanged: pairs that fell on two sides of TopK's cut, because their scores are equal within
+        exchanged: pairs that fell on two sides of TopK's cut, because their class scores are equal within
             the tolerance; they are no error.
     """
 
@@ -202,7 +204,8 @@ def compare(
         first, second: the outputs; both must have the same shapes.
         levels: in their order along P.
         score_tolerance: where TopK cut, a point may be missing on one side if its best score is this
-            near to the least of its level: rounding then exchanged it with another.
+            near to the least of its level, or if it is among the last of it: rounding then exchanged it
+            with another.
         score_threshold: points above it can become detections.
     """
     (boxes_a, scores_a), (boxes_b, scores_b) = first, second
@@ -257,10 +260,13 @@ def _compare_level(
     apart = corners[moved] > BOX_TOLERANCE
     turned, like = boxes_a[moved][apart].astype(np.float64), boxes_b[partner][apart].astype(np.float64)
     overlaps[moved[apart]] = rotated_iou_pairwise(turned, like)
-    at_cut = (best_a[moved] <= best_a.min() + score_tolerance) & (
+    least = (best_a[moved] <= best_a.min() + score_tolerance) & (
         best_b[partner] <= best_b.min() + score_tolerance
     )
-    exchanged = moved[apart & at_cut] if cut else moved[:0]
+    # TopK goes by class scores and in their order; the quality may raise what comes last above the others.
+    tail = len(corners) - math.ceil(TAIL * len(corners))
+    last = (moved >= tail) & (partner >= tail)
+    exchanged = moved[apart & (least | last)] if cut else moved[:0]
     kept = np.delete(np.arange(len(corners)), exchanged)
     return Differences(corners[kept], scores[kept], detectable[kept], overlaps[kept], len(exchanged))
 

@@ -336,6 +336,7 @@ def rgfl_r50_dota_1x() -> Recipe:
             backbone="resnet50.tv_in1k",
             mode="integral",
             reg_max=8,
+            quality=False,
             anchor_scale=4.0,
             iou_loss_weight=1.0,
         ),

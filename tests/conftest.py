@@ -70,9 +70,7 @@ def torch_threads() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def make_checkpoint(
-    path: Path, *, mode: str = "gfl", head_norm: str = "group", quality: bool = False
-) -> Path:
+def make_checkpoint(path: Path, *, mode: str = "gfl", head_norm: str = "group", quality: bool = True) -> Path:
     """A checkpoint of random weights whose scores spread and whose boxes have sizes of objects."""
     torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'rgfl[train]'")
     from rgfl import checkpoint

@@ -117,7 +117,7 @@ def test_a_batch_that_stays_on_the_host_is_found(data, tmp_path, gpu, monkeypatc
     ("flags", "waits"),
     [
         (["--amp", "off"], 1),
-        (["--amp", "bf16", "--optimizer", "adamw", "--quality", "--checkpoint-activations"], 1),
+        (["--amp", "bf16", "--optimizer", "adamw", "--no-quality", "--checkpoint-activations"], 1),
         (["--amp", "fp16", "--mode", "integral", "--anchor-scale", "4", "--iou-loss-weight", "1"], 2),
         (["--fake-int8", "--ema", "0"], 1),
         (["--batch", "4", "--accumulate", "2", "--amp", "bf16", "--workers", "1"], 1),

@@ -129,7 +129,7 @@ FULL = {
     "cls_loss_weight": 1,
     "iou_loss_weight": 2,
     "dfl_loss_weight": 0.25,
-    "quality": False,
+    "quality": True,
 }
 
 
@@ -371,8 +371,10 @@ def parsed(*flags):
 
 
 def test_flags_replace_fields():
-    recipe = parsed("--lr", "0.5", "--scale", "0.5,2", "--quality", "--no-decay-norms", "--optimizer", "sgd")
-    assert (recipe.schedule.lr, recipe.augment.scale, recipe.model.quality) == (0.5, (0.5, 2.0), True)
+    recipe = parsed(
+        "--lr", "0.5", "--scale", "0.5,2", "--no-quality", "--no-decay-norms", "--optimizer", "sgd"
+    )
+    assert (recipe.schedule.lr, recipe.augment.scale, recipe.model.quality) == (0.5, (0.5, 2.0), False)
     assert (recipe.schedule.decay_norms, recipe.schedule.optimizer) == (False, "sgd")
     assert parsed("--lr-steps", "1,2,3").schedule.lr_steps == (1.0, 2.0, 3.0)
     assert parsed("--round-classes", "tank").augment.round_classes == ("tank",)

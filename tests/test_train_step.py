@@ -54,7 +54,7 @@ def data(tmp_path_factory):
 @pytest.mark.parametrize("accumulate", ["1", "2"])
 @pytest.mark.parametrize(
     "mode",
-    [["--quality"], ["--mode", "integral", "--anchor-scale", "4", "--iou-loss-weight", "1"]],
+    [["--mode", "gfl"], ["--mode", "integral", "--anchor-scale", "4", "--iou-loss-weight", "1"]],
     ids=["gfl", "integral"],
 )
 def test_a_step_is_launched_before_the_host_waits_for_it(data, tmp_path, monkeypatch, mode, accumulate):

@@ -28,7 +28,7 @@ class ModelConfig:
     mode: HeadMode = "gfl"  # "integral": the published rgfl row; "gfl": full Generalized Focal Loss
     reg_max: int = 16  # last bin of the distance distributions
     angle_bins: int = 18  # bins of the circular angle distribution over π (gfl only)
-    quality: bool = False  # GFLv2's quality predictor (gfl only)
+    quality: bool = True  # GFLv2's quality predictor: sharp distributions raise a box's scores (gfl only)
     anchor_scale: float = 8.0  # ATSS anchor side in strides (the published row: 4)
     square_ratio: float = 1.2  # w/h up to which a box counts as square: θ or θ + π/2, whichever is nearer
     atss_topk: int = 9  # nearest anchors per level that ATSS considers

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rgfl.nn.config import ModelConfig
 from rgfl.nn.precision import full_precision
+from rgfl.nn.quality import QualityPredictor
 from rgfl.spec import DetectorSpec
 
 SHIFT_STEP = 0.5  # strides a bin; the points of ATSS lie within two strides of the centre, at borders three
@@ -24,7 +25,6 @@ class Raw(NamedTuple):
 
     cls: tuple[Tensor, ...]  # (B, C, h, w) class logits
     reg: tuple[Tensor, ...]  # (B, R, h, w) logits of the distributions, bins fastest
-    quality: tuple[Tensor, ...] = ()  # (B, 1, h, w) logits of the quality predictor, if there is one
 
 
 def grid(height: int, width: int, stride: int, offset: float) -> Tensor:
@@ -79,6 +79,7 @@ class BoxDecoder(nn.Module):
             circle = torch.stack((torch.sin(twice), torch.cos(twice)), -1)  # (K, 2)
             self.register_buffer("circle", circle.float(), persistent=False)
         self.register_buffer("project", project.float(), persistent=False)
+        self.quality_predictor = QualityPredictor() if config.quality and config.mode == "gfl" else None
 
     project: Tensor
     circle: Tensor
@@ -101,6 +102,15 @@ class BoxDecoder(nn.Module):
                 if self.mode == "integral"
                 else self._gfl(reg, points, strides)
             )
+
+    def quality(self, reg: Tensor) -> Tensor | None:
+        """(…, 1) float32 logits of a factor on the scores, from (…, R) logits; None: the config has none."""
+        if self.quality_predictor is None:
+            return None
+        with full_precision(reg):
+            lines, angle = self.split(reg.float())
+            logits: Tensor = self.quality_predictor(lines.softmax(-1), angle.softmax(-1))
+            return logits
 
     def split(self, reg: Tensor) -> tuple[Tensor, Tensor]:
         """(…, 6, bins) logits of l, t, r, b, x, y and (…, K) of the angle (`gfl`)."""
@@ -162,7 +172,7 @@ class BoxDecoder(nn.Module):
 
     def _gfl(self, reg: Tensor, points: Tensor, strides: Tensor) -> Tensor:
         lines, angle_logits = self.split(reg)
-        mean = torch.matmul(lines.softmax(-1), self.project)  # (…, 6) l, t, r, b, x, y in bins
+        mean = (lines.softmax(-1) * self.project).sum(-1)  # (…, 6) l, t, r, b, x, y in bins
         centre = points + (mean[..., 4:] - (self.bins - 1) / 2) * (SHIFT_STEP * strides)
         size = (mean[..., :2] + mean[..., 2:4]) * strides
         resultant = torch.matmul(angle_logits.softmax(-1), self.circle)
@@ -209,34 +219,25 @@ class LevelDecoder(nn.Module):
 
     def _best(self, raw: Raw) -> tuple[Tensor, Tensor, Tensor]:
         """Scores (B, P, C), logits (B, P, R) and places (B, P, 3) of all levels' best points."""
-        levels = [
-            self._best_of_level(
-                level, raw.cls[level], raw.reg[level], raw.quality[level] if raw.quality else None
-            )
-            for level in range(len(raw.cls))
-        ]
-        score, reg, places = (torch.cat(parts, 1) for parts in zip(*levels, strict=True))
-        return score, reg, places
+        levels = [self._best_of_level(*level) for level in enumerate(zip(*raw, strict=True))]
+        cls, reg = (
+            torch.cat([level[part] for level in levels], 2).float().transpose(1, 2) for part in (0, 1)
+        )
+        places = torch.cat([level[2] for level in levels], 1)
+        quality = self.box.quality(reg)  # of these alone: of all points it would cost a light network a third
+        score = cls.sigmoid()
+        return score if quality is None else score * quality.sigmoid(), reg, places
 
-    def _best_of_level(
-        self, level: int, cls: Tensor, reg: Tensor, quality: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores (B, k, C), logits (B, k, R) and places (B, k, 3) of the best points, best first.
+    def _best_of_level(self, level: int, raw: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (B, C, k), (B, R, k) and places (B, k, 3) of the points of best class score, best first.
 
         A level no larger than top-k is kept whole, row by row.
         """
-        height, width = int(cls.shape[2]), int(cls.shape[3])
-        places = self.places(level, height, width)
-        logits = cls.float().flatten(2).transpose(1, 2)  # (B, P, C)
-        reg = reg.float().flatten(2).transpose(1, 2)  # (B, P, R)
-        score = logits.sigmoid()
-        rank = logits  # sigmoid keeps the order; logits have no ties from saturation
-        if quality is not None:
-            score = score * quality.float().flatten(2).transpose(1, 2).sigmoid()
-            rank = score
-        if not 0 < self.topk < height * width:
-            return score, reg, places.unsqueeze(0).expand(score.shape[0], -1, -1)
-        _, best = rank.amax(-1).topk(self.topk, dim=1)  # (B, k)
-        score = score.gather(1, best.unsqueeze(-1).expand(-1, -1, score.shape[-1]))
-        reg = reg.gather(1, best.unsqueeze(-1).expand(-1, -1, reg.shape[-1]))
-        return score, reg, F.embedding(best, places)
+        cls, reg = (part.flatten(2) for part in raw)  # (B, C, P), (B, R, P)
+        places = self.places(level, int(raw[0].shape[2]), int(raw[0].shape[3]))
+        if not 0 < self.topk < len(places):
+            return cls, reg, places.unsqueeze(0).expand(cls.shape[0], -1, -1)
+        # By the logits: scores can be equal where these are not. And gathered before they are transposed.
+        best = cls.amax(1).topk(self.topk, dim=1).indices  # (B, k)
+        cls, reg = (part.gather(2, best.unsqueeze(1).expand(-1, part.shape[1], -1)) for part in (cls, reg))
+        return cls, reg, F.embedding(best, places)

@@ -17,6 +17,7 @@ from rgfl.nn.head import GROUPS, Head
 from rgfl.nn.loss import detection_losses, loss_normalisers
 from rgfl.nn.neck import FeaturePyramid
 from rgfl.nn.parts import PARTS
+from rgfl.nn.quality import TOP
 from rgfl.spec import DetectorSpec
 
 # The pyramid makes coarser levels itself.
@@ -88,7 +89,7 @@ class Detector(nn.Module):
 
         Mode `integral` counts points and needs no `raw`; `gfl` weighs them by their scores.
         """
-        return loss_normalisers(raw, targets, self.config)
+        return loss_normalisers(raw, targets, self.config, self.decoder.box)
 
     def checkpoint_activations(self) -> None:
         """Training keeps fewer activations from now on and computes the others again, of the same values."""
@@ -126,8 +127,11 @@ def build_detector(config: ModelConfig, spec: DetectorSpec) -> Detector:
         raise ValueError(f"angle_bins: a circle needs 3 or more, got {config.angle_bins}")
     if config.reg_max < 1:
         raise ValueError(f"reg_max: expected 1 or more, got {config.reg_max}")
-    if config.quality and (config.mode != "gfl" or min(config.reg_max + 1, config.angle_bins) < 4):
-        raise ValueError("quality: needs mode 'gfl', reg_max ≥ 3 and angle_bins ≥ 4")
+    if config.quality and config.mode == "gfl" and min(config.reg_max + 1, config.angle_bins) < TOP:
+        raise ValueError(
+            f"quality: looks at the {TOP} greatest of reg_max + 1 = {config.reg_max + 1} and of angle_bins = "
+            f"{config.angle_bins} probabilities; give more bins, or no quality"
+        )
     if config.head_norm == "group" and config.head_convs and config.head_channels % GROUPS:
         raise ValueError(f"head_channels: GroupNorm needs a multiple of {GROUPS}, got {config.head_channels}")
     if any(coarse != 2 * fine for fine, coarse in zip(spec.strides, spec.strides[1:], strict=False)):

@@ -7,7 +7,7 @@ stored: no scale, no new key in the weights, so a checkpoint is exported and qua
   channels, so that folding it there changes no step.
 - Inputs: symmetric int8, one scale a tensor, from the greatest magnitude in the batch (in the part of it
   that is computed at once, under --accumulate and on several GPUs).
-- Not the output convolutions (cls, reg, quality), and not squeeze-and-excitation.
+- Not the output convolutions (cls, reg), and not squeeze-and-excitation.
 
 Gradients pass the rounding as if it were not there.
 """

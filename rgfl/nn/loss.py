@@ -131,8 +131,8 @@ def detection_losses(
         raise ValueError(f"expected targets of {len(raw.cls[0])} images, got {len(targets.counts)}")
     with full_precision(raw.cls[0]):
         points, strides = targets.place[:, :2], targets.place[:, 2:]
-        cls, quality = _flat(raw)
-        reg = torch.cat([level.flatten(2) for level in raw.reg], 2)  # (B, R, P)
+        cls, reg = _flat(raw)
+        quality = decode.quality(reg.transpose(1, 2))  # (B, P, 1)
         reg = reg[targets.image, :, targets.point].float()  # (N, R)
         predicted = decode(reg, points, strides)
         iou = rotated_iou_pairwise(predicted, targets.box)
@@ -140,14 +140,14 @@ def detection_losses(
             if normalisers is None:
                 normalisers = _count_positives(targets)
             return _integral_losses(cls, iou, targets, normalisers, config)
-        weight = _weights(cls, quality, targets)
+        weight = _weights(cls, reg, targets, decode)
         if normalisers is None:
             normalisers = _count_weights(weight, targets)
         return _gfl_losses(cls, quality, reg, predicted, iou, weight, targets, normalisers, config, decode)
 
 
 @torch.no_grad()
-def loss_normalisers(raw: Raw | None, targets: Targets, config: ModelConfig) -> Tensor:
+def loss_normalisers(raw: Raw | None, targets: Targets, config: ModelConfig, decode: BoxDecoder) -> Tensor:
     """What `detection_losses` divides by, of these images alone: to be added up over parts and processes.
 
     Positive points, and in mode `gfl` the sum of their weights too. An image without positive points counts
@@ -163,15 +163,14 @@ def loss_normalisers(raw: Raw | None, targets: Targets, config: ModelConfig) -> 
     if raw is None:
         raise ValueError("mode 'gfl' weighs its points by their scores: expected the raw outputs, got None")
     with full_precision(raw.cls[0]):
-        return _count_weights(_weights(*_flat(raw), targets), targets)
+        cls, reg = _flat(raw)
+        return _count_weights(_weights(cls, reg[targets.image, :, targets.point], targets, decode), targets)
 
 
-def _flat(raw: Raw) -> tuple[Tensor, Tensor | None]:
-    """Class logits (B, C, P) of all levels and those of the quality (B, 1, P), if there are any; float32."""
-    cls = torch.cat([level.flatten(2) for level in raw.cls], 2).float()
-    if not raw.quality:
-        return cls, None
-    return cls, torch.cat([level.flatten(2) for level in raw.quality], 2).float()
+def _flat(raw: Raw) -> tuple[Tensor, Tensor]:
+    """Logits of all levels: of the classes (B, C, P), float32, and of the distributions (B, R, P)."""
+    cls, reg = (torch.cat([level.flatten(2) for level in part], 2) for part in raw)
+    return cls.float(), reg
 
 
 def _count_positives(targets: Targets) -> Tensor:
@@ -181,10 +180,11 @@ def _count_positives(targets: Targets) -> Tensor:
 
 
 @torch.no_grad()
-def _weights(cls: Tensor, quality: Tensor | None, targets: Targets) -> Tensor:
-    """(N,) Best score of each positive point."""
+def _weights(cls: Tensor, reg: Tensor, targets: Targets, decode: BoxDecoder) -> Tensor:
+    """(N,) Best score of each positive point, from logits (B, C, P) of all points and (N, R) of these."""
     score = cls[targets.image, :, targets.point].sigmoid().amax(-1)
-    return score if quality is None else score * quality[targets.image, 0, targets.point].sigmoid()
+    quality = decode.quality(reg)
+    return score if quality is None else score * quality[:, 0].sigmoid()
 
 
 def _count_weights(weight: Tensor, targets: Targets) -> Tensor:
@@ -224,12 +224,13 @@ def _gfl_losses(
 ) -> dict[str, Tensor]:
     """QFL over all points; IoU and the distributions over the positives, weighted by the best score."""
     chosen = cls[targets.image, targets.label, targets.point]
-    chosen_quality = None if quality is None else quality[targets.image, 0, targets.point]
+    chosen_quality = None if quality is None else quality[targets.image, targets.point, 0]
     soft_label = iou.detach().clamp(0, 1)
     positives = normalisers[0]
     total_weight = normalisers[1].clamp(min=1e-6)
 
-    focal = quality_focal_loss(cls, torch.zeros((), device=cls.device), quality=quality).sum()
+    dense_quality = None if quality is None else quality.transpose(1, 2)  # (B, 1, P)
+    focal = quality_focal_loss(cls, torch.zeros((), device=cls.device), quality=dense_quality).sum()
     positive = quality_focal_loss(chosen, soft_label, quality=chosen_quality)
     negative = quality_focal_loss(chosen, torch.zeros_like(chosen), quality=chosen_quality)
     focal = focal + (positive - negative).sum()

@@ -55,7 +55,7 @@ def test_a_tile_gives_the_same_alone_and_in_a_batch(tiny_onnx: Path) -> None:
 def test_every_head_exports(
     mode: str, head_norm: str, float_input: bool, tmp_path: Path, make_checkpoint: Callable[..., Path]
 ) -> None:
-    checkpoint = make_checkpoint(tmp_path / "model.pt", mode=mode, head_norm=head_norm, quality=mode == "gfl")
+    checkpoint = make_checkpoint(tmp_path / "model.pt", mode=mode, head_norm=head_norm)
     flags = ["--float-input"] if float_input else []
     out = tmp_path / "model.onnx"
     assert to_onnx.main([str(checkpoint), "--out", str(out), *flags]) == 0  # verified inside

@@ -69,6 +69,17 @@ def test_only_at_the_cut_may_a_point_be_another() -> None:
     assert compare((boxes, scores), (other, scores), [Kept(40, cut=True)]).worst_corner > 100
 
 
+def test_the_last_point_of_a_level_may_be_another_whatever_its_score() -> None:
+    """TopK goes by class scores, and the quality of two equal ones may differ."""
+    boxes, scores = some_points()
+    for index, exchanged in ((39, 1), (20, 0)):
+        other = boxes.copy(), scores.copy()
+        other[0][0, index, :2] += 100.0
+        other[1][0, index] *= 0.5
+        found = compare((boxes, scores), other, [Kept(40, cut=True)])
+        assert (found.exchanged, found.worst_corner > 100) == (exchanged, not exchanged)
+
+
 def test_nan_is_never_equal() -> None:
     boxes, scores = some_points()
     broken = boxes.copy()

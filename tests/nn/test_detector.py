@@ -38,7 +38,7 @@ TINY = ModelConfig(
 INTEGRAL_SPEC = dataclasses.replace(SPEC, mode="integral", reg_max=8, angle_bins=0)
 VARIANTS = {
     "gfl": (TINY, SPEC),
-    "gfl, quality, batch norm": (dataclasses.replace(TINY, quality=True, head_norm="batch"), SPEC),
+    "gfl, no quality, batch norm": (dataclasses.replace(TINY, quality=False, head_norm="batch"), SPEC),
     "integral": (
         dataclasses.replace(TINY, mode="integral", reg_max=8, anchor_scale=4.0, iou_loss_weight=1.0),
         INTEGRAL_SPEC,
@@ -91,9 +91,8 @@ def test_losses_are_what_a_loop_over_the_points_adds_up(name: str) -> None:
     boxes = [torch.cat((BOXES[0], torch.tensor([[64.0, 60.0, 120.0, 110.0, 0.1]]))), BOXES[1]]
     targets = detector.assigner(boxes, [torch.tensor([0, 2, 1]), LABELS[1]], (128, 128))
     assert len(targets.place[:, 2].unique()) > 1  # strides
-    cls, reg, quality = (
-        torch.cat([level.flatten(2) for level in part], 2).transpose(1, 2) if part else None for part in raw
-    )
+    cls, reg = (torch.cat([level.flatten(2) for level in part], 2).transpose(1, 2) for part in raw)
+    quality = detector.decoder.box.quality(reg)
     goal, sums, total = torch.zeros_like(cls), dict.fromkeys(weights, 0.0), 0.0
     for image, point, (x, y, stride), box, label in zip(*targets[:5], strict=True):
         own, place = reg[image, point], torch.stack((x, y))
@@ -128,8 +127,8 @@ def test_losses_are_what_a_loop_over_the_points_adds_up(name: str) -> None:
         assert float(value.detach()) == pytest.approx(float(expected), rel=1e-4), part
 
 
-def test_scores_move_no_box() -> None:
-    detector = build("gfl")
+def test_scores_move_no_box_but_through_its_quality() -> None:
+    detector = build("gfl, no quality, batch norm")
     raw = detector(torch.randn(2, 3, 128, 128))
     grads = torch.autograd.grad(losses(detector, raw, BOXES, LABELS)["cls"], raw.reg, allow_unused=True)
     assert all(grad is None or not grad.any() for grad in grads)
@@ -198,7 +197,7 @@ def test_normalise_is_the_spec() -> None:
 
 
 def test_batch_norm_is_one_a_level_and_convolutions_are_shared() -> None:
-    head = build("gfl, quality, batch norm").head
+    head = build("gfl, no quality, batch norm").head
     assert len(head.cls_tower.convs) == 1
     assert len(head.cls_tower.norms[0]) == 5
     assert not any(isinstance(module, torch.nn.GroupNorm) for module in head.modules())
@@ -216,6 +215,13 @@ def test_batch_norm_is_one_a_level_and_convolutions_are_shared() -> None:
 def test_contradictions_are_refused(change: dict, word: str) -> None:
     with pytest.raises(ValueError, match=word):
         build_detector(dataclasses.replace(TINY, **change), SPEC)
+
+
+def test_quality_needs_as_many_bins_as_it_looks_at() -> None:
+    few, spec = {"reg_max": 2}, dataclasses.replace(SPEC, reg_max=2)
+    with pytest.raises(ValueError, match=r"reg_max \+ 1 = 3 .*no quality"):
+        build_detector(dataclasses.replace(TINY, **few), spec)
+    build_detector(dataclasses.replace(TINY, **few, quality=False), spec)
 
 
 def test_parts_of_one_s_own_are_taken_and_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,10 +180,13 @@ def targets_of(*counts: int) -> Targets:
 def test_images_without_objects_count_for_some(counts: tuple[int, ...], gfl: int, integral: int) -> None:
     """A batch without any was divided by one point, and its gradient was 588 to 1,293 in place of 3."""
     targets = targets_of(*counts)
-    raw = Raw((torch.zeros(2, 1, 4, 4),), (torch.zeros(2, 4 * 17 + 18, 4, 4),))
-    found = loss_normalisers(raw, targets, ModelConfig())
+    raw = Raw((torch.zeros(2, 1, 4, 4),), (torch.zeros(2, 6 * 17 + 18, 4, 4),))
+    config, integral_config = ModelConfig(quality=False), ModelConfig(mode="integral")
+    found = loss_normalisers(raw, targets, config, BoxDecoder(config))
     assert found.tolist() == [gfl, sum(counts) / 2]  # each weighs its score of a half
     one = Raw((raw.cls[0][:1],), (raw.reg[0][:1],))
-    parts = [loss_normalisers(one, targets.of_images(i, i + 1), ModelConfig()) for i in range(2)]
+    parts = [loss_normalisers(one, targets.of_images(i, i + 1), config, BoxDecoder(config)) for i in range(2)]
     assert torch.equal(parts[0] + parts[1], found)
-    assert loss_normalisers(None, targets, ModelConfig(mode="integral")).tolist() == [integral]
+    assert loss_normalisers(None, targets, integral_config, BoxDecoder(integral_config)).tolist() == [
+        integral
+    ]
