@@ -82,11 +82,14 @@ $(DEMO)/model-int8.onnx: $(DEMO)/model.onnx
 
 $(DEMO)/model-int8-cpu.onnx: $(DEMO)/model-int8.onnx ;
 
-# Built by TensorRT where it and a GPU are, with RotatedNMS inside, else by TensorRT for RTX, which needs none.
-# Which it is, the environment's Python knows, and not before there is one.
+# Built by TensorRT where it and a GPU are, with RotatedNMS inside, else by TensorRT for RTX, which needs none to
+# build; NMS behind its engines runs on the GPU by the same library. What is here, the environment's Python knows,
+# and not before there is one.
+HAS_GPU = $(PY) -c 'from rgfl.trt_runtime.machine import find_gpu; raise SystemExit(not find_gpu())'
+
 .PHONY: engine-plugin
 engine-plugin: $(VENV)/.built
-	@if $(PY) -c 'import tensorrt' 2>/dev/null; then $(MAKE) $(PLUGIN); fi
+	@if $(PY) -c 'import tensorrt' 2>/dev/null || $(HAS_GPU); then $(MAKE) $(PLUGIN); fi
 
 $(DEMO)/model.engine $(DEMO)/model.fp16.engine: $(DEMO)/model.onnx | engine-plugin
 	$(PY) export/to_trt.py $< $(if $(findstring fp16,$@),--fp16) --out $@
@@ -101,17 +104,30 @@ SCORES  := $(addsuffix .eval.json,$(SCORED))
 
 $(DEMO)/model.onnx.eval.json: EVAL_FLAGS = --submission $(DEMO)/submission.zip --draw $(DEMO)/pictures
 
+EVALUATE = $(PY) trt_runtime/eval_dota.py --images $(DEMO)/data/val/images --labels $(DEMO)/data/val/labelTxt
+
 $(SCORES): %.eval.json: %
-	$(PY) trt_runtime/eval_dota.py --images $(DEMO)/data/val/images --labels $(DEMO)/data/val/labelTxt \
-	    --model $< --json $@ $(EVAL_FLAGS)
+	$(EVALUATE) --model $< --json $@ $(EVAL_FLAGS)
+
+# The engines that run on this machine, a line each: none without a GPU. One that does not run costs its row only.
+RAN := $(DEMO)/engines.ran
+
+$(RAN): $(ENGINES)
+	@: > $@.new
+	@if $(HAS_GPU); then for engine in $(ENGINES); do \
+	    echo "$(EVALUATE) --model $$engine"; \
+	    if $(EVALUATE) --model $$engine --json $$engine.eval.json; then echo $$engine >> $@.new; \
+	    else echo "$$engine did not run: its row has no AP and no latency"; fi; \
+	done; fi
+	@mv $@.new $@
 
 # Behind all else, so that no other job shares the cores with it, with -j either.
-$(DEMO)/bench.json: $(TIMED) | $(SCORES) $(ENGINES)
-	$(PY) trt_runtime/bench.py --repeat 20 $(addprefix --model ,$(TIMED)) --json $@
+$(DEMO)/bench.json: $(TIMED) $(RAN) | $(SCORES)
+	$(PY) trt_runtime/bench.py --repeat 20 $(addprefix --model ,$(TIMED)) $$(sed 's/^/--model /' $(RAN)) --json $@
 
-$(DEMO)/report.md: $(SCORES) $(DEMO)/bench.json $(ENGINES)
-	$(PY) trt_runtime/report.py $(addprefix --eval ,$(SCORES)) --bench $(DEMO)/bench.json \
-	    $(addprefix --engine ,$(ENGINES)) --out $@ --plot $(DEMO)/pareto.png
+$(DEMO)/report.md: $(SCORES) $(DEMO)/bench.json $(RAN)
+	$(PY) trt_runtime/report.py $(addprefix --eval ,$(SCORES)) $$(sed 's/.*/--eval &.eval.json/' $(RAN)) \
+	    --bench $(DEMO)/bench.json $(addprefix --engine ,$(ENGINES)) --out $@ --plot $(DEMO)/pareto.png
 
 # --- checks -----------------------------------------------------------------------------------------
 

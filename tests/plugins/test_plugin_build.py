@@ -391,29 +391,67 @@ def test_make_installs_by_pip_alone_where_the_systems_packages_count(flags: str,
     assert [line for line in lines if "--editable" in line] == [by_pip if flags else by_uv]
 
 
-@pytest.mark.parametrize("installed", [False, True])
-def test_make_builds_the_plugin_where_tensorrt_can_be_imported(installed: bool, tmp_path: Path) -> None:
-    """It looked for a folder in the environment: JetPack's TensorRT lies elsewhere."""
-    python, called = tmp_path / ".venv" / "bin" / "python", tmp_path / "called"
+PLUGIN = "plugins/lib/librgfl_plugins.so"
+
+
+def commands_of_make(folder: Path, script: str, made: list[str], *targets: str) -> list[str]:
+    """What make asks of the environment's Python, played by `script`, where all up to `made` exists."""
+    python, called = folder / ".venv" / "bin" / "python", folder / "called"
     python.parent.mkdir(parents=True)
-    python.write_text(
-        "#!/bin/sh\n"
-        f'if [ "$1" = -c ]; then exit {int(not installed)}; fi\n'
-        f'echo "$@" >> {called}; mkdir -p plugins/lib; touch plugins/lib/librgfl_plugins.so\n'
-    )
+    python.write_text(f'#!/bin/sh\n{script}\necho "$@" >> {called}; mkdir -p plugins/lib; touch {PLUGIN}\n')
     python.chmod(0o755)
-    inputs = ["pyproject.toml", "setup.py", ".venv/.installed", ".venv/.built", "demo/data/classes.txt"]
-    inputs += ["demo/run/best.pt", "demo/model.onnx", "plugins/build.py"]
+    inputs = ["pyproject.toml", "setup.py", ".venv/.installed", ".venv/.built", "plugins/build.py", *made]
     for second, name in enumerate(inputs):
-        path = tmp_path / name
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         os.utime(path, (1e9 + second, 1e9 + second))
-    run_make(tmp_path, "demo/model.engine", "demo/model.fp16.engine")
-    lines = called.read_text().splitlines()
+    run_make(folder, *targets)
+    return called.read_text().splitlines()
+
+
+@pytest.mark.parametrize("module", ["", "import tensorrt", "find_gpu"])
+def test_make_builds_the_plugin_where_tensorrt_or_a_gpu_is(module: str, tmp_path: Path) -> None:
+    """It looked for a folder in the environment: JetPack's TensorRT lies elsewhere."""
+    installed = bool(module)
+    script = f'if [ "$1" = -c ]; then case "$2" in *"{module or "never"}"*) exit 0;; *) exit 1;; esac; fi'
+    made = ["demo/data/classes.txt", "demo/run/best.pt", "demo/model.onnx"]
+    lines = commands_of_make(tmp_path, script, made, "demo/model.engine", "demo/model.fp16.engine")
     built = "-m rgfl.plugins.build --fetch --strict"
     assert lines[: len(lines) - 2] == [built] * installed  # once, before the engines
     assert [line.split()[0] for line in lines[-2:]] == ["export/to_trt.py"] * 2
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_make_demo_runs_the_engines_where_a_gpu_is(gpu: bool, tmp_path: Path) -> None:
+    """One that fails has no AP and no latency; the others have."""
+    script = (
+        f'if [ "$1" = -c ]; then exit {int(not gpu)}; fi\n'
+        'case "$*" in *eval_dota*fp16.engine*) exit 2;; esac\n'
+        'for file; do test "$last" = --json -o "$last" = --out && touch "$file"; last=$file; done'
+    )
+    models = [
+        "run/best.pt",
+        "model.onnx",
+        "model-fp16-rounded.onnx",
+        "model-int8.onnx",
+        "model-int8-cpu.onnx",
+    ]
+    engines = ["model.engine", "model.fp16.engine", "model-int8.engine"]
+    made = [f"demo/{name}" for name in ("data/classes.txt", *models)] + [PLUGIN]
+    made += [f"demo/{name}" for name in engines]
+    lines = commands_of_make(tmp_path, script, made, "demo/report.md")
+    ran = [f"demo/{name}" for name in ("model.engine", "model-int8.engine") if gpu]
+    evaluated = [line for line in lines if "eval_dota" in line and ".engine" in line]
+    assert [line.split("--json ")[1] for line in evaluated] == [f"{name}.eval.json" for name in ran]
+    timed, reported = (next(line for line in lines if f"{name}.py" in line) for name in ("bench", "report"))
+    assert [word for word in timed.split() if word.endswith(".engine")] == ran
+    assert [word for word in reported.split() if word.endswith("engine.eval.json")] == (
+        [f"{name}.eval.json" for name in ran]
+    )
+    before = len(lines)
+    run_make(tmp_path, "demo/report.md")
+    assert len((tmp_path / "called").read_text().splitlines()) == before  # nothing is left to do
 
 
 def test_attributes_are_fields_of_the_spec() -> None:
