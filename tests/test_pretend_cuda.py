@@ -10,7 +10,7 @@ from tiny_training import make_data, records, run
 
 from rgfl import checkpoint, loop, page
 from rgfl.trt_runtime import bench, eval_dota
-from rgfl.trt_runtime.runners import load_runner
+from rgfl.trt_runtime.runners import CompiledTorchRunner, load_runner
 from rgfl.trt_runtime.sample_tiles import patterned_tiles
 
 pytestmark = pytest.mark.skipif(
@@ -202,6 +202,25 @@ def test_the_commands_run_on_the_gpu(best, data, tmp_path, gpu):
     looked = page.look(best.parent, data, best, None, "cuda")
     [logged] = records(best.parent, "eval")
     assert (looked.result.ap50, looked.result.map) == (logged["ap50"], logged["map"])
+
+
+def test_a_compiled_runner_is_half_up_to_the_decoding(best, gpu, monkeypatch):
+    options = {}
+    monkeypatch.setattr(torch, "compile", lambda network, **given: options.update(given) or network)
+    with (
+        load_runner(best, device="cuda") as plain,
+        CompiledTorchRunner(best, "", "cuda") as runner,
+    ):
+        assert (runner.describe()["precision"], options["mode"]) == ("fp16", "reduce-overhead")
+        feed = runner.prepare(patterned_tiles(runner.spec.image_size, 1, 0))
+        assert feed.dtype == torch.float16
+        boxes, scores = runner.infer(feed)
+        expected = plain.raw(patterned_tiles(runner.spec.image_size, 1, 0))
+        assert {level.dtype for level in runner._detector(feed).reg} == {torch.float16}
+        assert {part.dtype for part in runner._detector.decode(runner._detector(feed))} == {torch.float32}
+    assert not np.array_equal(scores, expected[1])
+    np.testing.assert_allclose(np.sort(scores, 1), np.sort(expected[1], 1), atol=1e-2)
+    assert np.isfinite(boxes).all()
 
 
 def test_a_gpu_without_room_is_not_blamed_on_the_checkpoint(best, gpu, monkeypatch):

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from rgfl import atomic, checks, errors
 from rgfl.trt_runtime import machine
-from rgfl.trt_runtime.runners import Runner
+from rgfl.trt_runtime.runners import CompiledTorchRunner, Runner, TorchRunner
 from rgfl.trt_runtime.sample_tiles import sample_tiles
 from rgfl.trt_runtime.scenes import add_runner_arguments, open_runner
 
@@ -33,6 +33,7 @@ examples:
   python trt_runtime/bench.py --model best.pt --model model.onnx --json bench.json
   python trt_runtime/bench.py --model model.onnx --batch 1,2,4,8 --threads 4 --markdown bench.md
   python trt_runtime/bench.py --model model.onnx --images val/images   NMS depends on what is seen
+  python trt_runtime/bench.py --model best.pt --compile --model model.fp16.engine --batch 1,8
 
 latency is that of a whole call, pixels in memory to detections
 
@@ -210,6 +211,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--images", type=Path, metavar="DIR", help="tiles of these images (default: made up)")
     add_runner_arguments(parser)
     parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="every .pt once more under torch.compile, on a GPU in FP16: what an engine has to beat",
+    )
+    parser.add_argument(
         "--streamed", action="store_true", help="throughput with the stages of a call side by side, too"
     )
     parser.add_argument("--json", type=Path, metavar="F", help="write all numbers")
@@ -238,6 +244,9 @@ def benchmark(arguments: argparse.Namespace) -> int:
         for path in arguments.model:
             runners.append(open_runner(path, arguments))
             print(f"{runners[-1].name}: {runners[-1].reason}", file=sys.stderr)
+            if arguments.compile and isinstance(runners[-1], TorchRunner):
+                compiled = CompiledTorchRunner(path, runners[-1].reason, arguments.device, arguments.threads)
+                runners.append(compiled)
         if busy > 1:
             print(f"bench: note: the machine is busy (load {busy:g} before the start)", file=sys.stderr)
         results = measure(

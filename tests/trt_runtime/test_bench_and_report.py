@@ -58,6 +58,39 @@ def test_bench_measures_every_model_and_batch(
     assert table.count("| tiny.onnx (ONNX Runtime) | fp32 | cpu | 1 |") == 2
 
 
+def test_a_compiled_row_finds_what_the_plain_one_does(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    compiler = torch.compile
+
+    def without_code(network: Callable[..., Any], **options: Any) -> Any:  # which takes a minute
+        return compiler(network, backend="aot_eager", dynamic=options["dynamic"])
+
+    monkeypatch.setattr(torch, "compile", without_code)
+    command = ["--model", tiny_checkpoint, "--compile", "--repeat", 1, "--warmup", 1, "--device", "cpu"]
+    assert bench.main(list(map(str, [*command, "--json", tmp_path / "b.json"]))) == 0
+    plain, compiled = json.loads((tmp_path / "b.json").read_text())["results"]
+    backends = [row["model"]["backend"] for row in (plain, compiled)]
+    assert backends == ["PyTorch", "PyTorch, compiled"]
+    assert plain["detections_per_tile"] == compiled["detections_per_tile"] > 0
+
+
+def test_a_compiler_that_fails_is_one_line(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    torch = pytest.importorskip("torch")
+    compiler = torch.compile
+
+    def broken(*_: Any) -> None:
+        raise OSError("no g++")
+
+    monkeypatch.setattr(torch, "compile", lambda network, **_: compiler(network, backend=broken))
+    assert bench.main(["--model", str(tiny_checkpoint), "--compile", "--repeat", "1"]) == 2
+    assert "torch.compile does not get through (" in (told := capsys.readouterr().err)
+    assert "no g++" in told
+
+
 def test_cpu_runs_name_their_threads(tiny_checkpoint: Path, tiny_onnx: Path) -> None:
     """A number, without --threads too: "all cores" says nothing on another machine."""
     for path in (tiny_checkpoint, tiny_onnx):
