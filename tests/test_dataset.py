@@ -110,6 +110,15 @@ def test_a_yolo_data_set_is_told_how_to_be_converted(tmp_path, layout):
     assert str(error.value).endswith(f"labelTxt/; this looks like YOLO-OBB: {command}")
 
 
+@pytest.mark.parametrize("name", ["data.yaml", "ships.YML"])
+def test_the_file_of_a_yolo_data_set_is_told_how_to_be_converted(tmp_path, name):
+    (tmp_path / name).write_text("names: [car]\n")
+    with pytest.raises(DataError) as error:
+        read_dataset(tmp_path / name)
+    command = f"python -m rgfl.dota.convert --from yolo-obb --data {tmp_path / name} --out DIR"
+    assert str(error.value).endswith(f"labelTxt/; this looks like YOLO-OBB: {command}")
+
+
 def test_a_data_set_that_is_not_split_is_told_what_splits_it(folder):
     with pytest.raises(
         DataError, match=r"--data \S+/train --out DIR --val-share 0\.2 splits them, "

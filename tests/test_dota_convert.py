@@ -672,7 +672,8 @@ def test_written_objects_are_counted_and_the_others_with_their_reason(tmp_path, 
     assert (
         "1 images, 1 objects of 1 classes, 1 difficult; "
         "1 objects left out, of which the image shows less than 0.7; "
-        "1 objects left out, which have no area; 1 objects left out, which a tile's border cut away\n"
+        "1 objects left out, which have no area; "
+        "1 objects left out, of difficult 2: cut away by a tile's border, or crowds\n"
     ) in capsys.readouterr().out
 
 
@@ -690,6 +691,90 @@ def test_some_classes_of_dota_alone(tmp_path, capsys):
     assert run(*command) == 0
     assert "1 objects left out, of classes that --classes lacks" in capsys.readouterr().out
     assert (out / "labels/a.txt").read_text().split()[:2] == ["0", "0.22"]
+
+
+def three_classes(data):
+    """DOTA labels of a car, a ship, a van and a car, at 1, 11, 21 and 31 pixels from the left."""
+    image(data / "images/a.png", 50, 50)
+    places = [(1, "car"), (11, "ship"), (21, "van"), (31, "car")]
+    lines = [f"{x} 1 {x + 8} 1 {x + 8} 9 {x} 9 {name} 0\n" for x, name in places]
+    text(data / "labelTxt/a.txt", "".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("options", "classes", "written"),
+    [
+        ("--rename car=vehicle,van=vehicle", "vehicle ship", "0 1 0 0"),
+        ("--rename ship=car", "car van", "0 0 1 0"),  # a name that is there
+        ("--rename car=van,van=car", "van ship car", "0 1 2 0"),
+        ("--classes ship,van,car --rename car=vehicle,van=vehicle", "ship vehicle", "1 0 1 1"),
+        ("--classes van,car --rename car=vehicle,van=vehicle", "vehicle", "0 0 0"),  # no ship
+    ],
+)
+def test_classes_are_joined_and_renamed(options, classes, written, tmp_path):
+    data, out, numbers = tmp_path / "data", tmp_path / "out", tmp_path / "numbers"
+    three_classes(data)
+    assert run("--from", "dota", "--data", data, "--out", out, *options.split()) == 0
+    assert (out / "classes.txt").read_text().split() == classes.split()
+    found = [line.split()[8] for line in (out / "labelTxt/a.txt").read_text().splitlines()]
+    assert found == [classes.split()[int(number)] for number in written.split()]
+    run("--from", "dota", "--to", "yolo-obb", "--data", data, "--out", numbers, *options.split())
+    assert [line[0] for line in (numbers / "labels/a.txt").read_text().splitlines()] == written.split()
+    assert module.read_yolo(numbers).classes == tuple(classes.split())
+
+
+def test_classes_of_yolo_are_renamed_to_either_format(yolo, tmp_path):
+    for to, place in (("dota", "classes.txt"), ("yolo-obb", "data.yaml")):
+        command = ("--from", "yolo-obb", "--to", to, "--data", yolo, "--out", tmp_path / to)
+        assert run(*command, "--rename", "storage tank=big tank") == 0
+        assert "plane" in (names := (tmp_path / to / place).read_text())
+        assert "big-tank" in names
+        assert "storage" not in names
+
+
+def test_other_names_do_not_go_on(tmp_path, capsys):
+    """Both lists of classes are car, ship."""
+    three_classes(data := tmp_path / "data")
+    command = ("--from", "dota", "--data", data, "--out", tmp_path / "out", "--rename")
+    assert run(*command, "van=car") == run(*command, "van=car") == 0
+    assert run(*command, "van=ship") == 2
+    assert "other classes (--column) or names (--rename); name another --out" in capsys.readouterr().err
+    assert (tmp_path / "out/labelTxt/a.txt").read_text().count("car") == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--rename car", "--rename: expected OLD=NEW,OLD=NEW, got 'car'"),
+        ("--rename car=a=b", "--rename: expected OLD=NEW,OLD=NEW, got 'car=a=b'"),
+        ("--rename car=a,car=b", "--rename: car named more than once"),
+        ("--rename car=", "--rename: class name '' is empty"),
+        ("--rename cat=a,car=b,dog=a", "--rename: no class cat, dog; expected of car, ship, van (--cl"),
+        ("--classes vehicle --rename car=vehicle", "--rename: no class car; expected of vehicle (--cl"),
+        ("--classes car=a,van=a", "--classes: expected names, got car=a; rename by --rename car=a,van=a"),
+        ("--classes cat", "--classes: no object is of cat; the data set has car, ship, van"),
+    ],
+)
+def test_classes_that_are_not_there_leave_nothing_behind(options, message, tmp_path, capsys):
+    three_classes(data := tmp_path / "data")
+    assert run("--from", "dota", "--data", data, "--out", tmp_path / "out", *options.split()) == 2
+    assert f"convert: error: {message}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_objects_of_the_wanted_classes_are_looked_for_in_all_images(yolo, tmp_path, capsys):
+    """A file that cannot be read is told as ever; without objects nothing is missed."""
+    command = ("--from", "yolo-obb", "--data", yolo, "--classes", "storage tank", "--out")
+    text(yolo / "labels/val/a.txt", "0 1 2\n")
+    assert run(*command, tmp_path / "first") == 2
+    assert "1 of 3 images failed" in capsys.readouterr().err
+    for name in ("train", "val"):
+        text(yolo / f"labels/{name}/a.txt", "0 0 0 1 0 1 1 0 1\n")
+    assert run(*command, tmp_path / "out") == 2
+    assert "no object is of storage-tank; the data set has plane\n" in capsys.readouterr().err
+    for name in ("train", "val"):
+        text(yolo / f"labels/{name}/a.txt", "")
+    assert run(*command, tmp_path / "out") == 0
 
 
 def test_files_of_a_vanished_image_go_and_no_others(tmp_path):
@@ -927,6 +1012,8 @@ def test_some_classes_of_dior_alone(tmp_path, capsys):
     assert run("--from", "dior-r", "--data", data, "--out", out, "--classes", "ship") == 0
     assert "1 objects of 1 classes, 0 difficult; 1 objects left out, of" in capsys.readouterr().out
     assert (out / "labelTxt/00001.txt").read_text().split()[8] == "ship"
+    assert run("--from", "dior-r", "--data", data, "--out", tmp_path / "none", "--classes", "boat") == 2
+    assert "no object is of boat; the data set has airplane, airport, " in capsys.readouterr().err
 
 
 def test_dior_golden(tmp_path):
@@ -1135,7 +1222,7 @@ def test_journal_counts_add_up(yolo, tmp_path):
     first = module.convert(dataset, tmp_path / "o", workers=2)
     assert first == module.convert(dataset, tmp_path / "o") == module.Converted(images=3, objects=3)
     head, *entries = map(json.loads, (tmp_path / "o" / module.JOURNAL).read_text().splitlines())
-    assert head == {"convert": 2, "to": "dota", "classes": ["plane", "storage-tank"], "numbered": []}
+    assert head == {"convert": 3, "to": "dota", "classes": ["plane", "storage-tank"], "numbered": []}
     assert sorted(entry["image"] for entry in entries) == ["train/a", "train/empty", "val/a"]
 
 

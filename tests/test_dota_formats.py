@@ -131,7 +131,7 @@ def test_coco_of_roboflow(tmp_path):
     for folder in ("train", "valid"):
         content = coco(
             {"id": 0, "segmentation": [quad], "bbox": [10, 5, 25, 25]},
-            {"id": 1, "segmentation": [closed], "category_id": 2, "iscrowd": 1},
+            {"id": 1, "segmentation": [closed], "category_id": 2, "attributes": {"difficult": True}},
             categories=categories,
         )
         dump(data / folder / "_annotations.coco.json", content)
@@ -142,6 +142,20 @@ def test_coco_of_roboflow(tmp_path):
     np.testing.assert_array_equal(found["val/a"].quads, [quad, quad])
     assert found["val/a"].labels.tolist() == [0, 1]
     assert found["val/a"].difficult.tolist() == [0, 1]
+
+
+def test_a_crowd_of_coco_is_no_object(tmp_path, capsys):
+    """It was learned as one, as objects are that are difficult 1."""
+    data, crowd = tmp_path / "data", {"iscrowd": 1, "segmentation": [[10, 10, 90, 10, 90, 50, 10, 50]]}
+    marked = crowd | {"attributes": {"difficult": True}}
+    dump(data / "a.json", coco(cvat_box(0.0), crowd, marked))
+    image(data / "a.png")
+    found, _ = converted("coco", data, tmp_path)
+    assert found["a"].difficult.tolist() == [0, 2, 2]
+    numbers = tmp_path / "yolo"
+    assert main(["--from", "coco", "--to", "yolo-obb", "--data", str(data), "--out", str(numbers)]) == 0
+    assert (numbers / "labels/a.txt").read_text().count("\n") == 1
+    assert "2 objects left out, of difficult 2" in capsys.readouterr().out
 
 
 def test_coco_outlines_become_the_rectangle_of_least_area(tmp_path):
@@ -641,6 +655,15 @@ def test_objects_of_other_classes_are_left_out_and_counted(tmp_path, capsys):
     assert main([*command, "--classes", "ship"]) == 0
     assert "1 images, 1 objects of 1 classes" in (told := capsys.readouterr().out)
     assert "1 objects left out, of classes that --classes lacks" in told
+
+
+def test_classes_of_tools_are_joined(tmp_path):
+    image(tmp_path / "data/a.png")
+    shapes = [drawn("rectangle", (1, 1), (5, 5), label=label) for label in ("tug boat", "buoy", "ferry")]
+    dump(tmp_path / "data/a.json", labelme(*shapes))
+    found, classes = converted("labelme", tmp_path / "data", tmp_path, "--rename", "ferry=ship,tug boat=ship")
+    assert classes == ["buoy", "ship"]
+    assert found["a"].labels.tolist() == [1, 0, 1]
 
 
 def test_a_closed_triangle_is_a_triangle(tmp_path):

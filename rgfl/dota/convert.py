@@ -23,7 +23,7 @@ rectangle of least area around it, and shapes without corners (masks, points, ci
 
     coco        JSON, polygons in segmentation; CVAT's bbox with attributes.rotation in degrees clockwise
                 about its centre; Detectron2's bbox of centre, size and degrees counter-clockwise.
-                Horizontal boxes alone are refused. iscrowd becomes difficult.
+                Horizontal boxes alone are refused. iscrowd becomes difficult 2, which is never trained on.
     cvat        CVAT for images 1.1, XML: box by xtl, ytl, xbr, ybr and rotation in degrees clockwise about
                 its centre; polygon. Tags of whole images are passed over.
     labelme     JSON of LabelMe and X-AnyLabeling: polygon, rectangle, rotation, oriented_rectangle.
@@ -41,8 +41,9 @@ the one that its label file says is an error.
 
 labelTxt wants class names in one word, so "storage tank" becomes "storage-tank", and Task 1 files want
 image names so: "IMG (2)" becomes "IMG_(2)". Images of equal names in several folders get those of the
-folders, `flight0__DJI_0001`. YOLO has no mark for difficult objects: those are kept, and what a tile's
-border cut away (difficult 2) is left out, as is an object of which the image shows too little.
+folders, `flight0__DJI_0001`. YOLO has no mark for difficult objects: those are kept, and what is
+difficult 2 (cut away by a tile's border, or a crowd) is left out, as is an object of which the image shows
+too little.
 
 Images are hard-linked where the file system can, else copied, and so are the world file, .prj and .aux.xml
 beside them, unless these are links. Every file appears whole or not at all, and `convert.jsonl` lists the
@@ -58,7 +59,7 @@ import shutil
 import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -67,7 +68,15 @@ from typing import Any, Literal, get_args
 from rgfl import atomic
 from rgfl.dota.formats.coco import read_coco
 from rgfl.dota.formats.cvat import read_cvat
-from rgfl.dota.formats.dataset import JOURNAL, SPLITS, ConvertError, Dataset, read_names
+from rgfl.dota.formats.dataset import (
+    JOURNAL,
+    SPLITS,
+    ConvertError,
+    Dataset,
+    read_names,
+    read_renames,
+    with_new_names,
+)
 from rgfl.dota.formats.dota import read_dota
 from rgfl.dota.formats.fair1m import read_fair1m
 from rgfl.dota.formats.geojson import read_geojson
@@ -78,7 +87,7 @@ from rgfl.dota.formats.rolabelimg import read_rolabelimg
 from rgfl.dota.formats.yolo import read_yolo, seen_objects, yolo_text
 from rgfl.dota.images import IMAGE_SUFFIXES, image_size
 from rgfl.dota.journal import expect_inside, failure, follow, read_journal, stamp, write_journal
-from rgfl.dota.labels import CLASSES, write_labels
+from rgfl.dota.labels import CLASSES, Objects, write_labels
 from rgfl.errors import GOES_ON, UserError, one_line, run
 from rgfl.folder_lock import LOCK, lock_folder
 from rgfl.processes import usable_cores
@@ -205,12 +214,7 @@ def _convert_image(place: Placed, dataset: Dataset, out: Path, to: Target, link:
     """Write image and labels; the journal's entry."""
     item = place.item
     entry = {"image": place.key, "suffix": item.image.suffix, "source": _stamp(place)}
-
-    @cache
-    def size() -> tuple[int, int]:
-        height, width = image_size(item.image)
-        return width, height
-
+    size = cache(partial(_size, item.image))
     objects = dataset.read(item, size)
     counts = dict.fromkeys(Converted.__dataclass_fields__, 0)
     if objects is None and not item.bare:
@@ -234,6 +238,12 @@ def _convert_image(place: Placed, dataset: Dataset, out: Path, to: Target, link:
         write_labels(label, objects, dataset.classes)
     counts |= {"objects": len(objects), "difficult": int((objects.difficult > 0).sum())}
     return entry | counts
+
+
+def _size(image: Path) -> tuple[int, int]:
+    """(width, height)."""
+    height, width = image_size(image)
+    return width, height
 
 
 def _beside(image: Path, endings: Iterable[str]) -> list[Path]:
@@ -278,13 +288,15 @@ def _open_journal(
     """
     journal = out / JOURNAL
     head: dict[str, Any] = {
-        "convert": 2,
+        "convert": 3,
         "to": to,
         "classes": list(dataset.classes),
         "numbered": list(dataset.numbered),
     }
     if dataset.column:
         head["column"] = dataset.column
+    if dataset.renames:
+        head["renames"] = list(dataset.renames)
     done: dict[str, dict[str, Any]] = {}
     by_key = {place.key: place for place in places}
     _expect_inside(by_key, out, to)
@@ -294,8 +306,8 @@ def _open_journal(
         )
         if not entries or entries[0] != head:
             raise ConvertError(
-                f"{out}: was converted by another version, or with another --to or other classes (--column); "
-                "name another --out, or remove it"
+                f"{out}: was converted by another version, or with another --to or other classes (--column) "
+                "or names (--rename); name another --out, or remove it"
             )
         fresh: list[dict[str, Any]] = []
         stale: list[dict[str, Any]] = []
@@ -359,9 +371,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--classes",
         metavar="NAMES",
-        help="1.0, 1.5, 2.0, a file of names, or a,b,c: the classes to write, in their order; objects of "
-        "others are left out and counted. Without names in data.yaml or classes.txt they are what the "
-        "numbers of YOLO-OBB mean [all, in the data set's order]",
+        help="1.0, 1.5, 2.0, a file of names, or a,b,c: the classes to take, as the data set names them, "
+        "in the order to write; objects of others are left out and counted. Without names in data.yaml or "
+        "classes.txt they are what the numbers of YOLO-OBB mean [all, in the data set's order]",
+    )
+    parser.add_argument(
+        "--rename",
+        metavar="OLD=NEW,…",
+        help="other names for classes, of those that --classes takes where it is given; classes of one new "
+        "name become one, in the place of the first",
     )
     parser.add_argument(
         "--val-share",
@@ -396,7 +414,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cores = usable_cores()
     parser.add_argument("--workers", type=int, default=cores, metavar="N", help=f"threads [{cores}]")
     options = parser.parse_args(arguments)
-    if options.source == options.to == "yolo-obb" and options.val_share is None:
+    if options.source == options.to == "yolo-obb" and options.val_share is None and not options.rename:
         parser.error("--from yolo-obb --to yolo-obb: nothing to convert")
     if options.version and options.source != "dota":
         parser.error(f"--version: is for --from dota, got {options.source}")
@@ -412,6 +430,9 @@ def convert_all(options: argparse.Namespace) -> int:
     if options.out.resolve() == options.data.resolve():
         raise ConvertError("--out: must not be the folder of --data")
     classes = read_names(options.classes) if options.classes else None
+    if pairs := [name for name in classes or () if "=" in name]:
+        raise ConvertError(f"--classes: expected names, got {pairs[0]}; rename by --rename {','.join(pairs)}")
+    new = read_renames(options.rename) if options.rename else {}
     reader = READERS[options.source]
     if options.version:
         reader = partial(read_dota, version=options.version)
@@ -419,7 +440,10 @@ def convert_all(options: argparse.Namespace) -> int:
         reader = partial(read_yolo, polygons=True)
     elif options.column:
         reader = partial(read_geojson, column=options.column)
-    dataset = reader(options.data, classes)
+    found = reader(options.data, classes)
+    dataset = with_new_names(found, new) if new else found
+    if classes:
+        _expect_objects(found)
     for note in dataset.notes:
         print(f"warning: {note}", file=sys.stderr)
     done = convert(
@@ -436,6 +460,25 @@ def convert_all(options: argparse.Namespace) -> int:
     return 0
 
 
+def _expect_objects(dataset: Dataset) -> None:
+    """
+    Raises:
+        ConvertError: there are objects, and none is of `dataset.classes`.
+    """
+    others = False
+    for item in dataset.items:
+        with suppress(UserError, OSError):  # told when it is converted
+            objects = dataset.read(item, partial(_size, item.image)) or Objects.empty()
+            if (objects.labels >= 0).any():
+                return
+            others |= len(objects) > 0
+    if others:
+        there = [name for name in dataset.known if name not in dataset.classes]
+        raise ConvertError(
+            f"--classes: no object is of {', '.join(dataset.classes)}; the data set has {', '.join(there)}"
+        )
+
+
 def _summary(done: Converted, dataset: Dataset) -> list[str]:
     """What to tell at the end; of what was not as it should be, only what there was."""
     counts = {
@@ -446,7 +489,7 @@ def _summary(done: Converted, dataset: Dataset) -> list[str]:
         "objects left out, of classes that --classes lacks": done.others,
         "objects left out, of which the image shows less than 0.7": done.unseen,
         "objects left out, which have no area": done.flat,
-        "objects left out, which a tile's border cut away": done.cut_away,
+        "objects left out, of difficult 2: cut away by a tile's border, or crowds": done.cut_away,
     }
     return [
         f"{done.images} images, {done.objects} objects of {len(dataset.classes)} classes, "

@@ -56,14 +56,17 @@ def packed(root: Path) -> str:
 
 def other_layout(root: Path) -> str:
     """The end of an error message about a data set that is not laid out as train/ and val/, each with images/
-    and labelTxt/: what makes it so if it is YOLO's, or not split; else empty.
+    and labelTxt/: what makes it so if it is YOLO's, the folder or its data.yaml, or not split; else empty.
     """
+    data = root
+    if root.suffix.lower() in (".yaml", ".yml") and root.is_file():
+        root = root.parent
     if (root / "train" / "labelTxt").is_dir():
         return ""
     labels = (root / "labels", root / "train" / "labels")
-    known = (root / "data.yaml", root / "data.yml", root / "dataset.yaml")
+    known = (data, root / "data.yaml", root / "data.yml", root / "dataset.yaml")
     if any(folder.is_dir() for folder in labels) or any(path.is_file() for path in known):
-        return f"; this looks like YOLO-OBB: {CONVERT} --from yolo-obb --data {root} --out DIR"
+        return f"; this looks like YOLO-OBB: {CONVERT} --from yolo-obb --data {data} --out DIR"
     if (root / "images").is_dir() and (root / "labelTxt").is_dir():
         return (
             f"; images/ and labelTxt/ of {root} are not split: {CONVERT} --from dota --data {root} --out DIR "

@@ -29,6 +29,7 @@ from rgfl.dota.formats.shapes import (
     split_of,
     usual_places,
 )
+from rgfl.dota.labels import DIFFICULT_CUT
 
 
 def read_coco(data: Path, classes: Sequence[str] | None = None) -> Dataset:
@@ -58,7 +59,8 @@ def parse_coco(path: Path, data: Path) -> tuple[list[str], list[Drawing]]:
             raise ConvertError(f"{where}: expected image_id to be the id of an image, got {shown(image)}")
         if not isinstance(category, (int, str)) or category not in names:
             raise ConvertError(f"{where}: expected category_id to be a category's id, got {shown(category)}")
-        difficult = int(entry.get("iscrowd") in (1, True)) | flag(entry.get("attributes"), "difficult")
+        crowd = entry.get("iscrowd") in (1, True)  # an area of many objects is not to be learned as one
+        difficult = DIFFICULT_CUT if crowd else flag(entry.get("attributes"), "difficult")
         shapes[image].append(Shape(names[category], _corners(where, entry, by_detectron), difficult))
     split = split_of(_words(path))
     subset = path.stem.removeprefix("instances_")

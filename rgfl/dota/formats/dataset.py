@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 from xml.etree import ElementTree
+
+import numpy as np
 
 from rgfl.dota.labels import Objects, checked_names, read_classes, regular
 from rgfl.errors import UserError
@@ -53,6 +55,8 @@ class Dataset:
         notes: what was passed over, each with its count and an example.
         numbered: the names that the label files' numbers mean, where these are not `classes`.
         column: of the objects' properties the one with their classes, where it was chosen.
+        known: the classes that `classes` were chosen from.
+        renames: `old=new` of every class before, where some have new names.
     """
 
     classes: tuple[str, ...]
@@ -61,6 +65,8 @@ class Dataset:
     notes: tuple[str, ...] = ()
     numbered: tuple[str, ...] = ()
     column: str = ""
+    known: tuple[str, ...] = ()
+    renames: tuple[str, ...] = ()
 
 
 def read_names(text: str) -> tuple[str, ...]:
@@ -76,6 +82,38 @@ def read_name_file(path: Path) -> tuple[str, ...]:
     """`one_word` of a file of one name a line; lines that begin with # are comments."""
     lines = [line.strip() for line in text_of(path).splitlines()]
     return one_word([line for line in lines if line and not line.startswith("#")], path)
+
+
+def read_renames(text: str) -> dict[str, str]:
+    """New class names by the old ones, both `one_word`, of what --rename says."""
+    pairs = [pair.split("=") for pair in text.split(",")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ConvertError(f"--rename: expected OLD=NEW,OLD=NEW, got {text!r}")
+    olds = one_word([old for old, _ in pairs], "--rename")
+    return {old: one_word([new], "--rename")[0] for old, (_, new) in zip(olds, pairs, strict=True)}
+
+
+def with_new_names(dataset: Dataset, new: Mapping[str, str]) -> Dataset:
+    """The data set with new class names, by the old ones; those of one name become one, where the first is.
+
+    Raises:
+        ConvertError: an old name is none of its classes.
+    """
+    if unknown := [old for old in new if old not in dataset.classes]:
+        raise ConvertError(
+            f"--rename: no class {', '.join(unknown)}; expected of {', '.join(dataset.classes)} "
+            "(--classes takes old names)"
+        )
+    names = [new.get(old, old) for old in dataset.classes]
+    classes = tuple(dict.fromkeys(names))
+    table = np.array([*map(classes.index, names), -1], np.int32)  # label −1 stays
+
+    def read(item: Item, size: Size) -> Objects | None:
+        objects = dataset.read(item, size)
+        return None if objects is None else replace(objects, labels=table[objects.labels])
+
+    renames = tuple(f"{old}={name}" for old, name in zip(dataset.classes, names, strict=True))
+    return replace(dataset, classes=classes, read=read, renames=renames)
 
 
 def one_word(classes: Sequence[str], data: Path | str) -> tuple[str, ...]:

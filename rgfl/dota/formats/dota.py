@@ -69,7 +69,7 @@ def read_dota(data: Path, classes: Sequence[str] | None = None, *, version: str 
         labels = np.where(found.labels < len(names), found.labels, -1)
         return Objects(found.quads, labels, found.difficult)
 
-    return Dataset(names, items, read, tuple(notes))
+    return Dataset(names, items, read, tuple(notes), known=known)
 
 
 def _splits(data: Path) -> dict[str, Path]:

@@ -102,7 +102,7 @@ def read_dior(data: Path, classes: Sequence[str] | None = None) -> Dataset:
         assert item.label is not None
         return parse_dior(item.label, index)
 
-    return Dataset(names, _xml_items(data), read)
+    return Dataset(names, _xml_items(data), read, known=tuple(index))
 
 
 def parse_dior(path: Path, index: Mapping[str, int]) -> Objects:

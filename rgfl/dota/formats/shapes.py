@@ -42,7 +42,7 @@ SPLIT_WORDS = {
 
 @dataclass(frozen=True)
 class Shape:
-    """One object: its class as the tool wrote it, corners x1 y1 … x4 y4 in pixels, difficult 0 or 1."""
+    """One object: its class as the tool wrote it, corners x1 y1 … x4 y4 in pixels, difficult 0, 1 or 2."""
 
     name: str
     quad: Sequence[float]
@@ -108,7 +108,7 @@ def drawn_dataset(
 
     said = (*declared, *(shape.name for drawing in drawings for shape in drawing.shapes))
     items = [*(drawing.item for drawing in drawings), *undrawn]
-    return Dataset(names, items, read, tuple(renamed(said, class_name)))
+    return Dataset(names, items, read, tuple(renamed(said, class_name)), known=there)
 
 
 def _check_size(drawing: Drawing, size: Size) -> None:

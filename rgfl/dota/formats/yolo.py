@@ -89,7 +89,7 @@ def read_yolo(data: Path, classes: Sequence[str] | None = None, *, polygons: boo
         found = parse_yolo(item.label, len(numbered), size, polygons)
         return Objects(found.quads, table[found.labels], found.difficult)
 
-    return Dataset(names, items, read, tuple(notes), numbered if numbered != names else ())
+    return Dataset(names, items, read, tuple(notes), numbered if numbered != names else (), known=numbered)
 
 
 def parse_yolo(path: Path, classes: int, size: Size, polygons: bool = False) -> Objects:
@@ -169,8 +169,8 @@ def seen_objects(objects: Objects, width: int, height: int) -> tuple[Objects, di
     """The objects that YOLO's labels of an image can hold, cut at its border, and counts of the others.
 
     Ultralytics leaves out an image with a corner beyond it, so objects are cut there, as a tile's are. Left
-    out are those that were `cut_away` before (difficult 2), that are `flat`, without area, and that are
-    `unseen`, with less than 0.7 of their area in the image; `outside` counts those that it cuts.
+    out are those that are difficult 2 (`cut_away` before, or crowds), that are `flat`, without area, and that
+    are `unseen`, with less than 0.7 of their area in the image; `outside` counts those that it cuts.
     """
     whole = objects[objects.difficult != DIFFICULT_CUT]
     solid = whole[quad_areas(whole.quads) > 0]
