@@ -92,6 +92,11 @@ def warnings(plan: Plan, batchnorm_trains: bool, processes: int, on_cuda: bool) 
             f"objects of train never learned, as a side is below --min-side {recipe.data.min_side:g}: "
             f"{sum(tiles.too_small.values()):,} ({number} of them in {name}.txt)"
         )
+    if tiles.too_long:
+        told.append(
+            f"objects of train hardly ever learned, as they are too long for a tile of --tile-size "
+            f"{recipe.data.tile_size}: {sum(tiles.too_long.values()):,}; {tiles.fitting_scales()}"
+        )
     if (mixed := tiles.pictures_mixed()) < LEAST_MIXED:
         told.append(
             f"training images are so large that a batch's tiles come from only {mixed:.0f} of them; "

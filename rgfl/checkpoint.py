@@ -10,7 +10,8 @@ A checkpoint is one file of plain containers and tensors:
     result    AP of these weights on the validation images, or {}
     training  last.pt only: everything that an exact resume needs; see rgfl/loop.py
 
-`python -m rgfl.checkpoint import FILE --out best.pt` makes one of the original repository's: rgfl/foreign.py.
+`python -m rgfl.checkpoint` makes one of the original repository's, or of one with other settings:
+rgfl/checkpoint_commands.py.
 """
 
 from __future__ import annotations
@@ -57,8 +58,6 @@ def save(
 
     `training` may hold tensors, numbers, strings, None, and lists, tuples and dicts of them.
     """
-    import torch
-
     # The weights are here, so nobody who reads the file needs to fetch ImageNet's.
     model = dataclasses.replace(model, pretrained=False, weights="")
     record: dict[str, Any] = {
@@ -71,6 +70,13 @@ def save(
     }
     if training is not None:
         record["training"] = training
+    write(path, record)
+
+
+def write(path: Path | str, record: dict[str, Any]) -> None:
+    """A record as `load` gives it, as a file: whole, or not at all."""
+    import torch
+
     with atomic.whole(path) as hidden, open(hidden, "wb") as file:
         torch.save(record, file)
         file.flush()
@@ -224,6 +230,6 @@ def start_from(detector: Detector, path: Path | str) -> tuple[list[str], Detecto
 if __name__ == "__main__":
     import sys
 
-    from rgfl.foreign import main
+    from rgfl.checkpoint_commands import main
 
     sys.exit(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -74,7 +75,30 @@ def picture(
             if np.ptp(corners, axis=0).max() >= LABEL_SIDE:
                 top = corners[corners[:, 1].argmin()]
                 _label(canvas, f"{classes[label]} {shown.scores[index]:.2f}", top, colours[label], taken)
-    return np.vstack([canvas, _legend(canvas.shape[1], shown, classes, colours, min_score, truth)])
+    heading = f"{len(shown)} found, score >= {min_score:g}"
+    return np.vstack([canvas, _legend(canvas.shape[1], heading, shown.labels, classes, colours, truth)])
+
+
+def sheet(
+    pictures: Sequence[tuple[NDArray[np.uint8], NDArray, NDArray]], classes: tuple[str, ...], columns: int
+) -> NDArray[np.uint8]:
+    """Labelled pictures of one size side by side, row by row, above one legend.
+
+    Args:
+        pictures: of each its pixels (S, S, 3) RGB, boxes (G, 5) and labels (G,).
+        classes: names of the labels.
+        columns: pictures in a row.
+    """
+    colours, drawn = palette(len(classes)), []
+    for image, boxes, labels in pictures:
+        canvas = image.copy()
+        for quad, label in zip(to_quads(np.asarray(boxes, np.float64)), labels.tolist(), strict=True):
+            _outline(canvas, quad, colours[label], 1)
+        drawn.append(canvas)
+    drawn += [np.zeros_like(drawn[0])] * (-len(drawn) % columns)
+    rows = [np.hstack(drawn[start : start + columns]) for start in range(0, len(drawn), columns)]
+    labels = np.concatenate([labels for *_, labels in pictures])
+    return np.vstack([*rows, _legend(rows[0].shape[1], f"{len(labels)} labels", labels, classes, colours)])
 
 
 def save(image: NDArray[np.uint8], path: Path) -> None:
@@ -108,15 +132,15 @@ def _label(
 
 def _legend(
     width: int,
-    shown: Detections,
+    heading: str,
+    labels: NDArray,
     classes: tuple[str, ...],
     colours: list[Colour],
-    min_score: float,
-    truth: Objects | None,
+    truth: Objects | None = None,
 ) -> NDArray[np.uint8]:
-    """A strip of this width: how many were found of each class; of no height where the picture is narrow."""
-    numbers = np.bincount(shown.labels, minlength=len(classes))
-    entries = [(f"{len(shown)} found, score >= {min_score:g}", BACK)]
+    """A strip of this width: how many there are of each class; of no height where the picture is narrow."""
+    numbers = np.bincount(labels, minlength=len(classes))
+    entries = [(heading, BACK)]
     entries += [(f"{name} {numbers[i]}", colours[i]) for i, name in enumerate(classes) if numbers[i]]
     if truth is not None:
         difficult = int((truth.difficult > 0).sum())

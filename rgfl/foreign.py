@@ -10,7 +10,6 @@ They are pickles: torch's safe reader (`weights_only`) reads them, and runs noth
 
 from __future__ import annotations
 
-import argparse
 import pickle
 import re
 import zipfile
@@ -19,9 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rgfl import checkpoint, checks, errors
 from rgfl.checkpoint import CheckpointError
-from rgfl.dota.labels import CLASSES, read_classes
+from rgfl.dota.labels import CLASSES
 from rgfl.nn.config import ModelConfig
 from rgfl.nn.state import listed, misfits, some, zip_fault
 from rgfl.recipes import RECIPES
@@ -241,46 +239,3 @@ def read_tensors(path: Path) -> Any:
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return CheckpointError(f"{path}: not a file of tensors that torch reads: {reason}")
-
-
-# ---------------------------------------------------------------------------------------------
-# Command line
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of `python -m rgfl.checkpoint`; 0, or 2 after a one-line error."""
-    parser = argparse.ArgumentParser(prog="python -m rgfl.checkpoint")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="import")
-    command = commands.add_parser(
-        "import",
-        help="make a checkpoint of a file of the original rgfl repository",
-        description="Make a checkpoint of a .pth file of the original rgfl repository (ResNet-50). "
-        "No code of the file is run.",
-    )
-    command.add_argument("file", type=Path, metavar="FILE", help="epoch_12.pth, say")
-    command.add_argument("--out", type=Path, required=True, metavar="best.pt", help="the checkpoint to write")
-    command.add_argument(
-        "--classes",
-        metavar="NAMES",
-        help="1.0, 1.5, 2.0, a file of names, or a,b,c, in the model's order [the file's own]",
-    )
-    options = parser.parse_args(arguments)
-    return errors.run("import", lambda: convert(options), interrupted="interrupted; nothing was written")
-
-
-def convert(options: argparse.Namespace) -> int:
-    """What `import` does."""
-    if options.out.suffix != ".pt":
-        raise CheckpointError(f"--out {options.out}: expected a name that ends in .pt")
-    checks.new_file(options.out, "--out", keep=[options.file])
-    names = read_classes(options.classes) if options.classes else None
-    imported = import_detector(options.file, names)
-    detector = imported.detector
-    checkpoint.save(options.out, detector.spec, detector.config, detector.state_dict())
-    if imported.unused:
-        keys = errors.printable(some(imported.unused))
-        print(f"{len(imported.unused)} keys without a place here: {keys}")
-    spec = detector.spec
-    count = len(detector.state_dict())
-    print(f"{options.out}: {count} tensors, spec {spec.digest}, classes {', '.join(spec.classes)}")
-    return 0

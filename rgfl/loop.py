@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from rgfl import advice, checkpoint, page
+from rgfl import advice, checkpoint, draw, page
 from rgfl.advice import MEANS
 from rgfl.detections import Detections
 from rgfl.devices import choose_device, device_name, expect_own_gpu, mixed_precision, peak_memory_mb
@@ -49,11 +49,13 @@ from rgfl.recipes import Recipe, ScheduleConfig, learning_rate
 from rgfl.run_folder import RunFolder, of_this_version, read_last
 from rgfl.spec import DetectorSpec
 from rgfl.stop import TIME_IS_UP, Stop, reason
+from rgfl.tiles import Tile
 from rgfl.validate import find, over_labels, score
 
 # Under FP16 the scaler halves its factor at each gradient that is not finite, and skips the step. Where the
 # gradients as they are do not fit either, the fault is another, and every further step would be skipped too.
 LEAST_SCALE = 1.0
+SHOWN_COLUMNS = 3  # and rows, of the picture of the first tiles
 
 # What `main` prints as one line; anything else is a bug and shows its traceback.
 ERRORS = (UserError, FileNotFoundError)
@@ -260,6 +262,8 @@ class Training:
     def _steps(self) -> int:
         """To the end (0), or to a halt: the signal, or `TIME_IS_UP`."""
         plan, run, ranks = self.plan, self.recipe.run, self.ranks
+        if self.step == 0 and ranks.first:
+            self._show_tiles()
         self._catch_up()
         size = self.recipe.schedule.batch
         keys = batch_keys(plan.tiles, size, self.step, plan.total_steps, ranks.rank, ranks.size)
@@ -304,6 +308,17 @@ class Training:
         [halt] = ranks.greatest(halt or self.stop.now())
         unfinished = self.step < plan.total_steps or self._evaluation_is_due()
         return self._halt(halt) if halt and unfinished else self._end()
+
+    def _show_tiles(self) -> None:
+        """The first tiles with their labels, as they are learned from: wrong ones are seen there."""
+        tiles = copy.copy(self.plan.tiles)  # with a cache of its own, which ends here
+        chosen = [tiles[0, index] for index in tiles.order(0)[: SHOWN_COLUMNS**2].tolist()]
+        seen = [(one.image, one.boxes, one.labels) for one in chosen if isinstance(one, Tile)]
+        if seen:  # an error is told where the tile is due
+            sheet = draw.sheet(seen, self.plan.spec.classes, SHOWN_COLUMNS)
+            self.folder.keep("tiles.jpg", sheet)
+            self.folder.show("train/tiles", sheet, 0)
+            self.say(f"tiles as they are learned from, with their labels: {self.out / 'tiles.jpg'}")
 
     def _worker_lost(self) -> bool:
         return self.loader is not None and self.loader.lost()

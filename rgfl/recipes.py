@@ -55,6 +55,9 @@ RULES: dict[str, Rule] = {
              "eval_every", "eval_images", "test_stride", "level_topk",
              "cache_mb", "checkpoint_minutes", "max_minutes", "patience", "pictures"),
     "scale": (lambda v: 0 < v[0] <= v[1], "two positive factors, the smaller first"),
+    "test_scales": (lambda v: v and len({*v}) == len(v) and 0.05 <= min(v) <= max(v) <= 20,
+                    "different factors from 0.05 to 20"),
+    "finest_stride": (lambda v: v in (4, 8), "4 or 8"),
     "std": (lambda v: min(v) > 0, "positive grey levels"),
     "pad_value": (lambda v: all(0 <= level <= 255 for level in v), "grey levels 0…255"),
     "ema": (lambda v: 0 <= v < 1, "a decay in 0…1, below 1"),
@@ -153,6 +156,7 @@ class EvaluationConfig:
     eval_images: int = 0  # evaluate only N validation images, evenly spaced; 0: all
     test_size: int = 1024  # side of the tile at inference, pixels; a multiple of 128
     test_stride: int = 0  # step from one tile to the next at inference, pixels; 0: --test-size × 824/1024
+    test_scales: tuple[float, ...] = (1.0,)  # magnifications at which an image is looked at, all merged
     test_batch: int = 1  # tiles at once
     score_threshold: float = 0.05  # keep only detections that score more than this
     nms_iou: float = 0.1  # rotated NMS within a tile
@@ -236,6 +240,9 @@ class Recipe:
             mean=self.data.mean,
             std=self.data.std,
             pad_value=self.data.pad_value,
+            strides=tuple(
+                stride for stride in (4, *DetectorSpec.strides) if stride >= self.model.finest_stride
+            ),
             mode=self.model.mode,
             reg_max=self.model.reg_max,
             angle_bins=self.model.angle_bins if self.model.mode == "gfl" else 0,

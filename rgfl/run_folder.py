@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: last.pt to go on from, best.pt, log.jsonl and tensorboard/.
+"""What a run leaves in its folder: last.pt to go on from, best.pt, log.jsonl, tensorboard/ and tiles.jpg.
 
 Every file is whole after a kill at any moment, and a log that is continued ends up as if nothing had
 happened.
@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
-from rgfl import atomic, checkpoint
+from rgfl import atomic, checkpoint, draw
 from rgfl.dataset import Dataset
 from rgfl.errors import TrainingError
 from rgfl.folder_lock import FolderInUse, lock_folder
@@ -63,7 +63,8 @@ def read_last(out: Path, recipe: Recipe, dataset: Dataset) -> dict[str, Any] | N
             f"{name} was {there.get(name)!r} and is {here.get(name)!r}" for name in changed[:4]
         ) + (f" and {len(changed) - 4} more" if len(changed) > 4 else "")
         raise TrainingError(
-            f"{path} is of another recipe ({shown}): give the same flags, another --out, or --no-resume"
+            f"{path} is of another recipe ({shown}): give the same flags; or train on from its weights, by "
+            f"another --out and --start {path}; or begin anew, by --no-resume"
         )
     if data != dataset.digest():
         raise TrainingError(
@@ -151,6 +152,12 @@ class RunFolder:
         if self._board is not None:
             with self._told("tensorboard"):
                 self._board.add_image(name, picture, step, dataformats="HWC")
+
+    def keep(self, name: str, picture: NDArray[np.uint8]) -> None:
+        """An (H, W, 3) RGB picture as a file."""
+        if self._path is not None:
+            with self._told(name):
+                draw.save(picture, self._path / name)
 
     def save(self, name: str, spec: DetectorSpec, recipe: Recipe, model: Detector, **more: Any) -> None:
         """Write a checkpoint.

@@ -154,8 +154,9 @@ class Tiles:
     """The training tiles by (epoch, index); what a DataLoader reads from.
 
     Attributes:
-        outside, too_small: how many objects of an image are never learned, by its name: those that lie
-            outside of it or have no area, and those with a side below `min_side` at any magnification.
+        outside, too_small, too_long: how many objects of an image are never learned, by its name: those that
+            lie outside of it or have no area, those with a side below `min_side` at any magnification, and
+            those of which no tile shows `min_visible` even at the smallest, or hardly any.
 
     Raises:
         DataError: there is next to nothing to learn from.
@@ -178,7 +179,12 @@ class Tiles:
             for old, new in zip(pictures, self.pictures, strict=True)
             if (lost := len(old.objects) - len(new.objects))
         }
-        self.too_small = self._too_small()
+        sides = to_boxes(Objects.concatenate([one.objects for one in self.pictures]).quads, data)[:, 2:4]
+        least, greatest = augment.scale
+        self.too_small = self._counted(sides.min(1) * greatest < data.min_side)
+        long = sides.max(1) * least * data.min_visible > data.tile_size
+        self.too_long = self._counted(long)
+        self._long_side = float(np.median(sides[long].max(1))) if long.any() else 0.0
         self._expect_objects()
         self._round = [label for label, name in enumerate(classes) if name in augment.round_classes]
         self.windows = list_windows(self.pictures, data, seed)
@@ -196,11 +202,10 @@ class Tiles:
         self._cache_size = self._cache_left = cache_mb * 10**6
         self._uncached: tuple[int, NDArray[np.uint8]] | None = None
 
-    def _too_small(self) -> dict[str, int]:
-        sizes = to_boxes(np.concatenate([picture.objects.quads for picture in self.pictures]), self.data)
-        small = sizes[:, 2:4].min(1) * self.augment.scale[1] < self.data.min_side
+    def _counted(self, chosen: NDArray[np.bool_]) -> dict[str, int]:
+        """How many of the `chosen` objects an image has, by its name, where there are any."""
         owners = np.repeat(np.arange(len(self.pictures)), [len(picture.objects) for picture in self.pictures])
-        counts = np.bincount(owners[small], minlength=len(self.pictures)).tolist()
+        counts = np.bincount(owners[chosen], minlength=len(self.pictures)).tolist()
         return {picture.name: count for picture, count in zip(self.pictures, counts, strict=True) if count}
 
     def _expect_objects(self) -> None:
@@ -216,12 +221,29 @@ class Tiles:
                 f"{total:,} in train that are not ({outside:,} outside or without area, {small:,} smaller), "
                 "some of them here; correct the labels, which are pixels of the image and no map coordinates"
             )
+        if (long := sum(self.too_long.values())) >= max(UNUSABLE * total, 1):
+            raise DataError(
+                f"expected objects that fit into tiles of --tile-size {self.data.tile_size}, got {long:,} of "
+                f"{total:,} in train that do not; {self.fitting_scales()}"
+            )
         if not any(len(_learned(picture, self.data)) for picture in self.pictures):
             limit = _too_difficult(self.data)
             raise DataError(
                 f"expected objects to learn in train, got {total:,} that are all marked difficult, {limit} "
                 "or more; correct the labels, or use --train-difficult if they are 1"
             )
+
+    def fitting_scales(self) -> str:
+        """What to do about `too_long`: magnifications at which half of them fit into half a tile."""
+        fits = float(f"{self.data.tile_size / 2 / self._long_side:.2g}")
+        all_long = 2 * sum(self.too_long.values()) > sum(len(picture.objects) for picture in self.pictures)
+        least, greatest = (0.7 * fits, 1.5 * fits) if all_long else (fits, max(1.0, self.augment.scale[1]))
+        scales = f"{fits:g}" if all_long else f"1,{fits:g}"
+        return (
+            f"half of them are {self._long_side:,.0f} px long or more: learn from smaller pictures, by "
+            f"--scale {least:.2g},{greatest:.2g} --test-scales {scales}, and later give eval_dota.py and "
+            f"pipeline.py --scales {scales.replace(',', ' ')}"
+        )
 
     def objects_by_class(self) -> dict[str, int]:
         """How many objects of each class the images hold, difficult ones included."""

@@ -3,9 +3,10 @@
     python -m rgfl.train --recipe gfl_lite --data DIR --out RUN
     torchrun --nproc-per-node 8 -m rgfl.train --recipe gfl_lite --data DIR --out RUN      on eight GPUs
 
-DIR holds train/ and val/, each with images/ and labelTxt/. RUN gets last.pt (resume), best.pt (the
-detector), log.jsonl, tensorboard/ and page.html, which shows all of it (rgfl/page.py). The same command
-goes on where a killed run stopped: on a CPU bit by bit, on a GPU up to the order in which it adds.
+DIR holds train/ and val/, each with images/ and labelTxt/. RUN gets tiles.jpg (what is learned from),
+last.pt (resume), best.pt (the detector), log.jsonl, tensorboard/ and page.html, which shows all of it
+(rgfl/page.py). The same command goes on where a killed run stopped: on a CPU bit by bit, on a GPU up to the
+order in which it adds.
 
 The loop is in rgfl/loop.py: nothing here imports torch, so that --help answers at once.
 """

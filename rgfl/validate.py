@@ -52,6 +52,7 @@ def find(
                 size=config.test_size,
                 stride=config.test_stride,
                 pad_value=spec.pad_value,
+                scales=config.test_scales,
                 batch=config.test_batch,
                 progress=go_on,
             )

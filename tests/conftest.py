@@ -70,7 +70,9 @@ def torch_threads() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def make_checkpoint(path: Path, *, mode: str = "gfl", head_norm: str = "group", quality: bool = True) -> Path:
+def make_checkpoint(
+    path: Path, *, mode: str = "gfl", head_norm: str = "group", quality: bool = True, finest_stride: int = 8
+) -> Path:
     """A checkpoint of random weights whose scores spread and whose boxes have sizes of objects."""
     torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'rgfl[train]'")
     from rgfl import checkpoint
@@ -90,10 +92,12 @@ def make_checkpoint(path: Path, *, mode: str = "gfl", head_norm: str = "group", 
         reg_max=8,
         angle_bins=bins,
         quality=quality,
+        finest_stride=finest_stride,
     )
     spec = DetectorSpec(
         classes=("plane", "ship", "harbor"),
         image_size=(128, 128),
+        strides=tuple(stride for stride in (4, *DetectorSpec.strides) if stride >= finest_stride),
         mode=mode,
         reg_max=8,
         angle_bins=bins,

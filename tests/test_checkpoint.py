@@ -1,6 +1,7 @@
 """Checkpoints come back as they were written, and what is no checkpoint is named in one line."""
 
 import argparse
+import dataclasses
 import os
 import pickle
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 import timm
 import torch
 
-from rgfl import checkpoint, foreign
+from rgfl import checkpoint, checkpoint_commands, foreign
 from rgfl.checkpoint import CheckpointError, load_detector, save
 from rgfl.nn.config import ModelConfig
 from rgfl.nn.detector import build_detector
@@ -80,6 +81,50 @@ def test_a_backbone_elsewhere_is_refused(path, detector, name):
     for use in (load_detector, lambda file: checkpoint.start_from(detector, file)):
         with pytest.raises(CheckpointError, match=rf"damaged or foreign: .* as backbone, got '?{name}"):
             use(path)
+
+
+def test_the_same_weights_with_other_settings(path, tmp_path, detector, capsys):
+    """Their advice was to train or export with others, and no flag did."""
+    record = checkpoint.load(path)
+    torch.save(record | {"training": {"step": 3}, "parts": {"neck": "a.B"}}, path)
+    out = tmp_path / "other.pt"
+    flags = [
+        "--score-threshold",
+        "0.01",
+        "--nms-iou",
+        "0.3",
+        "--max-detections",
+        "5000",
+        "--test-size",
+        "256",
+    ]
+    assert checkpoint_commands.main(["spec", str(path), *flags, "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "iou_threshold: 0.1 before, 0.3 now\n" in shown
+    assert "warning: trained on tiles of 128 px; BatchNorm's" in shown
+    changed = checkpoint.load(out)
+    assert DetectorSpec.from_json(changed["spec"]) == dataclasses.replace(
+        SPEC, score_threshold=0.01, iou_threshold=0.3, max_detections=5000, image_size=(256, 256)
+    )
+    assert (changed["result"], changed["parts"], "training" in changed) == ({}, {"neck": "a.B"}, False)
+    assert {name: changed["weights"][name].tolist() for name in changed["weights"]} == {
+        name: value.tolist() for name, value in detector.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "is like this already; change something by --score-threshold, --nms-iou"),
+        (["--max-detections", "2000"], "is like this already"),
+        (["--test-size", "200"], "expected positive multiples of the coarsest stride 128"),
+        (["--nms-iou", "1.5"], "iou_threshold: expected a number from 0 to 1, got 1.5"),
+    ],
+)
+def test_settings_that_cannot_be(path, tmp_path, flags, message, capsys):
+    assert checkpoint_commands.main(["spec", str(path), *flags, "--out", str(tmp_path / "o.pt")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "o.pt").exists()
 
 
 def test_one_line_that_says_what_came(path, tmp_path):

@@ -101,7 +101,7 @@ def test_names_give_a_terminal_no_orders(
 
 
 @pytest.mark.parametrize(
-    "command", ["rgfl.dota.tiling", "rgfl.dota.merge", "rgfl.dota.convert", "rgfl.foreign"]
+    "command", ["rgfl.dota.tiling", "rgfl.dota.merge", "rgfl.dota.convert", "rgfl.checkpoint_commands"]
 )
 def test_a_bug_shows_its_traceback(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A broadcasting error of NumPy is a ValueError, and was told as if the user could mend it."""
@@ -110,18 +110,18 @@ def test_a_bug_shows_its_traceback(command: str, monkeypatch: pytest.MonkeyPatch
         "tiling": "read_classes",
         "merge": "read_task1",
         "convert": "read_names",
-        "foreign": "import_detector",
+        "checkpoint_commands": "foreign.import_detector",
     }
 
     def broken(*_: object, **__: object) -> None:
         raise ValueError("operands could not be broadcast together")
 
-    monkeypatch.setattr(module, first[command.rpartition(".")[2]], broken)
+    monkeypatch.setattr(f"{command}.{first[command.rpartition('.')[2]]}", broken)
     arguments = {
         "rgfl.dota.tiling": ["--data", str(tmp_path), "--classes", "a"],
         "rgfl.dota.merge": ["--task1", str(tmp_path), "--classes", "a"],
         "rgfl.dota.convert": ["--from", "coco", "--data", str(tmp_path), "--classes", "a"],
-        "rgfl.foreign": ["import", str(tmp_path / "file.pth")],
+        "rgfl.checkpoint_commands": ["import", str(tmp_path / "file.pth")],
     }[command]
     with pytest.raises(ValueError, match="broadcast"):
         module.main([*arguments, "--out", str(tmp_path / "out.pt")])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from rgfl import checkpoint, foreign
+from rgfl import checkpoint, checkpoint_commands, foreign
 from rgfl.checkpoint import CheckpointError
 from rgfl.dota.labels import CLASSES
 from rgfl.nn.detector import build_detector
@@ -91,7 +91,7 @@ def test_outputs_of_the_published_network_are_equal_through_the_command(tmp_path
         "bbox_head.other": torch.zeros(1),
     }
     file = write(tmp_path / "epoch_12.pth", {f"module.{key}": value for key, value in extra.items()})
-    assert foreign.main(["import", str(file), "--out", str(tmp_path / "best.pt")]) == 0
+    assert checkpoint_commands.main(["import", str(file), "--out", str(tmp_path / "best.pt")]) == 0
     shown = capsys.readouterr().out
     assert "2 keys without a place here: backbone.fc.weight, bbox_head.other\n" in shown
     loaded = checkpoint.load_detector(tmp_path / "best.pt")
@@ -141,7 +141,7 @@ def test_numbers_of_numpy_in_the_meta_are_read(detector, state, tmp_path, zipped
     assert module in file.read_bytes()
     if not zipped:  # a zip has a checksum
         file.write_bytes(file.read_bytes().replace(module, f"numpy.{core}.multiarray".encode()))
-    assert foreign.main(["import", str(file), "--out", str(tmp_path / "best.pt")]) == 0
+    assert checkpoint_commands.main(["import", str(file), "--out", str(tmp_path / "best.pt")]) == 0
     assert_same_outputs(checkpoint.load_detector(tmp_path / "best.pt"), detector)
 
 
@@ -169,7 +169,12 @@ def test_hostile_files_end_in_one_line_and_run_nothing(state, tmp_path, capsys):
     (tmp_path / "f.pth").write_bytes(b"")
     write(tmp_path / "h.pth", state, {"evil": Evil(trace)})
     for name in "abcdefgh":
-        assert foreign.main(["import", str(tmp_path / f"{name}.pth"), "--out", str(tmp_path / "o.pt")]) == 2
+        assert (
+            checkpoint_commands.main(
+                ["import", str(tmp_path / f"{name}.pth"), "--out", str(tmp_path / "o.pt")]
+            )
+            == 2
+        )
         shown = capsys.readouterr().err
         assert shown.startswith(f"import: error: {tmp_path / name}.pth: ")
         assert shown.count("\n") == 1
@@ -180,7 +185,7 @@ def test_hostile_files_end_in_one_line_and_run_nothing(state, tmp_path, capsys):
 
 def test_names_in_a_file_give_a_terminal_no_orders(state, tmp_path, capsys):
     file = write(tmp_path / "a.pth", {**state, "\x1b]52;c;aGk=\x07extra": torch.zeros(1)})
-    assert foreign.main(["import", str(file), "--out", str(tmp_path / "o.pt")]) == 0
+    assert checkpoint_commands.main(["import", str(file), "--out", str(tmp_path / "o.pt")]) == 0
     assert r"1 keys without a place here: \x1b]52;c;aGk=\x07extra" in capsys.readouterr().out
 
 
@@ -214,7 +219,7 @@ def test_what_does_not_match_is_listed(state, tmp_path):
 def test_a_head_of_an_impossible_shape_is_one_line(shape, message, state, tmp_path, capsys):
     odd = {key: value for key, value in state.items() if "integral" not in key}
     path = write(tmp_path / "odd.pth", {**odd, "bbox_head.gfl_reg.bias": torch.zeros(shape)})
-    assert foreign.main(["import", str(path), "--out", str(tmp_path / "out.pt")]) == 2
+    assert checkpoint_commands.main(["import", str(path), "--out", str(tmp_path / "out.pt")]) == 2
     assert f"{path}: " in (told := capsys.readouterr().err)
     assert message in told
 
@@ -242,7 +247,7 @@ def test_what_keeps_a_checkpoint_from_being_written_is_one_line(detector, tmp_pa
         (tmp_path / "none.pth", tmp_path / "folder.pt" / "o.pt", "none.pth: cannot be read"),
         (file, file / "o.pt", str(file)),
     ):
-        assert foreign.main(["import", str(source), "--out", str(out)]) == 2
+        assert checkpoint_commands.main(["import", str(source), "--out", str(out)]) == 2
         shown = capsys.readouterr().err
         assert message in shown
         assert shown.count("\n") == 1
@@ -254,7 +259,7 @@ def test_ctrl_c_is_one_line(tmp_path, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(foreign, "import_detector", interrupted)
-    assert foreign.main(["import", "a.pth", "--out", str(tmp_path / "o.pt")]) == 130
+    assert checkpoint_commands.main(["import", "a.pth", "--out", str(tmp_path / "o.pt")]) == 130
     assert capsys.readouterr().err == "\nimport: interrupted; nothing was written\n"
 
 

@@ -366,6 +366,11 @@ def test_every_field_has_a_flag_with_help_and_names_are_unique():
         assert default.endswith("]")
 
 
+def test_a_finer_level_is_one_more():
+    assert parsed("--finest-stride", "4").spec(("a",)).strides == (4, 8, 16, 32, 64, 128)
+    assert parsed().spec(("a",)).strides == (8, 16, 32, 64, 128)
+
+
 def parsed(*flags):
     return parse(["--recipe", "demo", "--data", "d", "--out", "o", *flags])[0]
 

@@ -344,6 +344,26 @@ def test_labels_of_which_next_to_none_can_be_learned_are_an_error(folder):
     assert tiles_of(folder).too_small == {"tile": 15}
 
 
+def test_objects_longer_than_a_tile_are_counted_and_told_how_to_be_learned(folder):
+    """They were trained without: a loss of 0 for as long as it took."""
+    large = "20 20 320 20 320 120 20 120 ship 0\n"  # in an image of 400 × 300
+    label = folder / "train/labelTxt/large.txt"
+    small = label.read_text()
+    label.write_text(small + large)
+    tiles = tiles_of(folder)
+    assert tiles.too_long == {"large": 1}
+    assert "300 px long or more: learn from smaller pictures, by --scale 0.21,1 --test-scales 1,0.21, " in (
+        tiles.fitting_scales()
+    )
+    assert tiles_of(folder, augment=AugmentConfig(scale=(0.5, 1.0))).too_long == {}
+    assert tiles_of(folder, dataclasses.replace(SMALL, min_visible=0.3)).too_long == {}
+    label.write_text(50 * large)
+    with pytest.raises(
+        DataError, match=r"--tile-size 128, got 50 of .* --scale 0.15,0.32 --test-scales 0.21,"
+    ):
+        tiles_of(folder)
+
+
 def test_difficult_objects_alone_are_no_training(folder):
     for path in (folder / "train/labelTxt").iterdir():
         path.write_text(f"{SQUARE} ship 1\n")

@@ -53,7 +53,7 @@ def whole(data, tmp_path_factory):
 
 
 def test_a_run_leaves_its_files(whole, data):
-    names = {"last.pt", "best.pt", "log.jsonl", "tensorboard", "page.html", ".lock"}
+    names = {"last.pt", "best.pt", "log.jsonl", "tensorboard", "page.html", "tiles.jpg", ".lock"}
     assert {path.name for path in whole.iterdir()} == names
     steps, evaluations = records(whole, "step"), records(whole, "eval")
     assert [record["step"] for record in steps] == list(range(1, 17))
@@ -234,6 +234,29 @@ def test_a_single_value_for_a_batchnorm_of_the_backbone_is_one_line(data, tmp_pa
     assert run(data, tmp_path, *flags) == 2
     told = r"error: --batch 1: .*BatchNorm of --backbone skresnet18 a single value .* or --norm-eval"
     assert re.search(told, capsys.readouterr().err)
+
+
+def test_the_first_tiles_are_shown_with_their_labels(data, tmp_path, capsys):
+    """Wrong corners, colours or sizes of tiles are seen there, before hours of training."""
+    flags = ["--epochs", "0.25", "--eval-every", "0", "--mosaic", "0"]
+    assert run(data, tmp_path / "run", *flags) == 0
+    assert f"with their labels: {tmp_path / 'run/tiles.jpg'}\n" in capsys.readouterr().out
+    sheet = cv2.imread(str(tmp_path / "run/tiles.jpg")).astype(int)
+    assert sheet.shape[1] == 3 * 128
+    assert 3 * 128 < sheet.shape[0] < 4 * 128  # 8 images are 9 tiles; the legend
+    green = (sheet[..., 1] - sheet[..., 2] > 60) | (sheet[..., 2] - sheet[..., 1] > 60)  # of no object
+    assert green[: 3 * 128].sum() > 500
+    assert run(data, tmp_path / "run", *flags) == 0  # nothing is left to do
+    assert "with their labels" not in capsys.readouterr().out
+
+
+def test_objects_that_are_too_long_are_told(data, tmp_path, capsys):
+    flags = ["--epochs", "0.25", "--eval-every", "0", "--scale", "3.5,4", "--min-visible", "0.95"]
+    assert run(data, tmp_path / "run", *flags) == 0
+    told = (
+        "warning: objects of train hardly ever learned, as they are too long for a tile of --tile-size 128: "
+    )
+    assert told in capsys.readouterr().out
 
 
 def test_objects_that_are_too_small_are_told_and_are_no_training_alone(data, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Evaluation while training: images are those that the labels were read for, and one is held at a time."""
 
+import dataclasses
 import weakref
 
 import cv2
@@ -43,6 +44,20 @@ def test_an_image_of_another_size_than_its_labels_is_an_error(tmp_path):
     ):
         with pytest.raises(ImageError, match=r"its header says 60 × 80 .*, its pixels are 80 × 60"):
             look()
+
+
+def test_images_are_looked_at_at_all_scales(tmp_path):
+    """Objects longer than a tile are seen in a smaller picture, while training too."""
+    seen = []
+
+    def infer(tiles):
+        seen.extend(len(np.unique(tile.reshape(-1, 3), axis=0)) for tile in tiles)
+        return [Detections([[30, 20, 8, 4, 0]], [0.9], [0]) for _ in tiles]
+
+    config = dataclasses.replace(CONFIG, test_scales=(0.5, 1.0))
+    found = find(infer, [picture(tmp_path)], SPEC, config)["P1"]
+    assert len(seen) == 2
+    assert sorted(np.round(found.boxes[:, 0]).tolist()) == [30, 60]
 
 
 def test_some_of_many_are_evenly_spaced():

@@ -22,6 +22,7 @@ class ModelConfig:
     frozen_stages: int = 1  # backbone: 0 freezes nothing, 1 the stem and the first stage, and so on
     norm_eval: bool = True  # backbone: BatchNorm keeps its ImageNet statistics
     neck_channels: int = 256  # channels of every FPN level
+    finest_stride: int = 8  # pixels a cell of the finest level; 4: for objects of a few pixels, and slower
     head_channels: int = 256  # channels of the head's towers
     head_convs: int = 4  # 3×3 convolutions in each tower
     head_norm: Literal["group", "batch"] = "group"  # "batch": one BatchNorm a level, folded at export

@@ -50,12 +50,17 @@ def test_a_tile_gives_the_same_alone_and_in_a_batch(tiny_onnx: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "head_norm", "float_input"), [("integral", "batch", False), ("gfl", "batch", True)]
+    ("head", "float_input"),
+    [
+        ({"mode": "integral", "head_norm": "batch"}, False),
+        ({"head_norm": "batch"}, True),
+        ({"finest_stride": 4, "quality": False}, False),
+    ],
 )
 def test_every_head_exports(
-    mode: str, head_norm: str, float_input: bool, tmp_path: Path, make_checkpoint: Callable[..., Path]
+    head: dict, float_input: bool, tmp_path: Path, make_checkpoint: Callable[..., Path]
 ) -> None:
-    checkpoint = make_checkpoint(tmp_path / "model.pt", mode=mode, head_norm=head_norm)
+    checkpoint = make_checkpoint(tmp_path / "model.pt", **head)
     flags = ["--float-input"] if float_input else []
     out = tmp_path / "model.onnx"
     assert to_onnx.main([str(checkpoint), "--out", str(out), *flags]) == 0  # verified inside
