@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -30,6 +31,17 @@ def whole(path: Path | str) -> Iterator[Path]:
         raise OSError(error.errno, error.strerror, str(path)) from error  # the file that was asked for
     finally:
         hidden.unlink(missing_ok=True)  # os.replace of two links to one file leaves both
+
+
+def place(source: Path, target: Path, link: bool = True) -> None:
+    """A file as `target`, too: a hard link where the file system can and it is wanted, else a copy."""
+    with whole(target) as hidden:
+        try:
+            if not link:
+                raise OSError
+            os.link(source.resolve(), hidden)
+        except OSError:  # another file system, or one without links
+            shutil.copy2(source, hidden)
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:

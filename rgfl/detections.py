@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rgfl.geometry import rotated_nms
+
 
 @dataclass(frozen=True)
 class Detections:
@@ -65,8 +67,13 @@ class Detections:
         return Detections(self.boxes[index], self.scores[index], self.labels[index])
 
     def at_least(self, scores: ArrayLike) -> Detections:
-        """Those of the least score of their class, or more; `scores` (C,)."""
-        return self[self.scores >= np.asarray(scores, np.float32)[self.labels]]
+        """Those of the least score of their class, or more; `scores` (C,), or one for all classes."""
+        least = np.asarray(scores, np.float32)
+        return self[self.scores >= (least[self.labels] if least.ndim else least)]
+
+    def across(self, iou: float) -> Detections:
+        """The best of those that overlap by more than `iou` in [0, 1], whatever their classes; best first."""
+        return self[rotated_nms(self.boxes, self.scores, iou)]
 
 
 def _class_ids(labels: ArrayLike) -> NDArray[np.int32]:

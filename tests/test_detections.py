@@ -49,6 +49,21 @@ def test_nothing_is_no_detection():
     assert types(Detections.concatenate(parts)) == TYPES
 
 
+def test_scores_from_one_on_or_from_one_for_each_class():
+    found = Detections(BOXES, SCORES, LABELS)
+    for least, kept in ((0.3, [0.5]), (0.5, [0.5]), ([0.2, 0.6], [0.25]), ([0.2, 0.2], SCORES), (0.6, [])):
+        assert found.at_least(least).scores.tolist() == kept
+    assert len(Detections.empty().at_least(0.3)) == 0
+
+
+def test_of_an_object_that_was_found_as_two_the_better_one_stays():
+    box, near, far = [5, 5, 4, 2, 0.5], [5.5, 5, 4, 2, 0.5], [9, 9, 4, 2, 0.5]
+    found = Detections([box, near, far], [0.5, 0.75, 0.25], [0, 1, 2])
+    assert found.across(0.5).labels.tolist() == [1, 2]
+    assert found.across(0.9).labels.tolist() == [1, 0, 2]
+    assert types(Detections.empty().across(0.5)) == TYPES
+
+
 @pytest.mark.parametrize(
     ("labels", "got"),
     [

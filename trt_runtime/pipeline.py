@@ -1,4 +1,4 @@
-"""Detection over large scenes, to GeoJSON, Task 1 files and pictures.
+"""Detection over large scenes, to GeoJSON, Task 1 files, pictures and labels.
 
     python trt_runtime/pipeline.py --model model.onnx --images scenes/ --out found/
 
@@ -26,11 +26,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from rgfl import atomic, checks, draw, errors
+from rgfl.boxes import to_quads
 from rgfl.detections import Detections
 from rgfl.dota import georeference
 from rgfl.dota.georeference import Georeference
+from rgfl.dota.images import IMAGE_SUFFIXES
 from rgfl.dota.journal import follow, packed, read_head, resume, stamp, unpacked
-from rgfl.dota.labels import fits_task1, write_task1
+from rgfl.dota.labels import Objects, fits_task1, write_labels, write_task1
 from rgfl.folder_lock import lock_folder
 from rgfl.screen import lasting
 from rgfl.trt_runtime import machine
@@ -46,12 +48,15 @@ from rgfl.trt_runtime.scenes import (
 from rgfl.trt_runtime.streaming import Timing, count_tiles, expect_stride, side_by_side, stream
 
 JOURNAL = ".journal"  # in --out; its first line says what decides the results, then one line a finished scene
+LABELLED = "labelled"  # in --out: the data set that --labels writes
 
 EXAMPLES = """\
 examples:
   python trt_runtime/pipeline.py --model model.onnx --images scene.png --out found
   python trt_runtime/pipeline.py --model model.onnx --images flight/*.jpg scenes/ --out found --score 0.5
   python trt_runtime/pipeline.py --model best.pt --images flights/ --recursive --out found --batch 4
+  python trt_runtime/pipeline.py --model best.pt --images new/ --out found --labels
+  python -m rgfl.dota.convert --from dota --to yolo-obb --data found/labelled --out to_correct
 
 writes to --out:
   geojson/NAME.geojson (boxes in pixel coordinates) and pictures/NAME.jpg, of scores from --score on,
@@ -61,10 +66,13 @@ writes to --out:
   the scene's own reference system; QGIS, geopandas and ogr2ogr read it
   map.geojson: all scenes with a reference system as one layer, in longitude and latitude; of each object the
   image, class, score, length and width in metres
+  with --labels labelled/: images (hard links, or copies), labelTxt/NAME.txt with boxes of scores from --score
+  on, classes.txt; rgfl.dota.convert --from dota takes it. north/a becomes north__a. Label files that are
+  there may have been corrected: no run replaces them
 
 After a kill or Ctrl-C, once a scene that could not be read is mended, or with more scenes than before, the
 same command does what is left; times in detections.json are then those of these scenes. With another model
-or other flags all is done anew, and replaces what is in --out.
+or other flags all is done anew, and replaces what is in --out, but not where there is labelled/.
 
 exit status: 0 done, 2 bad input, also if single scenes could not be read: the others are done then
 """
@@ -113,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--recursive",
         action="store_true",
-        help="go down into subfolders, but not into pictures of earlier runs; results lie in subfolders too",
+        help="go down into subfolders, but not into those of earlier runs; results lie in subfolders too",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where results go")
     parser.add_argument(
@@ -121,9 +129,19 @@ def main(argv: list[str] | None = None) -> int:
         nargs="+",
         default=["0.3"],
         metavar="S",
-        help="least score in pictures and GeoJSON (default: 0.3), if above the model's own threshold; "
+        help="least score in pictures, GeoJSON and labels (default: 0.3), if above the model's own; "
         "classes may have their own, as in --score 0.3 ship=0.5 (a training's page.html says which are "
-        "best); with other scores than before all is done anew",
+        "best), one class alone is --score 1 ship=0.3; with other scores than before all is done anew",
+    )
+    parser.add_argument(
+        "--across",
+        type=checks.zero_to_one,
+        metavar="IOU",
+        help="of objects of several classes that overlap by more, show only the best, such as with 0.5 "
+        "(default: each class by itself); Task 1 files keep all",
+    )
+    parser.add_argument(
+        "--labels", action="store_true", help="write what is shown as labels, too, to correct and train with"
     )
     parser.add_argument(
         "--pictures", action=argparse.BooleanOptionalAction, default=True, help="draw (default: yes)"
@@ -137,6 +155,8 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
     """The command behind `main`, with parsed arguments."""
     check_model_arguments(arguments)
     scenes = find_scenes(*arguments.images, recursive=arguments.recursive)
+    if arguments.labels:
+        expect_labels_fit(scenes)
     recognise(arguments.model)  # before each scene is opened
     places = {name: place for name, path in scenes.items() if (place := georeference.find(path)) is not None}
     checks.new_directory(arguments.out, "--out")
@@ -150,7 +170,8 @@ def detect_scenes(arguments: argparse.Namespace) -> int:
         if min(scores) < threshold:
             print(
                 f"note: --score {min(scores):g}: this model keeps scores above {threshold:g} only, its "
-                "spec's score_threshold; for lower ones train with --score-threshold, or see Runner.detect",
+                "spec's score_threshold; for lower ones: python -m rgfl.checkpoint spec best.pt "
+                "--score-threshold 0.01 --out other.pt, and export that",
                 file=sys.stderr,
             )
         arguments.score = [max(score, threshold) for score in scores]
@@ -170,7 +191,7 @@ def _detect_scenes(
     timing = Timing()
     unreadable: dict[str, str] = {}
     started = time.perf_counter()
-    head = journal_head(model, arguments, ("score", "pictures"))
+    head = journal_head(model, arguments, ("score", "across", "pictures"))
     found = _find(runner, scenes, places, arguments, head, timing, unreadable)
     timing.total = time.perf_counter() - started
     if not found:
@@ -178,7 +199,9 @@ def _detect_scenes(
         raise errors.InputError(next(iter(unreadable.values())) + more)
     spaced = [name for name in scenes if not fits_task1(name)]
     write_task1(out, {name: one for name, one in found.items() if name not in spaced}, classes)
-    shown = {name: one.at_least(arguments.score) for name, one in found.items()}
+    shown = {name: _shown(one, arguments) for name, one in found.items()}
+    if arguments.labels:
+        write_labelled(out / LABELLED, scenes, shown, classes)
     places = {name: place for name, place in places.items() if name in found}
     on_map = {name: place for name, place in places.items() if place.system}
     beyond = 0
@@ -191,6 +214,7 @@ def _detect_scenes(
         "model": model,
         "scales": arguments.scales,
         "score": arguments.score[0] if one_score else dict(zip(classes, arguments.score, strict=True)),
+        "across": arguments.across,
         "pictures": arguments.pictures,
         "timing": timing.record(),
         "hardware": machine.hardware(),
@@ -211,6 +235,8 @@ def _detect_scenes(
             f"note: {beyond} objects are not in map.geojson, as they have no longitude and latitude",
             file=sys.stderr,
         )
+    if arguments.labels:
+        print(f"labels to correct and train with, which no run replaces: {out / LABELLED}")
     blank = f" and {timing.blank} blank ones left out" if timing.blank else ""
     print(
         f"{sum(map(len, shown.values()))} detections of score ≥ {least} in {len(found)} scenes "
@@ -250,8 +276,11 @@ def _find(
         return all(path.is_file() and path.stat().st_size for path in files)  # a crash may leave it empty
 
     finished = (out / "detections.json").is_file()
-    drew = pictures or read_head(out / JOURNAL).get("pictures") == "True"
+    before = read_head(out / JOURNAL)
+    drew = pictures or before.get("pictures") == "True"
+    expect_labels_of(out, scenes if before == head else ())  # before the journal is written anew
     done = resume(out / JOURNAL, head, states, is_whole)
+    expect_labels_of(out, done)
     left = {name: path for name, path in scenes.items() if name not in done}
     remove_results(out, left, drew)
     if done:
@@ -264,7 +293,7 @@ def _find(
 
     def write(name: str, found: Detections, image: NDArray[np.uint8] | None) -> dict[str, Any]:
         """The scene's files; its entry in the journal."""
-        shown = found.at_least(arguments.score)
+        shown = _shown(found, arguments)
         file = f"{name}.geojson"
         atomic.write_text(out / "geojson" / file, json.dumps(geojson(name, shown, classes)))
         if (place := places.get(name)) is not None:
@@ -330,6 +359,12 @@ def class_scores(words: Sequence[str], classes: Sequence[str]) -> list[float]:
     return [said.get(name, said.get("", 0.3)) for name in classes]
 
 
+def _shown(found: Detections, arguments: argparse.Namespace) -> Detections:
+    """What GeoJSON, pictures and labels have of it."""
+    likely = found.at_least(arguments.score)
+    return likely if arguments.across is None else likely.across(arguments.across)
+
+
 def _state(path: Path, place: Georeference | None) -> list[Any] | None:
     """What tells a scene that was replaced, or lies elsewhere on earth now; None: it cannot be read."""
     try:
@@ -371,6 +406,64 @@ def expect_no_others(out: Path, scenes: Mapping[str, Path]) -> None:
             )
 
 
+def label_name(name: str) -> str:
+    """What the scene is called in LABELLED, where labels lie in one folder: as rgfl.dota.convert would."""
+    return "_".join(name.replace("/", "__").split())
+
+
+def expect_labels_fit(scenes: Mapping[str, Path]) -> None:
+    """
+    Raises:
+        InputError: a scene is no image that data sets are made of, or two would have one label file.
+    """
+    named: dict[str, Path] = {}
+    for name, path in scenes.items():
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            raise errors.InputError(
+                f"--labels: {path}: expected one of {', '.join(IMAGE_SUFFIXES)}, as data sets have; "
+                "convert it, or leave it out"
+            )
+        if (other := named.setdefault(label_name(name), path)) is not path:
+            raise errors.InputError(
+                f"--labels: {other} and {path}: both would be called {label_name(name)}; rename one"
+            )
+
+
+def expect_labels_of(out: Path, scenes: Collection[str]) -> None:
+    """Labels may have been corrected by hand: they are not replaced, and not left beside other results.
+
+    Raises:
+        InputError: in `out` there are some of others than these scenes.
+    """
+    names = set(map(label_name, scenes))
+    for file in sorted((out / LABELLED / "labelTxt").glob("*.txt")):
+        if file.stem not in names:
+            raise errors.InputError(
+                f"{file}: labels of an earlier run, which may have been corrected, are not replaced by those "
+                "of another model, other flags, versions or scenes; "
+                f"move {out / LABELLED} away, or choose another --out"
+            )
+
+
+def write_labelled(
+    folder: Path, scenes: Mapping[str, Path], shown: Mapping[str, Detections], classes: Sequence[str]
+) -> None:
+    """A data set of the scenes, labelled with what is shown of them; label files that are there stay.
+
+    Images of a subfolder stay together, so that --val-share of rgfl.dota.convert does not divide a flight.
+    """
+    if not (folder / "labelTxt").is_dir():
+        atomic.write_text(folder / "classes.txt", "".join(f"{name}\n" for name in classes))
+    for name, found in shown.items():
+        label = folder / "labelTxt" / f"{label_name(name)}.txt"
+        if label.exists():
+            continue
+        image = folder / "images" / Path(name).with_name(f"{label.stem}{scenes[name].suffix}")
+        atomic.place(scenes[name], image)
+        quads = np.round(to_quads(found.boxes.astype(np.float64)).reshape(-1, 8), 2)
+        write_labels(label, Objects(quads, found.labels, np.zeros(len(found), np.int32)), classes)
+
+
 def remove_results(out: Path, scenes: Collection[str], pictures: bool) -> None:
     """Remove what an earlier run wrote of these scenes, and of all of its scenes together, or left half.
 
@@ -379,7 +472,7 @@ def remove_results(out: Path, scenes: Collection[str], pictures: bool) -> None:
     """
     halves = f".*{atomic.TEMPORARY_SUFFIX}"
     found = [out / "detections.json", out / "map.geojson", *out.glob("Task1_*.txt"), *out.glob(halves)]
-    for folder in ("geojson", "map", "pictures"):
+    for folder in ("geojson", "map", "pictures", LABELLED):
         found += (out / folder).rglob(halves)
     for name in scenes:
         found += scene_files(out, name, on_map=True, pictures=pictures)

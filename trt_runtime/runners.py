@@ -110,6 +110,7 @@ class Runner(ABC):
         scene: Any,
         *,
         score: float | Sequence[float] | None = None,
+        across: float | None = None,
         stride: int = 0,
         scales: Sequence[float] = (1.0,),
         batch: int = 1,
@@ -121,13 +122,18 @@ class Runner(ABC):
             score: keeps detections of this score or more; one for all classes, or one for each. There are
                 none at or below the spec's score_threshold; runners but those of engines take another spec,
                 set before: runner.spec = dataclasses.replace(runner.spec, score_threshold=0.01).
+            across: IoU; of those of several classes that overlap by more, only the best is kept: an object
+                that was found as two. None: each class by itself.
             stride, scales, batch: as there.
 
         Raises:
-            ValueError: the scene is of another kind, shape or type, no such score, or the runner is closed.
+            ValueError: the scene is of another kind, shape or type, no such score or IoU, or the runner is
+                closed.
         """
         check_scene(scene)
         least = None if score is None else _by_class(score, self.spec.classes)
+        if across is not None and not 0 <= across <= 1:
+            raise ValueError(f"across: expected an IoU from 0 to 1, got {across!r}")
         found = merge.detect(
             scene,
             self,
@@ -138,7 +144,8 @@ class Runner(ABC):
             batch=batch,
             stack=False,
         )
-        return found if least is None else found.at_least(least)
+        found = found if least is None else found.at_least(least)
+        return found if across is None else found.across(across)
 
     def raw(self, tiles: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Decoded boxes (B, P, 5) and scores (B, P, C) before NMS."""

@@ -64,7 +64,7 @@ def find_scenes(*paths: Path, recursive: bool | None = None) -> dict[str, Path]:
 
 def _in_folder(root: Path, recursive: bool | None) -> dict[str, Path]:
     """Images in the folder, by name; says what of it is left out."""
-    folders = list(with_subfolders(root, _is_drawn)) if recursive else [root]
+    folders = list(with_subfolders(root, _is_result)) if recursive else [root]
     if not recursive and (others := subfolders(root)):
         names = ", ".join(path.name for path in others[:3])
         flag = "" if recursive is None else "; --recursive does it"
@@ -87,9 +87,9 @@ def _in_folder(root: Path, recursive: bool | None) -> dict[str, Path]:
     return images
 
 
-def _is_drawn(folder: Path) -> bool:
-    """Whether an earlier run drew the pictures in it."""
-    return folder.name == "pictures" and (folder.parent / "geojson").is_dir()
+def _is_result(folder: Path) -> bool:
+    """Whether an earlier run wrote the images in it."""
+    return folder.name in ("pictures", "labelled") and (folder.parent / "geojson").is_dir()
 
 
 def _frames_of(video: Path) -> str:
@@ -118,7 +118,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `open_runner`."""
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: cores)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="(default: auto); of several GPUs CUDA_VISIBLE_DEVICES=1 chooses one",
+    )
     add_trust_argument(parser)
 
 

@@ -54,8 +54,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -223,8 +221,8 @@ def _convert_image(place: Placed, dataset: Dataset, out: Path, to: Target, link:
     width, height = size()  # no link to what is no image gets into the data set
     image, label = _files(place.key, item.image.suffix, out, to)
     for source, target in zip(_beside(item.image, place.beside), _beside(image, place.beside), strict=True):
-        _place_file(source, target, link)
-    _place_file(item.image, image, link)
+        atomic.place(source, target, link)
+    atomic.place(item.image, image, link)
     counts |= {"images": 1, "renamed": int(place.name != item.image.stem)}
     if objects is None:
         return entry | counts
@@ -249,16 +247,6 @@ def _size(image: Path) -> tuple[int, int]:
 def _beside(image: Path, endings: Iterable[str]) -> list[Path]:
     """Files whose names are the image's stem and these endings."""
     return [image.with_name(image.stem + ending) for ending in endings]
-
-
-def _place_file(source: Path, target: Path, link: bool) -> None:
-    with atomic.whole(target) as hidden:
-        try:
-            if not link:
-                raise OSError
-            os.link(source.resolve(), hidden)
-        except OSError:  # another file system, or one without links
-            shutil.copy2(source, hidden)
 
 
 def _yolo_yaml(found: Iterable[str], classes: Sequence[str]) -> str:

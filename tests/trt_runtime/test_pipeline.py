@@ -26,8 +26,10 @@ from tiff_bytes import tiff_bytes
 
 from rgfl import draw
 from rgfl.detections import Detections
-from rgfl.dota import georeference
+from rgfl.dota import convert, georeference
+from rgfl.dota.formats.dota import read_dota
 from rgfl.dota.images import ImageError, read_image
+from rgfl.dota.labels import read_label_folder
 from rgfl.dota.merge import detect, places_at_scales
 from rgfl.errors import InputError
 from rgfl.spec import DetectorSpec
@@ -146,7 +148,9 @@ def test_a_real_model_gives_the_same_as_detect(tiny_onnx: Path, tiny_scenes: Sim
         for scene in stream(runner, images):
             expected = detect(scene.image, runner, size=128, pad_value=runner.spec.pad_value)
             assert equal(scene.detections, expected)
-            assert equal(runner.detect(scene.image, batch=2), expected)
+            found = runner.detect(scene.image, batch=2)
+            assert found.labels.tolist() == expected.labels.tolist()
+            np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-3)  # kernels depend on the batch
 
 
 def test_the_reader_waits_for_the_network(tmp_path: Path) -> None:
@@ -777,10 +781,10 @@ def test_subfolders_keep_their_names(
     (images / "circle").symlink_to(images)
     out = images / "found"
     command = ["--model", str(tiny_onnx), "--images", str(images), "--out", str(out), "--score", "0.4"]
-    for _ in range(2):  # the pictures of the first run are no scenes of the second
-        assert pipeline.main([*command, "--recursive"]) == 0
+    for _ in range(2):  # the images that the first run writes are no scenes of the second
+        assert pipeline.main([*command, "--recursive", "--labels"]) == 0
         assert "not looked into" not in capsys.readouterr().err
-    assert written(out) == [
+    assert [name for name in written(out) if not name.startswith("labelled/")] == [
         "detections.json",
         "geojson/a.geojson",
         "geojson/north/a.geojson",
@@ -850,6 +854,7 @@ def test_a_score_below_the_models_threshold_is_told(
     assert pipeline.main(list(map(str, [*command, 0.01]))) == 0
     told = capsys.readouterr()
     assert "note: --score 0.01: this model keeps scores above 0.3 only" in told.err
+    assert "python -m rgfl.checkpoint spec best.pt --score-threshold 0.01 --out other.pt" in told.err
     assert " detections of score ≥ 0.3 in 1 scenes" in told.out
     assert json.loads((tmp_path / "out" / "detections.json").read_text())["score"] == 0.3
     assert pipeline.main(list(map(str, [*command, 0.3]))) == 0
@@ -874,6 +879,91 @@ def test_classes_have_scores_of_their_own(
     assert " detections of score ≥ 0.3 to 1, by class, in " in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "detections.json").read_text())["score"][first] == 1
     assert found("1", f"{first}=0.3") == {first: every[first]}
+
+
+def test_an_object_of_two_classes_is_shown_once(
+    tiny_onnx: Path, tiny_scenes: SimpleNamespace, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = ["--model", tiny_onnx, "--images", tiny_scenes.images / "P0003.png", "--out", out]
+
+    def found(*flags: str) -> tuple[list[dict[str, Any]], str, Any]:
+        assert pipeline.main(list(map(str, [*command, "--no-pictures", *flags]))) == 0
+        task1 = "".join(path.read_text() for path in sorted(out.glob("Task1_*.txt")))
+        record = json.loads((out / "detections.json").read_text())
+        shown = features(out / "geojson" / "P0003.geojson")
+        assert sum(record["detections"]["P0003"].values()) == len(shown)
+        return shown, task1, record["across"]
+
+    every, task1, across = found()
+    assert across is None
+    best, same, across = found("--across", "0.2")
+    assert (same, across) == (task1, 0.2)  # what is evaluated has every class by itself
+    assert 0 < len(best) < len(every)
+    assert all(feature in every for feature in best)
+
+
+# ------------------------------------------------------------------------------------------------ labels
+
+
+def test_labels_are_a_data_set_that_converts_back(
+    tiny_onnx: Path, tiny_scenes: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    for name in ("north/a.png", "my scene.png"):
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(tiny_scenes.images / "P0003.png", images / name)
+    draw.save(np.zeros((128, 128, 3), np.uint8), images / "nothing.png")
+    with load_runner(tiny_onnx) as runner:
+        classes = runner.spec.classes
+        every, none = (runner.detect(read_image(images / name)) for name in ("my scene.png", "nothing.png"))
+    ship = classes.index("ship")
+    best = none.scores[none.labels == ship].max()
+    expected = every[(every.labels == ship) & (every.scores > best + 0.01)]
+    assert ship > 0
+    assert 0 < len(expected) < len(every)
+    command = ["--model", str(tiny_onnx), "--images", str(images), "--recursive", "--out", str(out)]
+    command += ["--labels", "--no-pictures", "--score", "1", f"ship={best + 0.01}"]
+    assert pipeline.main(command) == 0
+    data = out / "labelled"
+    assert f"labels to correct and train with, which no run replaces: {data}\n" in capsys.readouterr().out
+    assert written(data) == [
+        "classes.txt",
+        "images/my_scene.png",
+        "images/north/north__a.png",
+        "images/nothing.png",
+        "labelTxt/my_scene.txt",
+        "labelTxt/north__a.txt",
+        "labelTxt/nothing.txt",
+    ]
+    assert (data / "images/north/north__a.png").samefile(images / "north/a.png")
+    assert read_dota(data).classes == classes
+    found = read_label_folder(data / "labelTxt", classes)
+    quads = pipeline.to_quads(expected.boxes.astype(np.float64)).reshape(-1, 8)
+    for name in ("north__a", "my_scene"):
+        np.testing.assert_allclose(found[name].quads, quads, atol=0.00501)
+        assert found[name].labels.tolist() == expected.labels.tolist()
+        assert not found[name].difficult.any()
+    assert len(found["nothing"]) == 0
+    yolo = tmp_path / "yolo"
+    flags = ["--from", "dota", "--to", "yolo-obb", "--data", str(data), "--out", str(yolo)]
+    assert convert.main(flags) == 0
+    lines = (yolo / "labels" / "north__a.txt").read_text().splitlines()
+    assert {line.split()[0] for line in lines} == {str(ship)}  # though no plane was found
+    assert f'  0: "{classes[0]}"' in (yolo / "data.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("paths", "told"),
+    [
+        (["a.png", "a b.vrt"], r"--labels: a b\.vrt: expected one of \.png, .*; convert it, or leave"),
+        (["a b.png", "a_b.jpg"], r"a b\.png and .*a_b\.jpg: both would be called a_b; rename one"),
+        (["a/b.png", "a__b.png"], r"a/b\.png and .*a__b\.png: both would be called a__b; rename one"),
+    ],
+)
+def test_what_has_no_place_among_labels_is_told(paths: list[str], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        pipeline.expect_labels_fit({path[:-4]: Path(path) for path in paths})
 
 
 @pytest.mark.parametrize(
@@ -1063,11 +1153,56 @@ def test_scenes_that_changed_are_done_again(interrupted: Run, change: Any, looke
 
 @pytest.mark.parametrize(
     "flags",
-    [["--score", "0.5"], ["--stride", "99"], ["--scales", "0.5"], ["--batch", "2"], ["--no-pictures"]],
+    [
+        ["--score", "0.5"],
+        ["--across", "0.5"],
+        ["--stride", "99"],
+        ["--scales", "0.5"],
+        ["--batch", "2"],
+        ["--no-pictures"],
+    ],
 )
 def test_other_settings_begin_anew(interrupted: Run, flags: list[str]) -> None:
     assert interrupted(*flags) == 0
     assert interrupted.looked_at == list("abcd")
+
+
+def test_labels_that_were_corrected_stay(interrupted: Run, capsys: pytest.CaptureFixture) -> None:
+    assert interrupted("--labels") == 0
+    assert interrupted.looked_at == ["c", "d"]
+    labels, journal = interrupted.out / "labelled" / "labelTxt", interrupted.out / ".journal"
+    assert sorted(path.stem for path in labels.iterdir()) == list("abcd")
+    made = (labels / "b.txt").read_text()
+    assert made
+    (labels / "a.txt").write_text("corrected")
+    (labels / "b.txt").unlink()  # as a kill would leave it
+    (labels / ".b.txt.7.partial").touch()
+    shutil.copy(interrupted.images / "a.png", interrupted.images / "e.png")
+    assert interrupted("--labels") == 0
+    assert interrupted.looked_at == ["e"]
+    assert (labels / "b.txt").read_text() == made
+    assert sorted(path.name for path in labels.iterdir()) == [f"{name}.txt" for name in "abcde"]
+    before = journal.read_bytes()
+    for flags in (["--labels", "--score", "0.4"], ["--no-pictures"]):
+        assert interrupted(*flags) == 2
+        told = "labels of an earlier run, which may have been corrected, are not replaced by those of another"
+        assert f"{labels / 'a.txt'}: {told}" in capsys.readouterr().err
+    os.utime(interrupted.images / "b.png", (1, 1))
+    assert interrupted() == 2
+    assert f"{labels / 'b.txt'}: labels of an earlier run" in capsys.readouterr().err
+    assert interrupted.looked_at == []
+    assert (labels / "a.txt").read_text() == "corrected"
+    assert set(journal.read_bytes().splitlines()) < set(before.splitlines())  # but b's
+    (labels / "b.txt").unlink()
+    assert interrupted("--labels") == 0
+    assert interrupted.looked_at == ["b"]
+
+
+def test_labels_of_what_is_done_are_written_without_looking_again(interrupted: Run) -> None:
+    assert interrupted() == 0
+    assert interrupted("--labels") == 0
+    assert interrupted.looked_at == []
+    assert len(list((interrupted.out / "labelled" / "images").iterdir())) == 4
 
 
 def test_pictures_of_a_run_that_was_killed_do_not_stay_beside_one_without(interrupted: Run) -> None:

@@ -256,6 +256,22 @@ def test_detections_of_a_scene_from_a_score_on(tiny_onnx: Path) -> None:
         assert runner.detect(scene).scores.min() < 0.3  # the threshold of the file
 
 
+def test_detections_of_a_scene_across_classes(tiny_onnx: Path) -> None:
+    scene = patterned_tiles((300, 200), 1)[0]
+    with load_runner(tiny_onnx) as runner:
+        found = runner.detect(scene)
+        alone = runner.detect(scene, across=0.2)
+        assert 0 < len(alone) < len(found)
+        assert alone.boxes.tolist() == found.across(0.2).boxes.tolist()
+        # what is below its class's score takes nothing away
+        least = [1.0 if label == alone.labels[0] else 0.0 for label in range(3)]
+        expected = found.at_least(least).across(0.2).boxes.tolist()
+        assert runner.detect(scene, score=least, across=0.2).boxes.tolist() == expected
+        for iou in (50, float("nan")):
+            with pytest.raises(ValueError, match="across: expected an IoU from 0 to 1, got"):
+                runner.detect(scene, across=iou)
+
+
 SCENE = np.zeros((40, 50, 3), np.uint8)
 
 
