@@ -151,9 +151,10 @@ def _modules_through_stage(net: nn.Module, stages: int) -> list[nn.Module]:
     ends = {entry["reduction"]: entry["module"] for entry in feature_info(net).info}
     stride = 2 ** (stages + 1)
     if stride not in ends:
+        there = [number for number in range(1, 8) if 2 ** (number + 1) in ends]
         raise ValueError(
             f"frozen_stages: {stages} would end at stride {stride}, the backbone has {sorted(ends)}; "
-            "give --frozen-stages 0"
+            f"give --frozen-stages {', '.join(map(str, (0, *there)))}"
         )
     end, inside = ends[stride], False
     through: list[nn.Module] = []
