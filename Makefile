@@ -89,7 +89,8 @@ HAS_GPU = $(PY) -c 'from rgfl.trt_runtime.machine import find_gpu; raise SystemE
 
 .PHONY: engine-plugin
 engine-plugin: $(VENV)/.built
-	@if $(PY) -c 'import tensorrt' 2>/dev/null || $(HAS_GPU); then $(MAKE) $(PLUGIN); fi
+	@if $(PY) -c 'import tensorrt' 2>/dev/null; then $(MAKE) $(PLUGIN); \
+	elif $(HAS_GPU); then $(MAKE) $(PLUGIN) || echo "without the plugin, NMS behind engines runs on the CPU"; fi
 
 $(DEMO)/model.engine $(DEMO)/model.fp16.engine: $(DEMO)/model.onnx | engine-plugin
 	$(PY) export/to_trt.py $< $(if $(findstring fp16,$@),--fp16) --out $@
@@ -117,7 +118,7 @@ $(RAN): $(ENGINES)
 	@if $(HAS_GPU); then for engine in $(ENGINES); do \
 	    echo "$(EVALUATE) --model $$engine"; \
 	    if $(EVALUATE) --model $$engine --json $$engine.eval.json; then echo $$engine >> $@.new; \
-	    else echo "$$engine did not run: its row has no AP and no latency"; fi; \
+	    else echo "$$engine did not run: its row has no AP and no latency; rm $@ && make demo tries again"; fi; \
 	done; fi
 	@mv $@.new $@
 

@@ -195,7 +195,7 @@ def start_from(detector: Detector, path: Path | str) -> tuple[list[str], Detecto
     """Load what fits of a checkpoint into a detector that is about to be trained on something else.
 
     Class logits go by the names of the classes, so those that both know keep what they learnt, in whatever
-    order; everything else goes by name and shape.
+    order; what each level has of its own goes by its stride, everything else by name and shape.
 
     Returns:
         Names of the tensors that begin anew, in whole or in part, and the spec of the checkpoint.
@@ -213,8 +213,16 @@ def start_from(detector: Detector, path: Path | str) -> tuple[list[str], Detecto
     known = {name: row for row, name in enumerate(spec.classes)}
     state, anew = detector.state_dict(), []
     pairs = [(row, known[name]) for row, name in enumerate(detector.spec.classes) if name in known]
+    own = r"neck\.(?:laterals|outputs)" + (
+        r"|head\.\w+\.norms\.\d+" if detector.config.head_norm == "batch" else ""
+    )
     for name, value in state.items():
-        there = stored.get(name)
+        if level := re.fullmatch(rf"({own})\.(\d+)\.(.+)", name):
+            stride = detector.spec.strides[int(level[2])]
+            number = spec.strides.index(stride) if stride in spec.strides else "none"
+            there = stored.get(f"{level[1]}.{number}.{level[3]}")
+        else:
+            there = stored.get(name)
         if name.startswith("head.cls.") and there is not None and there.shape[1:] == value.shape[1:]:
             for row, other in pairs:
                 value[row] = there[other]

@@ -19,13 +19,17 @@ from rgfl.spec import DetectorSpec, SpecError
 
 # Of a spec what is free to change: what the weights were trained for is not.
 FREE = {
-    "score_threshold": (float, "X", "keep only detections that score more than this"),
-    "nms_iou": (float, "X", "rotated NMS within a tile suppresses above this IoU"),
-    "level_topk": (int, "N", "points kept a level before NMS; 0: all; TensorRT takes 3840 at most"),
-    "max_detections": (int, "N", "detections kept a tile"),
-    "test_size": (int, "N", "side of the tile, pixels; a multiple of the coarsest stride"),
+    "score_threshold": ("--score-threshold", float, "X", "keep only detections that score more than this"),
+    "iou_threshold": ("--nms-iou", float, "X", "rotated NMS within a tile suppresses above this IoU"),
+    "level_topk": (
+        "--level-topk",
+        int,
+        "N",
+        "points kept a level before NMS; 0: all; TensorRT takes 3840 at most",
+    ),
+    "max_detections": ("--max-detections", int, "N", "detections kept a tile"),
+    "image_size": ("--test-size", int, "N", "side of the tile, pixels; a multiple of the coarsest stride"),
 }
-NAMES = {"nms_iou": "iou_threshold", "test_size": "image_size"}  # of flags that a spec calls otherwise
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,8 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "sees tiles of another size. What is exported from it has these settings, too.",
     )
     command.add_argument("file", type=Path, metavar="FILE", help="best.pt, say")
-    for name, (kind, metavar, text) in FREE.items():
-        command.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=text)
+    for name, (flag, kind, metavar, text) in FREE.items():
+        command.add_argument(flag, dest=name, type=kind, metavar=metavar, help=text)
     command.set_defaults(run=change_spec)
     for command in commands.choices.values():
         command.add_argument(
@@ -92,13 +96,13 @@ def change_spec(options: argparse.Namespace) -> None:
     try:
         before = DetectorSpec.from_json(record["spec"])
         given = {name: value for name in FREE if (value := getattr(options, name)) is not None}
-        if "test_size" in given:
-            given["test_size"] = (given["test_size"],) * 2
-        spec = replace(before, **{NAMES.get(name, name): value for name, value in given.items()})
+        if "image_size" in given:
+            given["image_size"] = (given["image_size"],) * 2
+        spec = replace(before, **given)
     except SpecError as error:
         raise CheckpointError(f"{options.file}: {error}") from error
     if spec == before:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in FREE)
+        flags = ", ".join(flag for flag, *_ in FREE.values())
         raise errors.InputError(f"{options.file} is like this already; change something by {flags}")
     if spec.image_size != before.image_size and record["model"].get("head_norm") == "batch":
         print(
@@ -109,6 +113,5 @@ def change_spec(options: argparse.Namespace) -> None:
     record.pop("training", None)
     checkpoint.write(options.out, {**record, "spec": spec.to_json(), "result": {}})
     for name in given:
-        field = NAMES.get(name, name)
-        print(f"{field}: {getattr(before, field)} before, {getattr(spec, field)} now")
+        print(f"{name}: {getattr(before, name)} before, {getattr(spec, name)} now")
     print(f"{options.out}: spec {spec.digest}")

@@ -55,7 +55,7 @@ def read_last(out: Path, recipe: Recipe, dataset: Dataset) -> dict[str, Any] | N
         )
     here = recipe.result_fields()
     with of_this_version(path):
-        there = dict(state["recipe"])
+        there = {**Recipe(name="").result_fields(), **state["recipe"]}  # fields of later versions
         there |= {name: here[name] for name in FREE if here[name] and there[name]}
         data, weights, config = state["data"], record["weights"], ModelConfig(**record["model"])
     if changed := [name for name in {**here, **there} if here.get(name) != there.get(name)]:

@@ -78,7 +78,7 @@ _FIELD_TYPES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("angle_bins", "a whole number", _count),
     ("level_topk", "a whole number", _count),
     ("pre_nms_topk", "a whole number", _count),
-    ("max_detections", "a whole number", _count),
+    ("max_detections", "a whole number above 0", lambda v: _count(v) and v > 0),
     ("score_threshold", "a number from 0 to 1", _share),
     ("iou_threshold", "a number from 0 to 1", _share),
 )

@@ -156,7 +156,7 @@ class Tiles:
     Attributes:
         outside, too_small, too_long: how many objects of an image are never learned, by its name: those that
             lie outside of it or have no area, those with a side below `min_side` at any magnification, and
-            those of which no tile shows `min_visible` even at the smallest, or hardly any.
+            those that are too long for a tile to show `min_visible` of them even at the smallest.
 
     Raises:
         DataError: there is next to nothing to learn from.
@@ -181,6 +181,8 @@ class Tiles:
         }
         sides = to_boxes(Objects.concatenate([one.objects for one in self.pictures]).quads, data)[:, 2:4]
         least, greatest = augment.scale
+        if data.windows == "grid":  # which windows there are, is decided at the images' own size
+            least = 1.0
         self.too_small = self._counted(sides.min(1) * greatest < data.min_side)
         long = sides.max(1) * least * data.min_visible > data.tile_size
         self.too_long = self._counted(long)
@@ -235,14 +237,15 @@ class Tiles:
 
     def fitting_scales(self) -> str:
         """What to do about `too_long`: magnifications at which half of them fit into half a tile."""
-        fits = float(f"{self.data.tile_size / 2 / self._long_side:.2g}")
+        fits = max(0.05, float(f"{self.data.tile_size / 2 / self._long_side:.2g}"))
         all_long = 2 * sum(self.too_long.values()) > sum(len(picture.objects) for picture in self.pictures)
         least, greatest = (0.7 * fits, 1.5 * fits) if all_long else (fits, max(1.0, self.augment.scale[1]))
         scales = f"{fits:g}" if all_long else f"1,{fits:g}"
+        windows = "--windows random " if self.data.windows == "grid" else ""
         return (
             f"half of them are {self._long_side:,.0f} px long or more: learn from smaller pictures, by "
-            f"--scale {least:.2g},{greatest:.2g} --test-scales {scales}, and later give eval_dota.py and "
-            f"pipeline.py --scales {scales.replace(',', ' ')}"
+            f"{windows}--scale {least:.2g},{greatest:.2g} --test-scales {scales}, and later give "
+            f"eval_dota.py and pipeline.py --scales {scales.replace(',', ' ')}"
         )
 
     def objects_by_class(self) -> dict[str, int]:

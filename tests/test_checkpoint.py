@@ -118,6 +118,7 @@ def test_the_same_weights_with_other_settings(path, tmp_path, detector, capsys):
         ([], "is like this already; change something by --score-threshold, --nms-iou"),
         (["--max-detections", "2000"], "is like this already"),
         (["--test-size", "200"], "expected positive multiples of the coarsest stride 128"),
+        (["--max-detections", "0"], "max_detections: expected a whole number above 0, got 0"),
         (["--nms-iou", "1.5"], "iou_threshold: expected a number from 0 to 1, got 1.5"),
     ],
 )

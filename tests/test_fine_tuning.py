@@ -23,7 +23,7 @@ def first(data, tmp_path_factory):
     return out / "best.pt"
 
 
-def fresh(classes, **changes):
+def fresh(classes, strides=DetectorSpec.strides, **changes):
     config = {
         "backbone": "test_efficientnet",
         "pretrained": False,
@@ -35,7 +35,8 @@ def fresh(classes, **changes):
         "reg_max": 8,
         "angle_bins": 8,
     }
-    spec = DetectorSpec(classes=classes, image_size=(128, 128), reg_max=8, angle_bins=8)
+    spec = DetectorSpec(classes=classes, image_size=(128, 128), strides=strides, reg_max=8, angle_bins=8)
+    config["finest_stride"] = strides[0]
     return build_detector(ModelConfig(**{**config, **changes}), spec)
 
 
@@ -54,6 +55,35 @@ def test_everything_that_fits_is_taken_and_classes_go_by_name(first):
     anew = checkpoint.start_from(fresh(("plane", "ship"), reg_max=8, head_channels=32), first)[0]
     assert "head.reg.weight" in anew
     assert not any(name.startswith(("backbone.", "neck.")) for name in anew)
+
+
+@pytest.mark.parametrize("head_norm", ["batch", "group"])
+def test_levels_go_by_their_strides(head_norm, tmp_path):
+    """By their numbers, each level of a detector with a finer one began with what another had learnt."""
+    eights, fours = ((8, 16, 32, 64, 128), (4, 8, 16, 32, 64, 128))
+    made = {"head_norm": head_norm, "head_channels": 32}
+    for there, here in ((eights, fours), (fours, eights)):
+        old, new = (fresh(("plane",), strides, **made) for strides in (there, here))
+        for number, parameter in enumerate(old.state_dict().values()):
+            parameter.fill_(number)  # no two tensors are alike
+        checkpoint.save(tmp_path / "old.pt", old.spec, old.config, old.state_dict())
+        anew = checkpoint.start_from(new, tmp_path / "old.pt")[0]
+        stored, state, kept = old.state_dict(), new.state_dict(), set()
+        shift = len(there) - len(here)
+        for name, value in state.items():
+            source = name
+            if name.startswith(("neck.laterals.", "neck.outputs.")) or (
+                head_norm == "batch" and ".norms." in name
+            ):
+                words = name.split(".")
+                words[-2] = str(int(words[-2]) + shift)
+                source = ".".join(words)
+            if source in stored and stored[source].shape == value.shape:
+                assert torch.equal(value, stored[source]), name
+                kept.add(name)
+        assert sorted(anew) == sorted(set(state) - kept)
+        assert "neck.extras.0.weight" in kept
+        assert len(kept) > 0.9 * len(state) - 12
 
 
 def test_another_backbone_is_refused(first):

@@ -355,7 +355,11 @@ def test_objects_longer_than_a_tile_are_counted_and_told_how_to_be_learned(folde
     assert "300 px long or more: learn from smaller pictures, by --scale 0.21,1 --test-scales 1,0.21, " in (
         tiles.fitting_scales()
     )
-    assert tiles_of(folder, augment=AugmentConfig(scale=(0.5, 1.0))).too_long == {}
+    smaller = AugmentConfig(scale=(0.5, 1.0))
+    assert tiles_of(folder, augment=smaller).too_long == {}
+    on_grid = tiles_of(folder, dataclasses.replace(SMALL, windows="grid"), augment=smaller)
+    assert on_grid.too_long == {"large": 1}  # whose windows are chosen at the image's own size
+    assert "by --windows random --scale 0.21,1 --test-scales" in on_grid.fitting_scales()
     assert tiles_of(folder, dataclasses.replace(SMALL, min_visible=0.3)).too_long == {}
     label.write_text(50 * large)
     with pytest.raises(

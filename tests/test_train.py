@@ -605,6 +605,17 @@ def test_a_finished_run_says_so(data, whole, capsys):
     assert curve(whole) == before
 
 
+def test_fields_that_came_later_do_not_end_a_run(data, whole, tmp_path, capsys):
+    """It was of another recipe, "finest_stride was None and is 8", and no flag gives None."""
+    record = checkpoint.load(whole / "last.pt")
+    for name in ("finest_stride", "test_scales"):
+        del record["training"]["recipe"][name]
+    checkpoint.write(tmp_path / "last.pt", record)
+    assert run(data, tmp_path) == 0
+    assert run(data, tmp_path, "--test-scales", "0.5") == 2
+    assert "is of another recipe (test_scales was [1.0] and is [0.5])" in capsys.readouterr().err
+
+
 def test_another_recipe_or_other_data_are_not_resumed(data, whole, tmp_path, capsys):
     assert run(data, whole, "--lr", "0.5") == 2
     assert "is of another recipe (lr was 0.001 and is 0.5): give the same flags" in capsys.readouterr().err

@@ -129,9 +129,10 @@ def main(argv: list[str] | None = None) -> int:
         nargs="+",
         default=["0.3"],
         metavar="S",
-        help="least score in pictures, GeoJSON and labels (default: 0.3), if above the model's own; "
-        "classes may have their own, as in --score 0.3 ship=0.5 (a training's page.html says which are "
-        "best), one class alone is --score 1 ship=0.3; with other scores than before all is done anew",
+        help="least score in pictures, GeoJSON and labels (default: 0.3), if above the model's own "
+        "threshold; classes may have their own, as in --score 0.3 ship=0.5 (a training's page.html says "
+        "which are best), one class alone is --score 1 ship=0.3; with other scores than before all is done "
+        "anew",
     )
     parser.add_argument(
         "--across",
@@ -278,9 +279,10 @@ def _find(
     finished = (out / "detections.json").is_file()
     before = read_head(out / JOURNAL)
     drew = pictures or before.get("pictures") == "True"
-    expect_labels_of(out, scenes if before == head else ())  # before the journal is written anew
+    told = "another model, other flags, versions or scenes"
+    expect_labels_of(out, scenes if before == head else (), told)  # before the journal is written anew
     done = resume(out / JOURNAL, head, states, is_whole)
-    expect_labels_of(out, done)
+    expect_labels_of(out, done, "its image has changed, or its results are missing")
     left = {name: path for name, path in scenes.items() if name not in done}
     remove_results(out, left, drew)
     if done:
@@ -429,7 +431,7 @@ def expect_labels_fit(scenes: Mapping[str, Path]) -> None:
             )
 
 
-def expect_labels_of(out: Path, scenes: Collection[str]) -> None:
+def expect_labels_of(out: Path, scenes: Collection[str], why: str) -> None:
     """Labels may have been corrected by hand: they are not replaced, and not left beside other results.
 
     Raises:
@@ -439,9 +441,8 @@ def expect_labels_of(out: Path, scenes: Collection[str]) -> None:
     for file in sorted((out / LABELLED / "labelTxt").glob("*.txt")):
         if file.stem not in names:
             raise errors.InputError(
-                f"{file}: labels of an earlier run, which may have been corrected, are not replaced by those "
-                "of another model, other flags, versions or scenes; "
-                f"move {out / LABELLED} away, or choose another --out"
+                f"{file}: labels of an earlier run, which may have been corrected, are not replaced by new "
+                f"ones ({why}); move {out / LABELLED} away, or choose another --out"
             )
 
 
@@ -452,7 +453,7 @@ def write_labelled(
 
     Images of a subfolder stay together, so that --val-share of rgfl.dota.convert does not divide a flight.
     """
-    if not (folder / "labelTxt").is_dir():
+    if not any((folder / "labelTxt").glob("*.txt")):
         atomic.write_text(folder / "classes.txt", "".join(f"{name}\n" for name in classes))
     for name, found in shown.items():
         label = folder / "labelTxt" / f"{label_name(name)}.txt"

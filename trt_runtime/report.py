@@ -129,7 +129,9 @@ def markdown(rows: list[Row], benchmarks: list[dict[str, Any]]) -> str:
             "it measures FP16's AP on a CPU, and its own speed means nothing."
         )
     if any(row.built_only for row in rows):
-        notes.append("Engines without AP and latency were built here and not run: that takes an NVIDIA GPU.")
+        notes.append(
+            "Engines without AP and latency were built here and did not run: that takes an NVIDIA GPU."
+        )
     digests = dict.fromkeys(filter(None, (row.model["spec_digest"] for row in rows)))
     if len(digests) > 1:
         notes.append(f"The models carry different specs: {', '.join(digests)}.")

@@ -264,7 +264,8 @@ class CompiledTorchRunner(TorchRunner):
         for part in (self._detector.backbone, self._detector.neck, self._detector.head):
             part.to(dtype=self._type, memory_format=torch.channels_last)
         mode = "reduce-overhead" if on_gpu else "default"
-        self._network = torch.compile(self._network, mode=mode, dynamic=False)
+        torch._dynamo.config.recompile_limit = 1000  # of all models and batches together; 8 by default
+        self._network = torch.compile(self._network, mode=mode, dynamic=False, fullgraph=True)
 
     def prepare(self, tiles: NDArray[np.uint8]) -> Any:
         images = super().prepare(tiles)

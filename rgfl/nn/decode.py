@@ -45,6 +45,12 @@ def half_atan2(sin: Tensor, cos: Tensor) -> Tensor:
     return torch.where(cos < 0, math.pi / 2 - half, half)
 
 
+def reg_channels(config: ModelConfig) -> int:
+    """R: logits of a point's distributions."""
+    bins = config.reg_max + 1
+    return 5 * bins if config.mode == "integral" else 6 * bins + config.angle_bins
+
+
 class BoxDecoder(nn.Module):
     """Distributions at points → boxes `cx, cy, w, h, θ`.
 
@@ -67,13 +73,11 @@ class BoxDecoder(nn.Module):
         self.offset = 0.0 if config.mode == "integral" else 0.5
         if config.mode == "integral":
             self.angle_bins = 0
-            self.channels = 5 * self.bins
             sides = torch.linspace(-2, 2, self.bins, dtype=torch.float64)
             angle = torch.linspace(-5, 2, self.bins, dtype=torch.float64)
             project = torch.stack((sides, sides, sides, sides, angle))  # (5, bins)
         else:
             self.angle_bins = config.angle_bins
-            self.channels = 6 * self.bins + config.angle_bins
             project = torch.arange(self.bins, dtype=torch.float64)  # (bins,)
             twice = 2 * (-math.pi / 4 + torch.arange(config.angle_bins) * math.pi / config.angle_bins)
             circle = torch.stack((torch.sin(twice), torch.cos(twice)), -1)  # (K, 2)

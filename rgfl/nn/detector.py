@@ -120,6 +120,7 @@ def build_detector(config: ModelConfig, spec: DetectorSpec) -> Detector:
         ("mode", config.mode, spec.mode),
         ("reg_max", config.reg_max, spec.reg_max),
         ("angle_bins", angle_bins, spec.angle_bins),
+        ("finest_stride", config.finest_stride, spec.strides[0]),
     ):
         if of_config != of_spec:
             raise ValueError(f"{name}: the model says {of_config!r}, the spec {of_spec!r}; they must agree")

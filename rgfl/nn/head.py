@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rgfl.nn.config import ModelConfig
-from rgfl.nn.decode import BoxDecoder, Raw
+from rgfl.nn.decode import Raw, reg_channels
 
 GROUPS = 32
 PRIOR = 0.01  # score of every class at every point before training
@@ -59,7 +59,7 @@ class Head(nn.Module):
         self.reg_tower = Tower(*arguments)
         in_channels = width if config.head_convs else config.neck_channels
         self.cls = nn.Conv2d(in_channels, num_classes, 3, padding=1)
-        self.reg = nn.Conv2d(in_channels, BoxDecoder(config).channels, 3, padding=1)
+        self.reg = nn.Conv2d(in_channels, reg_channels(config), 3, padding=1)
         self.scales = nn.Parameter(torch.ones(levels)) if config.mode == "gfl" else None
         self.checkpointed = False  # towers keep their input alone for the backward pass
         for module in self.modules():

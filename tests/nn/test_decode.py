@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rgfl.nn.assign import distances
 from rgfl.nn.config import ModelConfig
-from rgfl.nn.decode import BoxDecoder, LevelDecoder, Raw, grid, half_atan2
+from rgfl.nn.decode import BoxDecoder, LevelDecoder, Raw, grid, half_atan2, reg_channels
 from rgfl.nn.iou import rotated_iou_pairwise
 from rgfl.spec import DetectorSpec
 
@@ -26,7 +26,7 @@ OF_MODE = {
 
 def random_raw(config: ModelConfig, spec: DetectorSpec, batch: int = 2) -> Raw:
     generator = torch.Generator().manual_seed(0)
-    channels = BoxDecoder(config).channels
+    channels = reg_channels(config)
 
     def level(count: int, stride: int) -> Tensor:
         size = (spec.image_size[0] // stride, spec.image_size[1] // stride)
@@ -71,7 +71,7 @@ def test_zero_resultant_is_finite() -> None:
     assert cos.grad.isfinite().all()
     # A uniform distribution of the angle has none to give; the box stays finite.
     decoder = BoxDecoder(ModelConfig())
-    box = decoder(torch.zeros(1, decoder.channels), torch.zeros(1, 2), torch.full((1, 1), 8.0))
+    box = decoder(torch.zeros(1, reg_channels(ModelConfig())), torch.zeros(1, 2), torch.full((1, 1), 8.0))
     assert box.isfinite().all()
 
 
@@ -90,7 +90,7 @@ def test_one_hot_distributions_give_their_bin() -> None:
 
     gfl = BoxDecoder(ModelConfig(reg_max=16, angle_bins=18))
     for bin_ in range(1, 16):  # bin 0 is the seam
-        reg = torch.full((1, gfl.channels), -100.0)
+        reg = torch.full((1, 6 * 17 + 18), -100.0)
         for row, place in enumerate((bin_, bin_, bin_ + 1, bin_, 9, 6)):  # l, t, r, b, x, y
             reg[0, 17 * row + place] = 100.0
         reg[0, 102 + bin_] = 100.0
@@ -154,7 +154,7 @@ def test_gfl_decode_inverts_the_encoding() -> None:
 def test_a_box_is_the_same_on_both_sides_of_the_seam() -> None:
     """A network hedges there between l and r, t and b: the box must not depend on which is which."""
     decoder = BoxDecoder(ModelConfig())
-    reg = torch.randn(50, decoder.channels, generator=torch.Generator().manual_seed(0))
+    reg = torch.randn(50, reg_channels(ModelConfig()), generator=torch.Generator().manual_seed(0))
     lines, angle = decoder.split(reg)
     swapped = torch.cat((lines[:, [2, 3, 0, 1, 4, 5]].flatten(1), angle), 1)
     place = torch.zeros(50, 2), torch.full((50, 1), 8.0)

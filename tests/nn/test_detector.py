@@ -210,6 +210,7 @@ def test_batch_norm_is_one_a_level_and_convolutions_are_shared() -> None:
         ({"reg_max": 8}, "reg_max"),
         ({"angle_bins": 12}, "angle_bins"),
         ({"head_channels": 80}, "head_channels"),
+        ({"finest_stride": 4}, "finest_stride"),
     ],
 )
 def test_contradictions_are_refused(change: dict, word: str) -> None:

@@ -357,7 +357,7 @@ def test_engines_that_were_only_built_are_rows_that_say_so(
     assert report.main(command) == 0
     size = f"{engine.stat().st_size / 1e6:.1f}"
     assert f"| tiny.fp16.engine (TensorRT for RTX) | fp16 {'| – ' * 9}| {size} |" in out.read_text()
-    assert "built here and not run" in out.read_text()
+    assert "built here and did not run" in out.read_text()
 
     engine.with_name(f"{engine.name}.json").unlink()
     capsys.readouterr()

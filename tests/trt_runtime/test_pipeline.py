@@ -1185,17 +1185,31 @@ def test_labels_that_were_corrected_stay(interrupted: Run, capsys: pytest.Captur
     before = journal.read_bytes()
     for flags in (["--labels", "--score", "0.4"], ["--no-pictures"]):
         assert interrupted(*flags) == 2
-        told = "labels of an earlier run, which may have been corrected, are not replaced by those of another"
+        told = (
+            "labels of an earlier run, which may have been corrected, are not replaced by new ones (another"
+        )
         assert f"{labels / 'a.txt'}: {told}" in capsys.readouterr().err
     os.utime(interrupted.images / "b.png", (1, 1))
     assert interrupted() == 2
-    assert f"{labels / 'b.txt'}: labels of an earlier run" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"{labels / 'b.txt'}: labels of an earlier run" in told
+    assert "are not replaced by new ones (its image has changed, or its results are missing); move" in told
     assert interrupted.looked_at == []
     assert (labels / "a.txt").read_text() == "corrected"
     assert set(journal.read_bytes().splitlines()) < set(before.splitlines())  # but b's
     (labels / "b.txt").unlink()
     assert interrupted("--labels") == 0
     assert interrupted.looked_at == ["b"]
+    names = labels.parent / "classes.txt"
+    right = names.read_text()
+    for path in (names, labels / "a.txt"):
+        path.write_text("of another model")
+    assert interrupted("--labels") == 0
+    assert names.read_text() == "of another model"  # the numbers of labels that stay
+    for path in labels.iterdir():
+        path.unlink()
+    assert interrupted("--labels") == 0
+    assert names.read_text() == right
 
 
 def test_labels_of_what_is_done_are_written_without_looking_again(interrupted: Run) -> None:
