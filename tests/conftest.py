@@ -114,6 +114,10 @@ def make_checkpoint(
         torch.nn.init.normal_(detector.head.cls.weight, std=0.3)
         torch.nn.init.normal_(detector.head.reg.weight, std=0.1)
         torch.nn.init.constant_(detector.head.cls.bias, -1.0)
+        if (predictor := detector.decoder.box.quality_predictor) is not None:  # near 1, as after training
+            torch.nn.init.normal_(predictor.hidden.weight)
+            torch.nn.init.normal_(predictor.out.weight, std=0.2)
+            torch.nn.init.constant_(predictor.out.bias, 3.0)
     checkpoint.save(path, spec, config, detector.state_dict())
     return path
 

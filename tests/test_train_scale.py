@@ -344,7 +344,7 @@ def test_ranks_evaluate_a_share_each_and_have_the_ap_of_one(data, tmp_path, monk
     assert one == two
     assert one["ap50"] > 0
     assert {path.name for path in (tmp_path / "two").iterdir()} == {
-        "last.pt", "best.pt", "log.jsonl", "tensorboard", "page.html", ".lock",
+        "last.pt", "best.pt", "log.jsonl", "tensorboard", "page.html", "tiles.jpg", ".lock",
     }  # fmt: skip
 
 

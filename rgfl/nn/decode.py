@@ -82,11 +82,15 @@ class BoxDecoder(nn.Module):
             twice = 2 * (-math.pi / 4 + torch.arange(config.angle_bins) * math.pi / config.angle_bins)
             circle = torch.stack((torch.sin(twice), torch.cos(twice)), -1)  # (K, 2)
             self.register_buffer("circle", circle.float(), persistent=False)
+            # One product for all: with a vector it is slow, and sums of ONNX Runtime depend on the batch.
+            lines = torch.block_diag(*[project.unsqueeze(-1)] * 6)  # (6·bins, 6)
+            self.register_buffer("project_lines", lines.float(), persistent=False)
         self.register_buffer("project", project.float(), persistent=False)
         self.quality_predictor = QualityPredictor() if config.quality and config.mode == "gfl" else None
 
     project: Tensor
     circle: Tensor
+    project_lines: Tensor
 
     def forward(self, reg: Tensor, points: Tensor, strides: Tensor) -> Tensor:
         """Decode.
@@ -176,7 +180,8 @@ class BoxDecoder(nn.Module):
 
     def _gfl(self, reg: Tensor, points: Tensor, strides: Tensor) -> Tensor:
         lines, angle_logits = self.split(reg)
-        mean = (lines.softmax(-1) * self.project).sum(-1)  # (…, 6) l, t, r, b, x, y in bins
+        # (…, 6) l, t, r, b, x, y in bins
+        mean = torch.matmul(lines.softmax(-1).flatten(-2), self.project_lines)
         centre = points + (mean[..., 4:] - (self.bins - 1) / 2) * (SHIFT_STEP * strides)
         size = (mean[..., :2] + mean[..., 2:4]) * strides
         resultant = torch.matmul(angle_logits.softmax(-1), self.circle)

@@ -92,7 +92,8 @@ def test_losses_are_what_a_loop_over_the_points_adds_up(name: str) -> None:
     targets = detector.assigner(boxes, [torch.tensor([0, 2, 1]), LABELS[1]], (128, 128))
     assert len(targets.place[:, 2].unique()) > 1  # strides
     cls, reg = (torch.cat([level.flatten(2) for level in part], 2).transpose(1, 2) for part in raw)
-    quality = detector.decoder.box.quality(reg)
+    with torch.no_grad():
+        quality = detector.decoder.box.quality(reg)
     goal, sums, total = torch.zeros_like(cls), dict.fromkeys(weights, 0.0), 0.0
     for image, point, (x, y, stride), box, label in zip(*targets[:5], strict=True):
         own, place = reg[image, point], torch.stack((x, y))
