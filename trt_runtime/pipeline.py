@@ -32,7 +32,7 @@ from rgfl.dota import georeference
 from rgfl.dota.georeference import Georeference
 from rgfl.dota.images import IMAGE_SUFFIXES
 from rgfl.dota.journal import follow, packed, read_head, resume, stamp, unpacked
-from rgfl.dota.labels import Objects, fits_task1, write_labels, write_task1
+from rgfl.dota.labels import Objects, fits_task1, write_class_file, write_labels, write_task1
 from rgfl.folder_lock import lock_folder
 from rgfl.screen import lasting
 from rgfl.trt_runtime import machine
@@ -454,7 +454,7 @@ def write_labelled(
     Images of a subfolder stay together, so that --val-share of rgfl.dota.convert does not divide a flight.
     """
     if not any((folder / "labelTxt").glob("*.txt")):
-        atomic.write_text(folder / "classes.txt", "".join(f"{name}\n" for name in classes))
+        write_class_file(folder / "classes.txt", classes)
     for name, found in shown.items():
         label = folder / "labelTxt" / f"{label_name(name)}.txt"
         if label.exists():

@@ -85,7 +85,7 @@ from rgfl.dota.formats.rolabelimg import read_rolabelimg
 from rgfl.dota.formats.yolo import read_yolo, seen_objects, yolo_text
 from rgfl.dota.images import IMAGE_SUFFIXES, image_size
 from rgfl.dota.journal import expect_inside, failure, follow, read_journal, stamp, write_journal
-from rgfl.dota.labels import CLASSES, Objects, write_labels
+from rgfl.dota.labels import CLASSES, Objects, write_class_file, write_labels
 from rgfl.errors import GOES_ON, UserError, one_line, run
 from rgfl.folder_lock import LOCK, lock_folder
 from rgfl.processes import usable_cores
@@ -193,7 +193,7 @@ def convert(
                 out / "data.yaml", _yolo_yaml({place.split for place in places}, dataset.classes)
             )
         else:
-            atomic.write_text(out / "classes.txt", "".join(f"{name}\n" for name in dataset.classes))
+            write_class_file(out / "classes.txt", dataset.classes)
     totals = {name: sum(entry[name] for entry in done.values()) for name in Converted.__dataclass_fields__}
     return Converted(**totals)
 

@@ -215,6 +215,11 @@ def read_classes(text: str) -> tuple[str, ...]:
     return checked_names([name.strip() for name in text.split(",") if name.strip()], f"classes {text!r}")
 
 
+def write_class_file(path: Path | str, classes: Sequence[str]) -> None:
+    """Class names, one a line: what `read_class_file` reads."""
+    atomic.write_text(path, "".join(f"{name}\n" for name in classes))
+
+
 def read_class_file(path: Path) -> tuple[str, ...]:
     """The names of a file with one a line; lines that begin with # are comments.
 

@@ -57,6 +57,7 @@ from rgfl.dota.labels import (
     read_classes,
     read_labels,
     warn_of_crossing,
+    write_class_file,
     write_labels,
 )
 from rgfl.dota.nearby import nearby
@@ -714,7 +715,7 @@ def cut_all(options: argparse.Namespace) -> int:
             + (f", {tiled.objects} objects, {tiled.cut_objects} of them cut (difficult 2)" if labels else "")
         )
     if classes is not None:  # so that training on the tiles numbers them as training on the images does
-        atomic.write_text(options.out / "classes.txt", "".join(f"{name}\n" for name in classes))
+        write_class_file(options.out / "classes.txt", classes)
     return 0
 
 

@@ -81,7 +81,7 @@ def _check_folder(out: Path, settings: Settings) -> None:
             )
     elif any((out / split).exists() for split in SPLITS):
         raise SyntheticError(f"{out} holds images that are not from here: give another --out")
-    atomic.write_text(out / "classes.txt", "\n".join(settings.classes) + "\n")
+    labels.write_class_file(out / "classes.txt", settings.classes)
     atomic.write_text(record, json.dumps(wanted, indent=2) + "\n")
 
 
